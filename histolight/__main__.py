@@ -1,0 +1,5 @@
+import sys
+
+from histolight.cli import main
+
+sys.exit(main())

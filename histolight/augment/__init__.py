@@ -1,0 +1,42 @@
+"""Random changes of a batch of tiles, on its device, one decision per tile (not one for the whole batch).
+
+A torchvision transform that is given a batch draws a single random decision for all of it; these draw one per tile.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from histolight.augment.colour import change_brightness, change_contrast, change_saturation
+from histolight.augment.geometry import random_dihedral, random_flips
+from histolight.config import AugmentConfig
+
+__all__ = ["augment_tiles"]
+
+
+def augment_tiles(tiles: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
+    """Augment a batch as ``conf/augment`` says.
+
+    Args:
+        tiles: ``(N, 3, H, W)`` floats in [0, 1].
+        config: Which changes, and how large.
+        generator: Source of the random numbers, on the device of the tiles.
+
+    Returns:
+        A new batch of the same shape, dtype and range.
+    """
+    if config.geometry == "flips":
+        tiles = random_flips(tiles, generator)
+    elif config.geometry == "dihedral":
+        tiles = random_dihedral(tiles, generator)
+    for change, strength in (
+        (change_brightness, config.brightness),
+        (change_contrast, config.contrast),
+        (change_saturation, config.saturation),
+    ):
+        if strength > 0:
+            factors = torch.empty(len(tiles), device=tiles.device).uniform_(
+                1 - strength, 1 + strength, generator=generator
+            )
+            tiles = change(tiles, factors)
+    return tiles

@@ -1,0 +1,130 @@
+"""What is shown and recorded while Lightning trains: the progress bar, the speed, and the check that all is finite."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+from histolight.data.loader import Batch
+from histolight.errors import HistolightError
+from histolight.models.classifier import Classifier
+
+EVERY = 10  # steps between two readings of the loss: each reading waits for the device
+
+
+class Speed(L.Callback):
+    """Measure tiles/s and how long the device waits for data; log them with loss and learning rate.
+
+    A loss that is not finite stops the training.
+    """
+
+    def __init__(self) -> None:
+        self.tiles = 0
+        self.seconds = 0.0
+        self.waited = 0.0
+        self.loss = math.nan
+        self._begun = self._ended = 0.0
+        self._tiles_of_epoch = 0
+
+    @property
+    def tiles_per_second(self) -> float:
+        """Training tiles per second over all epochs, validation not counted."""
+        return self.tiles / self.seconds if self.seconds else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the totals in the checkpoint, so that a resumed run goes on counting."""
+        return {"tiles": self.tiles, "seconds": self.seconds, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the totals from the checkpoint."""
+        self.tiles, self.seconds, self.waited = state_dict["tiles"], state_dict["seconds"], state_dict["waited"]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._begun = self._ended = time.perf_counter()
+        self._tiles_of_epoch = 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the time since the last batch as waiting for data."""
+        self.waited += time.perf_counter() - self._ended
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the batch; read the loss every few steps."""
+        self._tiles_of_epoch += len(batch.rows) * trainer.world_size
+        last = batch_idx + 1 == trainer.num_training_batches
+        if last or trainer.global_step % EVERY == 0:
+            assert isinstance(pl_module, Classifier)
+            assert pl_module.loss is not None
+            self.loss = float(pl_module.loss.detach())
+            if not math.isfinite(self.loss):
+                raise HistolightError(
+                    f"the loss became {self.loss} in epoch {trainer.current_epoch}, step {batch_idx}: "
+                    "try a lower optimizer.lr or trainer.clip=1"
+                )
+            self._log(trainer)
+        if last:
+            seconds = time.perf_counter() - self._begun
+            self.tiles += self._tiles_of_epoch
+            self.seconds += seconds
+        self._ended = time.perf_counter()
+
+    def _log(self, trainer: L.Trainer) -> None:
+        if trainer.logger is None or trainer.global_step % EVERY:
+            return
+        rate = self._tiles_of_epoch / (time.perf_counter() - self._begun)
+        figures = {"train/loss": self.loss, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
+        figures |= {"speed/tiles_per_second": rate, "speed/data_wait_seconds": self.waited}
+        trainer.logger.log_metrics(figures, trainer.global_step)
+
+
+class Progress(TQDMProgressBar):
+    """A progress bar with the loss, tiles/s and the validation AUROC of the last epoch."""
+
+    def __init__(self, speed: Speed) -> None:
+        super().__init__(refresh_rate=EVERY)
+        self._speed = speed
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Name the figures at the end of the bar."""
+        figures = {"loss": f"{self._speed.loss:.3f}"}
+        if (elapsed := time.perf_counter() - self._speed._begun) > 0:
+            figures["tiles/s"] = f"{self._speed._tiles_of_epoch / elapsed:.0f}"
+        if "val/auroc" in trainer.callback_metrics:
+            figures["val_auroc"] = f"{float(trainer.callback_metrics['val/auroc']):.4f}"
+        return figures
+
+
+class TileGrid(L.Callback):
+    """Show the first batch of augmented training tiles in TensorBoard: what the network really sees."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log the grid at the very first step."""
+        if trainer.global_step == 0 and trainer.is_global_zero and hasattr(trainer.logger, "experiment"):
+            log_images = getattr(trainer.logger.experiment, "add_images", None)
+            if log_images is not None:
+                log_images("augmented training tiles", batch.tiles[:32].float().cpu(), 0)
+
+
+def peak_memory_mb() -> float:
+    """Return the peak memory in MB (1e6 bytes): of the GPU if one is used, else of this process."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e6
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return math.nan
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -1,0 +1,107 @@
+"""``histolight COMMAND key=value …``: parse, run the command, turn errors into one line and an exit status.
+
+Nothing heavy is imported here: torch only once a command really runs, Hydra only once something is composed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from histolight.errors import HistolightError, nearest
+
+COMMANDS = {
+    "train": "train, validate and (where there is a test part) test: writes a run directory",
+}
+
+HELP = """\
+usage: histolight COMMAND [key=value ...]
+
+commands:
+{commands}
+
+options:
+  --help             this page; after a command, its groups and keys
+  --cfg job          print the composed configuration and stop
+  -m, --multirun     train one run for every combination of comma-separated values
+  --debug            show the traceback of an error
+  --version          print the version
+
+exit status: 0 done; 1 it failed while working; 2 the request, or the data it names, was wrong
+
+examples:
+  histolight train
+  histolight train data=kaggle data.root=FOLDER model=resnet34 trainer.max_epochs=3
+  histolight train run=outputs/runs/NAME             continue an interrupted run
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0 done, 1 failed while working, 2 a wrong request."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        return _run([argument for argument in arguments if argument != "--debug"])
+    except HistolightError as error:
+        if debug:
+            raise
+        print(f"histolight: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("histolight: interrupted", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(HELP.format(commands="\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())), end="")
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"histolight {version('histolight')}")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        print(f"histolight: {command} is not a command: {nearest(command, COMMANDS)}", file=sys.stderr)
+        return 2
+    parser = argparse.ArgumentParser(prog=f"histolight {command}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--cfg", choices=["job", "hydra", "all"])
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_intermixed_args(rest)
+    if options.help:
+        return _print_command_help(command)
+    if options.cfg:
+        return _print_config(options.cfg, options.overrides)
+    module = importlib.import_module(f"histolight.commands.{command}")
+    return int(module.main(options.overrides, multirun=options.multirun))
+
+
+def _print_command_help(command: str) -> int:
+    from histolight.compose import config_groups
+    from histolight.config import valid_keys
+
+    print(f"histolight {command}: {COMMANDS[command]}\n\ngroups (GROUP=NAME):")
+    for group, names in config_groups().items():
+        print(f"  {group:<10} {', '.join(names)}")
+    print("\nkeys (KEY=VALUE; `--cfg job` shows their values):")
+    for key in valid_keys():
+        print(f"  {key}")
+    return 0
+
+
+def _print_config(which: str, overrides: list[str]) -> int:
+    from omegaconf import OmegaConf
+
+    from histolight.compose import compose_config, to_yaml
+
+    config = compose_config(overrides)
+    if which in ("job", "all"):
+        print(to_yaml(config), end="")
+    if which in ("hydra", "all"):
+        print(OmegaConf.to_yaml(config.hydra), end="")
+    return 0

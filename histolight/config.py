@@ -1,0 +1,306 @@
+"""The schema that every file of ``conf/`` and every override is checked against.
+
+A field's type is checked by OmegaConf while Hydra composes; its range and its choices, stated here beside it, by
+:func:`check_values`. What a key means stands in the docstring of its class, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from histolight.errors import RequestError, nearest
+
+
+def _choice(default: str, *choices: str) -> Any:
+    return field(default=default, metadata={"choices": (default, *choices)})
+
+
+def _number(default: float | None, **limits: float) -> Any:
+    """Declare a number with limits: ``least``/``most`` are allowed themselves, ``above``/``below`` are not."""
+    return field(default=default, metadata=limits)
+
+
+@dataclass
+class DataConfig:
+    """Which tiles, how they are split, and how they reach the model.
+
+    Attributes:
+        source: Kind of data; ``histolight/data/sources/`` has one module each.
+        root: Folder of the data (not for synthetic).
+        cache: Folder for packs; null is the user's cache folder.
+        seed: Decides which tiles: the sample (``limit``), the split and the folds. Apart from the top-level ``seed``.
+        batch_size: Tiles per step (per device).
+        limit: Use this many tiles only, sampled stratified by label (and by split, where the source has one).
+        val_fraction: Part of the tiles used for validation.
+        test_fraction: Part of the tiles held out as test.
+        folds: Number of folds of the cross-validation.
+        fold: Which fold is validation; null is one hold-out split.
+        groups: CSV ``id,<slide column>``: the slide of each tile. Splits are then by slide.
+        classes: Names of the negative and the positive class folder; null knows 0/1 and the usual names.
+        image_size: Height and width of a tile in pixels.
+        residency: ``device`` keeps the tiles in the device's memory, ``memmap`` streams them, ``auto`` chooses.
+        sampler: ``shuffle`` shows each training tile once an epoch, ``balanced`` draws both classes alike.
+        augment_val: Augment validation tiles too. A fault of the notebook, kept for ``experiment=notebook`` alone.
+    """
+
+    source: str = _choice("synthetic", "kaggle", "pcam", "folder")
+    root: str | None = None
+    cache: str | None = None
+    seed: int = _number(0, least=0, most=2**32 - 2)
+    batch_size: int = _number(64, least=1)
+    limit: int | None = _number(None, least=1)
+    val_fraction: float = _number(0.2, above=0, most=0.5)
+    test_fraction: float = _number(0.0, least=0, most=0.5)
+    folds: int = _number(5, least=2)
+    fold: int | None = _number(None, least=0)
+    groups: str | None = None
+    classes: list[str] | None = None
+    image_size: int = _number(96, least=32)
+    residency: str = _choice("auto", "device", "memmap")
+    sampler: str = _choice("shuffle", "balanced")
+    augment_val: bool = False
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of training tiles, drawn per tile, that leave the centre 32x32 in place.
+
+    Attributes:
+        geometry: ``flips`` is both mirror flips, ``dihedral`` the eight symmetries of the square.
+        brightness: Factor drawn from [1 - b, 1 + b].
+        contrast: Likewise, about the tile's mean grey.
+        saturation: Likewise, about each pixel's grey.
+    """
+
+    geometry: str = _choice("none", "flips", "dihedral")
+    brightness: float = _number(0.0, least=0, most=1)
+    contrast: float = _number(0.0, least=0, most=1)
+    saturation: float = _number(0.0, least=0, most=1)
+
+
+@dataclass
+class ModelConfig:
+    """The network.
+
+    Attributes:
+        name: A classification network of torchvision, or ``timm/NAME``.
+        weights: ``imagenet``, null (random), or the path of a state dict; ``auto`` is null for synthetic tiles, else
+            ``imagenet``.
+        freeze: ``backbone`` trains the last layer only.
+        dropout: Probability in front of the last layer.
+        normalize: ``imagenet`` uses ImageNet's mean and standard deviation, ``none`` leaves pixels in [0, 1], ``auto``
+            follows the weights.
+    """
+
+    name: str = "densenet121"
+    weights: str | None = "auto"
+    freeze: str = _choice("none", "backbone")
+    dropout: float = _number(0.0, least=0, below=1)
+    normalize: str = _choice("auto", "imagenet", "none")
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer.
+
+    Attributes:
+        name: ``adam`` (weight decay as an L2 term), ``adamw`` (decoupled) or ``sgd`` (Nesterov momentum).
+        lr: The peak learning rate, whatever the schedule.
+        weight_decay: Strength of the weight decay.
+        momentum: Momentum of ``sgd``; the others ignore it.
+    """
+
+    name: str = _choice("adam", "adamw", "sgd")
+    lr: float = _number(1e-3, above=0, most=100)
+    weight_decay: float = _number(1e-5, least=0)
+    momentum: float = _number(0.9, least=0, below=1)
+
+
+@dataclass
+class SchedulerConfig:
+    """The learning rate over time; it steps every batch.
+
+    Attributes:
+        name: ``one_cycle``, ``cosine`` (from the peak to zero) or ``constant``.
+        pct_start: Part of the steps in which one_cycle rises.
+        div_factor: one_cycle starts at lr / div_factor ...
+        final_div_factor: ... and ends at lr / div_factor / final_div_factor.
+        total_epochs: Lay the schedule out for so many epochs instead of ``trainer.max_epochs``. A fault of the
+            notebook (20 laid out, 1 run), kept for ``experiment=notebook``.
+    """
+
+    name: str = _choice("one_cycle", "cosine", "constant")
+    pct_start: float = _number(0.3, above=0, below=1)
+    div_factor: float = _number(25.0, least=1)
+    final_div_factor: float = _number(1e4, least=1)
+    total_epochs: int | None = _number(None, least=1)
+
+
+@dataclass
+class LossConfig:
+    """Binary cross-entropy with logits.
+
+    Attributes:
+        pos_weight: Weight of positive tiles: ``balanced`` is negatives / positives of the training part, null is 1, a
+            number is itself; ``inverse`` is positives / negatives, the notebook's fault.
+        label_smoothing: Labels become ``label * (1 - s) + s / 2``.
+    """
+
+    pos_weight: str | None = "balanced"
+    label_smoothing: float = _number(0.0, least=0, below=1)
+
+
+@dataclass
+class TrainerConfig:
+    """How long, where and how exactly Lightning trains.
+
+    Attributes:
+        max_epochs: Epochs.
+        accelerator: ``auto``, ``cpu``, ``gpu`` or another of Lightning's.
+        devices: How many, or ``auto``.
+        num_nodes: Machines that share this one run.
+        strategy: ``auto`` or ``ddp``.
+        precision: ``auto`` is bf16-mixed on a GPU that has it, 16-mixed on another GPU, 32-true on a CPU.
+        compile: Compile the backbone; ``reduce-overhead`` adds CUDA graphs.
+        deterministic: Bit-for-bit repeatable on a GPU too, more slowly.
+        accumulate: Batches per optimizer step.
+        clip: Largest gradient norm; null does not clip.
+        patience: Stop after so many epochs without a better validation AUROC; null runs all (early stopping cuts the
+            anneal off).
+        profiler: ``simple`` or ``pytorch`` prints where the time goes.
+    """
+
+    max_epochs: int = _number(5, least=1)
+    accelerator: str = _choice("auto", "cpu", "gpu")
+    devices: str = "auto"
+    num_nodes: int = _number(1, least=1)
+    strategy: str = _choice("auto", "ddp")
+    precision: str = _choice("auto", "32-true", "16-mixed", "bf16-mixed")
+    compile: str = _choice("none", "default", "reduce-overhead")
+    deterministic: bool = False
+    accumulate: int = _number(1, least=1)
+    clip: float | None = _number(None, above=0)
+    patience: int | None = _number(None, least=1)
+    profiler: str = _choice("none", "simple", "pytorch")
+
+
+@dataclass
+class LoggerConfig:
+    """Where the curves go.
+
+    Attributes:
+        name: ``tensorboard`` or ``csv``.
+    """
+
+    name: str = _choice("tensorboard", "csv")
+
+
+@dataclass
+class Config:
+    """A whole run.
+
+    Attributes:
+        seed: Initial weights, order of the tiles, augmentation, dropout. Which tiles is ``data.seed``.
+        name: Name of the run or the sweep: letters, digits, dots, dashes, underscores.
+        run: A run directory to continue.
+        like: A run directory whose configuration to start from.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = _number(0, least=0, most=2**32 - 1)
+    name: str = "synthetic"
+    run: str | None = None
+    like: str | None = None
+
+
+def valid_keys(schema: type = Config, prefix: str = "") -> list[str]:
+    """List every key of the schema in dotted form.
+
+    >>> valid_keys(OptimizerConfig, "optimizer.")
+    ['optimizer.name', 'optimizer.lr', 'optimizer.weight_decay', 'optimizer.momentum']
+    """
+    types = typing.get_type_hints(schema)
+    keys: list[str] = []
+    for item in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(types[item.name]):
+            keys += valid_keys(types[item.name], f"{prefix}{item.name}.")
+        else:
+            keys.append(prefix + item.name)
+    return keys
+
+
+def check_values(config: Any, prefix: str = "") -> None:
+    """Raise :class:`RequestError` for the first value outside its range or its choices.
+
+    >>> check_values(Config(optimizer=OptimizerConfig(lr=-1.0)))
+    Traceback (most recent call last):
+    histolight.errors.RequestError: optimizer.lr=-1.0 is out of range: it must be above 0 and at most 100
+    """
+    for item in dataclasses.fields(config):
+        key, value = prefix + item.name, getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            check_values(value, f"{key}.")
+        elif "choices" in item.metadata:
+            if value not in item.metadata["choices"]:
+                raise RequestError(f"{key}={value} is not known: {nearest(str(value), item.metadata['choices'])}")
+        elif item.metadata and value is not None:
+            _check_range(key, value, dict(item.metadata))
+    if isinstance(config, Config):
+        _check_together(config)
+
+
+def _check_range(key: str, value: float, limits: dict[str, float]) -> None:
+    broken = (
+        not math.isfinite(value)
+        or value < limits.get("least", -math.inf)
+        or value > limits.get("most", math.inf)
+        or value <= limits.get("above", -math.inf)
+        or value >= limits.get("below", math.inf)
+    )
+    if broken:
+        words = {"least": "at least", "most": "at most", "above": "above", "below": "below"}
+        bounds = " and ".join(f"{words[kind]} {bound}" for kind, bound in limits.items())
+        raise RequestError(f"{key}={value} is out of range: it must be {bounds or 'finite'}")
+
+
+def _check_together(config: Config) -> None:
+    data, loss, trainer = config.data, config.loss, config.trainer
+    if not re.fullmatch(r"\w[\w.-]*", config.name):
+        raise RequestError(f"name={config.name} becomes a folder: use letters, digits, dots, dashes and underscores")
+    if data.source != "synthetic" and not data.root:
+        raise RequestError(f"data={data.source} needs data.root=FOLDER, the folder with the tiles")
+    if data.val_fraction + data.test_fraction >= 1:
+        raise RequestError("data.val_fraction + data.test_fraction must be below 1, or no tile is left to train on")
+    if data.fold is not None and data.fold >= data.folds:
+        raise RequestError(
+            f"data.fold={data.fold} is out of range: with data.folds={data.folds} it is 0 to {data.folds - 1}"
+        )
+    if data.classes is not None and len(data.classes) != 2:
+        raise RequestError("data.classes takes two folder names: [NEGATIVE,POSITIVE]")
+    if loss.pos_weight not in (None, "balanced", "inverse"):
+        try:
+            weight = float(loss.pos_weight)
+        except ValueError:
+            raise RequestError(
+                f"loss.pos_weight={loss.pos_weight} is not known: balanced, inverse, null or a number"
+            ) from None
+        _check_range("loss.pos_weight", weight, {"above": 0})
+    if trainer.devices != "auto" and not (trainer.devices.isdigit() and int(trainer.devices) > 0):
+        raise RequestError(f"trainer.devices={trainer.devices} is not known: auto, or a number of devices such as 2")
+    if config.scheduler.total_epochs is not None and config.scheduler.total_epochs < trainer.max_epochs:
+        raise RequestError(
+            f"scheduler.total_epochs={config.scheduler.total_epochs} is shorter than "
+            f"trainer.max_epochs={trainer.max_epochs}: the schedule would end before the training"
+        )

@@ -1,0 +1,93 @@
+"""The LightningDataModule: loaders of the parts, and what happens to a batch once it is on the device."""
+
+from __future__ import annotations
+
+import lightning as L
+import numpy as np
+import torch
+
+from histolight.augment import augment_tiles
+from histolight.config import Config
+from histolight.data.loader import Batch, DeviceTiles, TileLoader
+from histolight.data.pack import Tiles
+from histolight.data.prepare import PreparedData
+
+_RESIDENT_PART = 0.5  # of a GPU's free memory that tiles may take when data.residency=auto
+
+
+class TileDataModule(L.LightningDataModule):
+    """Batches of prepared tiles for Lightning.
+
+    Args:
+        data: The tiles and their parts.
+        config: The whole configuration; ``data``, ``augment`` and ``seed`` are used.
+    """
+
+    def __init__(self, data: PreparedData, config: Config) -> None:
+        super().__init__()
+        self.data, self.config = data, config
+        self._store: Tiles | DeviceTiles | None = None
+
+    def train_dataloader(self) -> TileLoader:
+        """Training tiles, in an order that is a function of (seed, epoch)."""
+        return self._loader("train", training=True)
+
+    def val_dataloader(self) -> TileLoader:
+        """Validation tiles, in the order of the table."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> TileLoader:
+        """Test tiles, in the order of the table."""
+        return self._loader("test")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Turn uint8 NHWC into floats in [0, 1], NCHW in channels_last memory, and augment training tiles."""
+        tiles = to_floats(batch.tiles)
+        trainer = self.trainer
+        assert trainer is not None
+        if trainer.training or (self.config.data.augment_val and trainer.validating | trainer.sanity_checking):
+            generator = torch.Generator(tiles.device).manual_seed(batch.seed)
+            tiles = augment_tiles(tiles, self.config.augment, generator)
+        return batch._replace(tiles=tiles.contiguous(memory_format=torch.channels_last))
+
+    def _loader(self, part: str, training: bool = False) -> TileLoader:
+        trainer, table = self.trainer, self.data.part(part)
+        assert trainer is not None
+        labels = table["label"].to_numpy()
+        return TileLoader(
+            self._tiles(trainer.strategy.root_device),
+            table["row"].to_numpy(),
+            labels,
+            self.config.data.batch_size,
+            epoch=lambda: trainer.current_epoch,
+            order=(lambda epoch: self._training_order(labels, epoch)) if training else None,
+            seed=self.config.seed,
+            share=(trainer.global_rank, trainer.world_size),
+            drop_last=training,
+            pin=trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _training_order(self, labels: np.ndarray, epoch: int) -> np.ndarray:
+        random = np.random.default_rng([self.config.seed, epoch])
+        if self.config.data.sampler == "shuffle":
+            return random.permutation(len(labels))
+        chosen = [random.choice(np.flatnonzero(labels == label), (len(labels) + label) // 2) for label in (0, 1)]
+        return random.permutation(np.concatenate(chosen))
+
+    def _tiles(self, device: torch.device) -> Tiles | DeviceTiles:
+        """Keep the tiles on the device when they were asked to be there, or fit; load them once."""
+        if self._store is None:
+            rows = self.data.table["row"].to_numpy()
+            size = len(rows) * self.data.tiles.image_size**2 * 3
+            resident = self.config.data.residency == "device" or (
+                self.config.data.residency == "auto"
+                and device.type == "cuda"
+                and size < _RESIDENT_PART * torch.cuda.mem_get_info(device)[0]
+            )
+            self._store = DeviceTiles(self.data.tiles, rows, device) if resident else self.data.tiles
+        return self._store
+
+
+def to_floats(tiles: torch.Tensor) -> torch.Tensor:
+    """Turn ``(N, S, S, 3)`` uint8 into ``(N, 3, S, S)`` float32 in [0, 1]; the memory layout is channels_last."""
+    return tiles.permute(0, 3, 1, 2).float().div_(255)

@@ -1,0 +1,150 @@
+"""Image files as tiles: list them, read them, decode them strictly."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from histolight.data.table import Source, TileError, fingerprint
+
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+
+_FORMATS = ("TIFF", "PNG", "JPEG")
+_LARGEST_FILE = 2**26
+_ORIENTATION = 0x0112
+
+
+def list_images(
+    folder: Path, suffixes: tuple[str, ...] = SUFFIXES, recursive: bool = True
+) -> tuple[pd.DataFrame, list[str]]:
+    """List the image files below a folder; hidden files are ignored, links back to a parent folder not followed.
+
+    Returns:
+        Columns ``path`` (below ``folder``, with /), ``size`` (bytes) and ``mtime_ns``, sorted by path; and the paths of
+        whatever else is visible there.
+    """
+    files: list[tuple[str, int, int]] = []
+    others: list[str] = []
+    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(folder),))]
+    while pending:
+        below, parents = pending.pop()
+        with os.scandir(folder / below) as entries:
+            for entry in entries:
+                path = below + entry.name
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    identity = _identity(Path(entry.path))
+                    if recursive and identity not in parents:
+                        pending.append((f"{path}/", (*parents, identity)))
+                    else:
+                        others.append(f"{path}/")
+                elif not entry.name.lower().endswith(suffixes):
+                    others.append(path)
+                elif entry.is_file():
+                    stat = entry.stat()
+                    files.append((path, stat.st_size, stat.st_mtime_ns))
+                elif entry.is_symlink():
+                    files.append((path, -1, -1))  # a broken link is a tile that is missing, and is reported as one
+                else:
+                    others.append(path)
+    frame = pd.DataFrame(sorted(files), columns=["path", "size", "mtime_ns"])
+    return frame.astype({"path": object, "size": np.int64, "mtime_ns": np.int64}), sorted(others)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    stat = folder.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def file_source(table: pd.DataFrame, root: Path, kind: str, image_size: int) -> Source:
+    """Make a source of files.
+
+    Args:
+        table: One row a tile: ``id``, ``path`` (below ``root``), ``size``, ``mtime_ns``, and what else is known of it.
+        root: Folder of the paths.
+        kind: Name of the source.
+        image_size: Height and width of a tile in pixels.
+    """
+    table = table.sort_values("id", kind="stable", ignore_index=True)
+    table["row"] = np.arange(len(table), dtype=np.int64)
+    for name in ("group", "split"):
+        table[name] = pd.Series([None] * len(table), dtype=object)
+    paths, sizes, times = (table.pop(name).to_list() for name in ("path", "size", "mtime_ns"))
+    headers: set[bytes] = set()
+
+    def read_tile(row: int) -> np.ndarray:
+        return decode(_read(os.path.join(root, paths[row]), sizes[row], times[row]), image_size, headers)
+
+    identity = fingerprint(kind, image_size, zip(table["id"], paths, sizes, times, strict=True))
+    return Source(table, kind, identity, read_tile)
+
+
+def _read(path: str, size: int, mtime_ns: int) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            stat = os.fstat(file.fileno())
+            if (stat.st_size, stat.st_mtime_ns) != (size, mtime_ns):
+                raise TileError("file changed", "its size or time is not what it was when the tiles were listed")
+            if size > _LARGEST_FILE:
+                raise TileError("file too large", f"{size} bytes are not a tile")
+            return file.read()
+    except FileNotFoundError:
+        raise TileError("file missing", path) from None
+    except OSError as error:
+        raise TileError("file unreadable", f"{path}: {error.strerror}") from None
+
+
+def decode(data: bytes, image_size: int, headers: set[bytes]) -> np.ndarray:
+    """Decode one image file.
+
+    Pillow parses the tags of a TIFF in Python, which would take most of the time of packing. Kaggle's uncompressed
+    tiles have a few dozen different headers among them, so a header that Pillow has found to be followed by nothing but
+    the plain pixels is remembered.
+
+    Args:
+        data: The file.
+        image_size: Height and width that the tile must have.
+        headers: Headers known to be followed by plain pixels; may grow.
+
+    Returns:
+        uint8 (image_size, image_size, 3), red-green-blue.
+
+    Raises:
+        TileError: Anything but one whole 8-bit RGB image of that size.
+    """
+    pixels = image_size * image_size * 3
+    header = data[:-pixels]
+    if header in headers:
+        return np.frombuffer(data, np.uint8, pixels, len(header)).reshape(image_size, image_size, 3)
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _check(image, image_size)
+            plain = image.tile == [("raw", (0, 0, image_size, image_size), len(header), ("RGB", 0, 1))]
+            if plain and 0 < len(header) < 4096 and len(headers) < 4096 and image.getexif().get(_ORIENTATION, 1) == 1:
+                headers.add(header)
+            return np.asarray(image)
+    except TileError:
+        raise
+    except UnidentifiedImageError:
+        raise TileError("not an image", f"{len(data)} bytes that are not TIFF, PNG or JPEG") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+        raise TileError("damaged image", " ".join(f"{error}".split()) or type(error).__name__) from None
+
+
+def _check(image: ImageFile.ImageFile, image_size: int) -> None:
+    """Check what the header says, before anything is decoded."""
+    if image.size != (image_size, image_size):
+        width, height = image.size
+        raise TileError("wrong size", f"{width}x{height} pixels where data.image_size={image_size}")
+    raw_modes = [tile.args if isinstance(tile.args, str) else str((tile.args or ("",))[0]) for tile in image.tile]
+    if image.mode != "RGB" or any("16" in mode for mode in raw_modes):
+        found = next((mode for mode in raw_modes if "16" in mode), image.mode)
+        raise TileError("not 8-bit RGB", f"its pixels are {found}")
+    if getattr(image, "is_animated", False):
+        raise TileError("several images in one file", "a tile is one image")

@@ -1,0 +1,102 @@
+"""Class folders: ``ROOT/0`` and ``ROOT/1``, or two folders with names."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from histolight.config import DataConfig
+from histolight.data.checks import describe, problem_frame
+from histolight.data.images import SUFFIXES, file_source, list_images
+from histolight.data.sources import data_root
+from histolight.data.table import Source
+from histolight.errors import DataError, RequestError
+
+log = logging.getLogger("histolight")
+
+_NEGATIVE = {"0", "benign", "healthy", "neg", "negative", "no_tumor", "no_tumour", "non_tumor", "non_tumour", "normal"}
+_POSITIVE = {"1", "cancer", "malignant", "metastasis", "pos", "positive", "tumor", "tumour"}
+
+
+def load(config: DataConfig) -> Source:
+    """List the tiles of both class folders; an id is the path below its class folder, without the suffix.
+
+    Raises:
+        RequestError: There are no two class folders, or one of them has no images.
+        DataError: Two tiles share an id, or an id can't be written into a table.
+    """
+    root = data_root(config)
+    parts = []
+    for label, name in enumerate(_class_folders(root, config.classes)):
+        files = _images(root / name)
+        files["path"] = f"{name}/" + files["path"]
+        parts.append(files.assign(label=np.int8(label)))
+    table = pd.concat(parts, ignore_index=True)
+    _check_ids(table, root)
+    return file_source(table, root, "folder", config.image_size)
+
+
+def load_unlabelled(config: DataConfig) -> Source:
+    """List every image in or below the root; an id is its path without the suffix.
+
+    Raises:
+        RequestError: There are no images.
+        DataError: Two tiles share an id, or an id can't be written into a table.
+    """
+    root = data_root(config)
+    table = _images(root)
+    _check_ids(table, root)
+    return file_source(table, root, "folder", config.image_size)
+
+
+def _class_folders(root: Path, classes: list[str] | None) -> list[str]:
+    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    found = f"folders found: {', '.join(folders) or 'none'}"
+    if classes is not None:
+        if len(set(classes)) != 2 or not set(classes) <= set(folders):
+            raise RequestError(
+                f"data.classes=[{','.join(classes)}] does not name two folders in data.root={root}; {found}"
+            )
+        chosen = list(classes)
+    else:
+        negative = [name for name in folders if name.lower() in _NEGATIVE]
+        positive = [name for name in folders if name.lower() in _POSITIVE]
+        if len(folders) != 2 or len(negative) != 1 or len(positive) != 1:
+            raise RequestError(
+                f"data.root={root} has no two class folders such as 0 and 1; {found}; "
+                "name them with data.classes=[NEGATIVE,POSITIVE]"
+            )
+        chosen = negative + positive
+    unused = [entry.name for entry in entries if entry.name not in chosen]
+    if unused:
+        log.warning(
+            "%d entries of %s are in no class folder and are left out: %s", len(unused), root, ", ".join(unused[:3])
+        )
+    return chosen
+
+
+def _images(folder: Path) -> pd.DataFrame:
+    files, others = list_images(folder)
+    if others:
+        log.warning("%d entries of %s are no images and are left out: %s", len(others), folder, ", ".join(others[:3]))
+    if files.empty:
+        raise RequestError(f"{folder} has no images ({', '.join(SUFFIXES)})")
+    return files.assign(id=files["path"].str.replace(r"\.[^.]*$", "", regex=True))
+
+
+def _check_ids(table: pd.DataFrame, root: Path) -> None:
+    twice = table["id"].duplicated(keep=False)
+    rows = [
+        (name.encode("utf-8", "backslashreplace").decode(), "name cannot be an id", ascii(path))
+        if not name.isprintable()
+        else (name, "id twice", path)
+        for name, path, two in zip(table["id"], table["path"], twice, strict=True)
+        if two or not name.isprintable()
+    ]
+    if rows:
+        problems = problem_frame(rows)
+        raise DataError(f"{len(problems)} problems with the names in {root}: {describe(problems)}", problems)

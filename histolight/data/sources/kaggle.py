@@ -1,0 +1,88 @@
+"""Kaggle's Histopathologic Cancer Detection: ``train_labels.csv`` and ``train/<id>.tif``; ``test/`` to predict."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from histolight.config import DataConfig
+from histolight.data.checks import describe, problem_frame
+from histolight.data.images import file_source, list_images
+from histolight.data.sources import data_root
+from histolight.data.table import Source, read_csv
+from histolight.errors import DataError, RequestError
+
+log = logging.getLogger("histolight")
+
+
+def load(config: DataConfig) -> Source:
+    """List the labelled tiles.
+
+    Raises:
+        RequestError: A file or a folder is missing or not what it should be.
+        DataError: Ids that are no file names or stand there twice, labels other than 0 and 1, ids without a tile, and
+            tiles without an id: all of them.
+    """
+    root = data_root(config)
+    labels = read_csv(root / "train_labels.csv", ("id", "label"))
+    rows = _id_problems(labels["id"])
+    rows += [
+        (name, "label is not 0 or 1", f"{label!r} in row {number} of train_labels.csv")
+        for number, (name, label) in enumerate(zip(labels["id"], labels["label"], strict=True), 1)
+        if label not in ("0", "1")
+    ]
+    table = _with_files(labels[["id", "label"]], root, "train", "train_labels.csv", rows)
+    table["label"] = table["label"].astype(np.int8)
+    return file_source(table, root, "kaggle", config.image_size)
+
+
+def load_unlabelled(config: DataConfig) -> Source:
+    """List the test tiles; ``order`` (int64) in the table is their place in ``sample_submission.csv``.
+
+    Raises:
+        RequestError: A file or a folder is missing or not what it should be.
+        DataError: Ids that are no file names or stand there twice, ids without a tile, and tiles without an id.
+    """
+    root = data_root(config)
+    submission = read_csv(root / "sample_submission.csv", ("id",))
+    table = submission[["id"]].assign(order=np.arange(len(submission), dtype=np.int64))
+    table = _with_files(table, root, "test", "sample_submission.csv", _id_problems(table["id"]))
+    return file_source(table, root, "kaggle", config.image_size)
+
+
+def _id_problems(ids: pd.Series) -> list[tuple[str, str, str]]:
+    problems = []
+    for number, (name, twice) in enumerate(zip(ids, ids.duplicated(keep=False), strict=True), 1):
+        if not name or name.startswith(".") or not name.isprintable() or any(mark in name for mark in "/\\"):
+            problems.append((name, "id is not a file name", f"{name!r} in row {number}"))
+        elif twice:
+            problems.append((name, "id twice", f"row {number}"))
+    return problems
+
+
+def _with_files(
+    table: pd.DataFrame, root: Path, part: str, listed_in: str, problems: list[tuple[str, str, str]]
+) -> pd.DataFrame:
+    """Add path, size and mtime_ns; raise ``problems`` together with ids without a file and files without an id."""
+    folder = root / part
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is missing: data.root must hold {listed_in} and the folder {part} with the tiles")
+    files, others = list_images(folder, (".tif",), recursive=False)
+    if others:
+        log.warning(
+            "%d files in %s are not .tif tiles and are left out: %s", len(others), folder, ", ".join(others[:3])
+        )
+    files["id"] = files["path"].str[: -len(".tif")]
+    files["path"] = f"{part}/" + files["path"]
+    listed, there = set(table["id"]), set(files["id"])
+    malformed = {name for name, problem, _ in problems if problem == "id is not a file name"}
+    lacking = [name for name in table["id"].drop_duplicates() if name not in there and name not in malformed]
+    problems = problems + [(name, "id without a tile", f"{part}/{name}.tif is missing") for name in lacking]
+    problems += [(name, "tile without an id", f"not in {listed_in}") for name in files["id"] if name not in listed]
+    if problems:
+        frame = problem_frame(problems)
+        raise DataError(f"{len(frame)} problems with {root / listed_in} and {folder}: {describe(frame)}", frame)
+    return table.merge(files, on="id", validate="one_to_one")

@@ -1,0 +1,149 @@
+"""PatchCamelyon: six HDF5 files under their official names, read in place, with their official split.
+
+For each part, ``camelyonpatch_level_2_split_<part>_x.h5`` holds ``x`` (N, 96, 96, 3) uint8 and ``_y.h5``
+holds ``y`` (N, 1, 1, 1); ``_meta.csv``, where present, names the slide of each tile in its column ``wsi``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from tqdm import tqdm
+
+from histolight.config import DataConfig
+from histolight.data.checks import describe, problem_frame
+from histolight.data.pack import cache_folder
+from histolight.data.sources import data_root
+from histolight.data.table import Source, fingerprint, read_csv
+from histolight.errors import DataError, HistolightError, RequestError
+
+_PREFIX = "camelyonpatch_level_2_split_"
+# In the order of the split's names, which start the ids: so the rows are those of the table sorted by id.
+_PARTS = {"test": "test", "train": "train", "val": "valid"}
+
+
+def load(config: DataConfig) -> Source:
+    """List the tiles of the three parts; an id is the split and the row in its file, such as ``train_0000012``.
+
+    Raises:
+        RequestError: Files are missing (all of them are named), or not what they should be.
+        DataError: Labels other than 0 and 1.
+        HistolightError: A ``.gz`` can't be unpacked into the cache.
+    """
+    root = data_root(config)
+    names = {(part, kind): f"{_PREFIX}{part}_{kind}.h5" for part in _PARTS.values() for kind in "xy"}
+    missing = [name for name in names.values() if not (root / name).exists() and not (root / f"{name}.gz").exists()]
+    if missing:
+        raise RequestError(f"data.root={root} lacks {', '.join(missing)} (each as .h5 or .h5.gz)")
+    paths = {key: root / name if (root / name).exists() else root / f"{name}.gz" for key, name in names.items()}
+    tables, arrays = [], []
+    for split, part in _PARTS.items():
+        array = _open_tiles(_plain(paths[part, "x"], config), config.image_size)
+        table = _read_labels(_plain(paths[part, "y"], config), split, len(array))
+        table["group"] = _read_slides(root / f"{_PREFIX}{part}_meta.csv", len(array))
+        tables.append(table)
+        arrays.append(array)
+    table = pd.concat(tables, ignore_index=True)
+    table["row"] = np.arange(len(table), dtype=np.int64)
+    stats = [(path.name, path.stat()) for path in (paths[part, "x"] for part in _PARTS.values())]
+    identity = fingerprint("pcam", config.image_size, ((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+    return Source(table, "pcam", identity, None, tuple(arrays))
+
+
+def _plain(path: Path, config: DataConfig) -> Path:
+    """Return the file itself, or what is in it where it is gzipped: unpacked once, into the cache."""
+    if path.suffix != ".gz":
+        return path
+    stat = path.stat()
+    identity = fingerprint("gzip", 0, [(str(path), stat.st_size, stat.st_mtime_ns)])
+    plain = cache_folder(config.cache) / "pcam" / f"{path.stem.removesuffix('.h5')}-{identity}.h5"
+    if plain.exists():
+        return plain
+    try:
+        plain.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{plain}.lock"):
+            if not plain.exists():
+                _unpack(path, plain)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RequestError(f"{path} is damaged ({error}): download it again") from error
+    except OSError as error:
+        raise HistolightError(
+            f"cannot unpack {path.name} into {plain.parent}: {error.strerror or error}; "
+            "make room there, or choose another folder with data.cache=FOLDER"
+        ) from error
+    return plain
+
+
+def _unpack(path: Path, plain: Path) -> None:
+    partial = plain.with_suffix(".partial")
+    bar = tqdm(total=path.stat().st_size, desc=f"unpacking {path.name}", unit="B", unit_scale=True)
+    try:
+        with bar, open(path, "rb") as packed, gzip.open(packed) as unpacked, open(partial, "wb") as out:
+            while chunk := unpacked.read(2**20):
+                out.write(chunk)
+                bar.update(packed.tell() - bar.n)
+        partial.rename(plain)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _dataset(path: Path, name: str) -> Any:
+    """Open a dataset that lies whole in its file: links and virtual datasets could name any file of this machine."""
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise RequestError(f"{path} is not a whole HDF5 file ({error}): download it again") from None
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise RequestError(f"{path} has no dataset {name} of its own; it has: {', '.join(file) or 'nothing'}")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
+        raise RequestError(f"{path}: {name} must be a plain dataset that lies in this file")
+    return dataset
+
+
+def _open_tiles(path: Path, image_size: int) -> Any:
+    tiles = _dataset(path, "x")
+    if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1:] != (image_size, image_size, 3) or not len(tiles):
+        raise RequestError(
+            f"{path}: x is {tiles.dtype} {tiles.shape}, but uint8 (N, {image_size}, {image_size}, 3) is needed "
+            f"(data.image_size={image_size})"
+        )
+    offset = tiles.id.get_offset()
+    if tiles.chunks is not None or offset is None:
+        return tiles
+    shape = tiles.shape
+    tiles.file.close()
+    return np.memmap(path, np.uint8, "r", offset, shape)
+
+
+def _read_labels(path: Path, split: str, count: int) -> pd.DataFrame:
+    dataset = _dataset(path, "y")
+    labels = dataset[()].ravel() if dataset.size == count else None
+    shape = dataset.shape
+    dataset.file.close()
+    if labels is None:
+        raise RequestError(f"{path}: y is {shape}, but x has {count} tiles; both must come from the same download")
+    ids = [f"{split}_{row:07d}" for row in range(count)]
+    wrong = np.flatnonzero(~np.isin(labels, (0, 1)))
+    if len(wrong):
+        problems = problem_frame([(ids[row], "label is not 0 or 1", str(labels[row])) for row in wrong])
+        raise DataError(f"{len(problems)} problems in {path}: {describe(problems)}", problems)
+    return pd.DataFrame({"id": pd.Series(ids, dtype=object), "label": labels.astype(np.int8), "split": split})
+
+
+def _read_slides(path: Path, count: int) -> pd.Series:
+    if not path.exists():
+        return pd.Series([None] * count, dtype=object)
+    slides = read_csv(path, ["wsi"])["wsi"]
+    if len(slides) != count:
+        raise RequestError(
+            f"{path} has {len(slides)} rows, but x has {count} tiles; both must come from the same download"
+        )
+    return slides.mask(slides == "", None)

@@ -1,0 +1,172 @@
+"""The table: one row a tile. Everything that names a tile uses its ``id``."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from histolight.errors import DataError, RequestError
+
+# Part of every fingerprint: raise it when the pack's files or the way tiles are decoded change, and packs are rebuilt.
+PACK_FORMAT = 1
+
+_SLIDE_COLUMNS = {"slide", "slide_id", "wsi", "wsi_id", "group", "case", "case_id", "patient", "patient_id"}
+_MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]
+
+
+class TileError(Exception):
+    """One tile can't be decoded: ``problem`` names the kind of fault, ``detail`` what was found."""
+
+    def __init__(self, problem: str, detail: str) -> None:
+        super().__init__(f"{problem}: {detail}")
+        self.problem = problem
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tiles of one data source, not yet decoded.
+
+    Attributes:
+        table: One row a tile, sorted by id: ``id`` (str), ``label`` (int8 0/1; absent for unlabelled tiles), ``group``
+            (slide, or missing), ``split`` (train/val/test, or missing), ``row`` (int64: place in the tile store).
+        kind: The source's name, such as ``kaggle``.
+        fingerprint: Hex digest of what decides the pixels of the whole source.
+        read_tile: Decodes the tile of one row to uint8 (S, S, 3), or raises :class:`TileError`; None when the tiles
+            are read in place from ``arrays``.
+        arrays: Array-likes (np.memmap or h5py.Dataset) of shape (n_i, S, S, 3), uint8, concatenated in row order.
+    """
+
+    table: pd.DataFrame
+    kind: str
+    fingerprint: str
+    read_tile: Callable[[int], np.ndarray] | None
+    arrays: tuple[Any, ...] = ()
+
+
+def fingerprint(kind: str, image_size: int, parts: Iterable[tuple[object, ...]]) -> str:
+    """Digest what decides a source's pixels: its kind, the tile size, and one tuple for each file.
+
+    >>> fingerprint("folder", 96, [("a", "0/a.png", 10, 1)]) == fingerprint("folder", 96, [("a", "0/a.png", 10, 2)])
+    False
+    """
+    digest = hashlib.blake2b(repr((PACK_FORMAT, kind, image_size)).encode(), digest_size=16)
+    for part in parts:
+        digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def sample(table: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
+    """Draw ``limit`` tiles, stratified by label and by split where the table has them.
+
+    The draw uses ``random_state = seed + 1``, and the split ``seed``: with ``data.seed=0`` these are the notebook's own
+    states, and the two draws stay independent.
+
+    Args:
+        table: The table; the order of its rows has no influence.
+        limit: Number of tiles; null, or as many as there are, is everything.
+        seed: ``data.seed``.
+
+    Returns:
+        The drawn rows sorted by id, with a fresh index.
+    """
+    ordered = table.sort_values("id", kind="stable", ignore_index=True)
+    if limit is None or limit >= len(ordered):
+        return ordered
+    from sklearn.utils import resample  # here: every source imports this module, and scikit-learn takes a second
+
+    strata = ordered[[name for name in ("label", "split") if name in ordered]].astype(object).fillna("")
+    drawn = resample(
+        np.arange(len(ordered)),
+        replace=False,
+        n_samples=limit,
+        stratify=strata.astype(str).agg("/".join, axis=1) if len(strata.columns) else None,
+        random_state=seed + 1,
+    )
+    return ordered.iloc[np.sort(drawn)].reset_index(drop=True)
+
+
+def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a CSV as stripped strings, so that an id such as 0012 stays what it is.
+
+    A byte order mark, CRLF, quotes and more columns than needed are all right.
+
+    Raises:
+        RequestError: The file is missing, empty, not UTF-8 or not a table, or lacks one of ``columns``.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pandas only warns when rows are longer than the header, and drops the rest of them.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+    except FileNotFoundError:
+        raise RequestError(f"{path} is missing") from None
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"{path} is not UTF-8 text: save it as a CSV in UTF-8") from None
+    except pd.errors.EmptyDataError:
+        raise RequestError(f"{path} is empty") from None
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        raise RequestError(f"{path} is not a table: {' '.join(str(error).split())}") from None
+    frame.columns = frame.columns.str.strip()
+    lacking = [name for name in columns if name not in frame]
+    if lacking:
+        raise RequestError(f"{path} has no column {', '.join(lacking)}; its columns: {', '.join(frame.columns)}")
+    if frame.empty:
+        raise RequestError(f"{path} has a header but no rows")
+    return frame.fillna("").apply(lambda column: column.str.strip()).astype(object)
+
+
+def read_groups(path: Path) -> pd.DataFrame:
+    """Read which slide each tile comes from.
+
+    Args:
+        path: CSV with the column ``id`` and one other; among several others, the one with a usual name (slide, wsi,
+            group, case or patient, also with ``_id``) counts.
+
+    Returns:
+        Columns ``id`` (str) and ``group`` (str, the whole name of the slide; missing where the field is empty).
+
+    Raises:
+        RequestError: No, or no single, column names the slide.
+        DataError: An id stands there twice.
+    """
+    if not path.is_file():
+        raise RequestError(f"data.groups={path} is not a file: give a CSV id,<slide column>")
+    frame = read_csv(path, ["id"])
+    others = [name for name in frame.columns if name != "id"]
+    if len(others) > 1:
+        others = [name for name in others if name.lower() in _SLIDE_COLUMNS]
+    if len(others) != 1:
+        raise RequestError(
+            f"data.groups={path} must have the column id and one column that names the slide (slide, wsi, group, case "
+            f"or patient); its columns: {', '.join(frame.columns)}"
+        )
+    twice = frame.loc[frame["id"].duplicated(keep=False), ["id", others[0]]]
+    if len(twice):
+        problems = twice.set_axis(["id", "detail"], axis=1).assign(problem="id twice in the list of slides")
+        raise DataError(
+            f"data.groups={path} names {twice['id'].nunique()} ids more than once, first {twice['id'].iloc[0]}",
+            problems[["id", "problem", "detail"]].reset_index(drop=True),
+        )
+    groups = frame[["id", others[0]]].set_axis(["id", "group"], axis=1)
+    return groups.assign(group=groups["group"].mask(groups["group"].isin(_MISSING), None))
+
+
+def with_groups(table: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:
+    """Give each tile the slide that ``groups`` (columns id, group) names; other tiles have none.
+
+    >>> groups = pd.DataFrame({"id": ["b"], "group": ["tumor_033"]})
+    >>> with_groups(pd.DataFrame({"id": ["a", "b"]}), groups)["group"].tolist()
+    [None, 'tumor_033']
+    """
+    slides = table["id"].map(groups.set_index("id")["group"]).astype(object)
+    return table.assign(group=slides.where(slides.notna(), None))

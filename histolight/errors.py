@@ -1,0 +1,45 @@
+"""The errors that a user can cause or must hear of; anything else that is raised is a bug."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class HistolightError(Exception):
+    """It failed while working. The message is one line that says what is wrong, where, and what to change."""
+
+    exit_status = 1
+
+
+class RequestError(HistolightError):
+    """The request was wrong: a key, a value, a path, or the data that it names."""
+
+    exit_status = 2
+
+
+class DataError(RequestError):
+    """The data are not fit to train on; ``problems`` lists every finding, one row each (columns id, problem, detail)."""
+
+    def __init__(self, message: str, problems: pd.DataFrame) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
+def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:
+    """Name the valid names closest to ``name``, or all of them when none is close.
+
+    >>> nearest("densnet121", ["densenet121", "densenet169", "resnet18"], count=1)
+    'did you mean densenet121?'
+    >>> nearest("xyz", ["adam", "sgd"])
+    'valid: adam, sgd'
+    """
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=count)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"valid: {', '.join(valid)}"

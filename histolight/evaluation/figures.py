@@ -1,0 +1,98 @@
+"""Figures of one model on one part of the tiles. Each function returns a matplotlib figure and touches no global state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, precision_recall_curve, roc_curve
+
+from histolight.evaluation.intervals import ECE_BINS
+
+CENTRE = 32  # pixels: the label says whether the centre 32x32 holds tumour
+INK, ACCENT, PALE = "#1f2933", "#8a2b6e", "#c9ced6"
+
+
+def roc_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:
+    """Draw the receiver operating characteristic.
+
+    Args:
+        scores: ``(N,)`` in [0, 1].
+        labels: ``(N,)``, 0 or 1.
+        title: What it shows: part, figure, kind of split.
+    """
+    false_positive, sensitivity, _ = roc_curve(labels, scores)
+    figure, axes = _square(title, "1 - specificity", "sensitivity")
+    axes.plot([0, 1], [0, 1], color=PALE, linewidth=1)
+    axes.plot(false_positive, sensitivity, color=ACCENT, linewidth=2)
+    return figure
+
+
+def precision_recall_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:
+    """Draw precision against recall, with the prevalence, which is what chance reaches."""
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    figure, axes = _square(title, "recall (sensitivity)", "precision")
+    axes.axhline(np.mean(labels), color=PALE, linewidth=1)
+    axes.plot(recall, precision, color=ACCENT, linewidth=2, drawstyle="steps-pre")
+    return figure
+
+
+def reliability_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:
+    """Draw the share of positive tiles against the mean score, in 15 bins of equal width."""
+    share, score = calibration_curve(labels, scores, n_bins=ECE_BINS)
+    figure, axes = _square(title, "mean score of the bin", "share of positive tiles")
+    axes.plot([0, 1], [0, 1], color=PALE, linewidth=1)
+    axes.plot(score, share, "o-", color=ACCENT, linewidth=2, markersize=5)
+    counts = axes.twinx()
+    counts.hist(scores, bins=ECE_BINS, range=(0, 1), color=INK, alpha=0.12)
+    counts.set_yticks([])
+    counts.set_box_aspect(1)
+    return figure
+
+
+def confusion_figure(scores: np.ndarray, labels: np.ndarray, threshold: float, title: str) -> Figure:
+    """Draw the confusion matrix at a threshold, in numbers of tiles."""
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    matrix = confusion_matrix(labels, scores > threshold, labels=[0, 1])
+    display = ConfusionMatrixDisplay(matrix, display_labels=["benign", "tumour"])
+    display.plot(ax=axes, cmap="PuRd", colorbar=False, values_format=",d")
+    axes.set_title(f"{title}, threshold {threshold:.3f}", fontsize=10, color=INK)
+    return figure
+
+
+def tile_grid_figure(tiles: np.ndarray, captions: Sequence[str], title: str, columns: int = 8) -> Figure:
+    """Draw tiles in a grid with the centre, which decides the label, framed.
+
+    Args:
+        tiles: ``(N, S, S, 3)`` uint8.
+        captions: One line per tile.
+        title: What they are.
+        columns: Tiles per line.
+    """
+    lines = max(1, -(-len(tiles) // columns))
+    figure = Figure(figsize=(1.35 * columns, 1.6 * lines + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=11, color=INK)
+    for number, axes in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if number < len(tiles):
+            size = tiles.shape[1]
+            corner = (size - CENTRE) / 2 - 0.5
+            axes.imshow(tiles[number])
+            axes.add_patch(Rectangle((corner, corner), CENTRE, CENTRE, fill=False, edgecolor="white", linewidth=0.8))
+            axes.set_title(captions[number], fontsize=7, color=INK)
+    return figure
+
+
+def _square(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x_label, ylabel=y_label)
+    axes.set_box_aspect(1)
+    axes.set_title(title, fontsize=10, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

@@ -1,0 +1,199 @@
+"""Networks by name, their pretrained weights, and the exchange of their last layer for one logit.
+
+A new network of torchvision or timm needs no code: add ``conf/model/NAME.yaml`` with ``name: NAME``, or write
+``model.name=NAME`` on the command line.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+from histolight.config import ModelConfig
+from histolight.errors import HistolightError, RequestError, nearest
+
+Statistics = tuple[float, float, float]
+
+IMAGENET: tuple[Statistics, Statistics] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF: tuple[Statistics, Statistics] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PIXELS: tuple[Statistics, Statistics] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network with one logit.
+
+    Attributes:
+        network: Maps ``(N, 3, S, S)`` normalised floats to logits ``(N, 1)``.
+        head: Dotted name of its last layer inside ``network``.
+        mean: Per channel, what its ImageNet weights expect to be subtracted from pixels in [0, 1] ...
+        std: ... and divided by.
+    """
+
+    network: nn.Module
+    head: str
+    mean: Statistics
+    std: Statistics
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`RequestError`, with the nearest names, for a network that nobody knows."""
+    if name.startswith("timm/"):
+        timm = _import_timm(name)
+        architecture = name.removeprefix("timm/").split(".")[0]
+        if not timm.is_model(architecture):
+            raise RequestError(f"model.name={name} is not known: {nearest(architecture, timm.list_models())}")
+    else:
+        known = torchvision.models.list_models(module=torchvision.models)
+        if name not in known:
+            raise RequestError(f"model.name={name} is not known: {nearest(name, known)}")
+
+
+def build_backbone(name: str, image_size: int, dropout: float = 0.0) -> Backbone:
+    """Build a network from random weights with one logit.
+
+    Args:
+        name: A classification network of torchvision, or ``timm/NAME``.
+        image_size: Height and width of the tiles in pixels.
+        dropout: Probability of an extra dropout in front of the last layer; a network's own dropout stays.
+
+    Raises:
+        RequestError: The name is unknown, or the network can't work at this size.
+    """
+    check_name(name)
+    if name.startswith("timm/"):
+        timm = _import_timm(name)
+        network = timm.create_model(name.removeprefix("timm/"), pretrained=False, num_classes=1)
+        layer = network.get_classifier()
+        head = next(path for path, module in network.named_modules() if module is layer)
+        statistics = (network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
+    else:
+        options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        if name.startswith("vit_"):
+            options = {"image_size": image_size}
+        try:
+            network = torchvision.models.get_model(name, weights=None, num_classes=1, **options)
+        except (AssertionError, ValueError, RuntimeError) as error:
+            raise _too_small(name, image_size) from error
+        head = [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+        # torchvision's GoogLeNet turns ImageNet's statistics into these by itself when it loads its own weights.
+        statistics = HALF if name == "googlenet" else IMAGENET
+    _check_size(network, name, image_size)
+    if dropout > 0:
+        network.set_submodule(head, nn.Sequential(nn.Dropout(dropout), network.get_submodule(head)))
+    return Backbone(network, head, *statistics)
+
+
+def _check_size(network: nn.Module, name: str, image_size: int) -> None:
+    training = network.training
+    try:
+        with torch.inference_mode():
+            shape = network.eval()(torch.zeros(1, 3, image_size, image_size)).shape
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise _too_small(name, image_size) from error
+    finally:
+        network.train(training)
+    if shape != (1, 1):
+        raise RequestError(
+            f"model.name={name} gives an output of shape {tuple(shape)}, not one logit: choose another network"
+        )
+
+
+def _too_small(name: str, image_size: int) -> RequestError:
+    return RequestError(f"model.name={name} can't work on {image_size}x{image_size} tiles: choose another network")
+
+
+def check_weights(weights: str | None) -> None:
+    """Raise :class:`RequestError` for the path of a weights file that isn't there."""
+    if weights not in (None, "imagenet", "auto") and not Path(str(weights)).expanduser().is_file():
+        raise RequestError(
+            f"model.weights={weights} is not a file: give imagenet, null, or the path of a state dict (.pth)"
+        )
+
+
+def load_weights(network: nn.Module, head: str, config: ModelConfig, image_size: int) -> None:
+    """Load pretrained weights into a network, its last layer excepted unless the file has one with one logit.
+
+    Args:
+        network: From :func:`build_backbone`, changed in place.
+        head: Dotted name of its last layer.
+        config: Its ``weights`` is ``imagenet`` (downloaded by torchvision or timm), null (nothing to do), or the path
+            of a state dict.
+        image_size: Height and width of the tiles in pixels.
+
+    Raises:
+        RequestError: The file is missing, is no plain state dict, or belongs to another network.
+        HistolightError: The download failed.
+    """
+    if config.weights is None:
+        return
+    state = _imagenet_state(config.name) if config.weights == "imagenet" else _read_state(config.weights)
+    # torchvision's DenseNet files date from before "norm.1" became "norm1".
+    state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): value for key, value in state.items()}
+    if isinstance(network, VisionTransformer):
+        state = dict(interpolate_embeddings(image_size, network.patch_size, state))
+    own = network.state_dict()
+    of_head = re.compile(rf"{re.escape(head)}\.|aux[12]\.")
+    state = {key: value for key, value in state.items() if not of_head.match(key) or _fits(key, value, own)}
+    # Files from before PyTorch 0.4.1 have no num_batches_tracked, which only a batch norm without momentum reads.
+    needed = [key for key in own if not of_head.match(key) and not key.endswith("num_batches_tracked")]
+    faults = {
+        "missing": [key for key in needed if key not in state],
+        "surplus": [key for key in state if key not in own],
+        "of another shape": [key for key, value in state.items() if key in own and not _fits(key, value, own)],
+    }
+    if any(faults.values()):
+        text = "; ".join(f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items() if keys)
+        raise RequestError(f"model.weights={config.weights} doesn't fit model.name={config.name}: keys {text}")
+    network.load_state_dict(state, strict=False)
+
+
+def _fits(key: str, value: torch.Tensor, own: Mapping[str, torch.Tensor]) -> bool:
+    return key in own and value.shape == own[key].shape
+
+
+def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
+    try:
+        if name.startswith("timm/"):
+            timm = _import_timm(name)
+            return dict(timm.create_model(name.removeprefix("timm/"), pretrained=True).state_dict())
+        return dict(torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True))
+    except (URLError, OSError, RuntimeError) as error:
+        raise HistolightError(
+            f"ImageNet weights of {name} could not be downloaded ({error}): without a network use model.weights=null "
+            "(random) or model.weights=PATH (a state dict)"
+        ) from error
+
+
+def _read_state(weights: str) -> dict[str, torch.Tensor]:
+    check_weights(weights)
+    path = Path(weights).expanduser()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(f"model.weights={path} can't be read as a plain state dict of tensors ({reason})") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise RequestError(
+            f"model.weights={path} is not a state dict (names mapped to tensors): save model.state_dict()"
+        )
+    return dict(state)
+
+
+def _import_timm(name: str):  # type: ignore[no-untyped-def]  # timm is an extra and has no types
+    try:
+        import timm
+    except ImportError:
+        raise RequestError(
+            f"model.name={name} needs timm: install histolight with its extra, histolight[timm]"
+        ) from None
+    return timm

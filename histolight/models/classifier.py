@@ -1,0 +1,146 @@
+"""The LightningModule: a backbone, its loss, its optimizer, and validation figures over all tiles at once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from histolight.config import Config, LossConfig, ModelConfig, OptimizerConfig, SchedulerConfig
+from histolight.data.loader import Batch
+from histolight.evaluation.metrics import classification_metrics
+from histolight.models.backbones import PIXELS, build_backbone, load_weights
+from histolight.models.losses import binary_loss
+from histolight.models.optimizers import build_optimizer, build_scheduler
+
+Seen = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows (N,), labels (N,), logits (N,)
+
+
+class Classifier(L.LightningModule):
+    """One logit per tile; positive means tumour in the centre.
+
+    Its hyperparameters are plain dicts and numbers, so that a checkpoint loads with ``weights_only=True``.
+
+    Args:
+        model: Fields of :class:`ModelConfig`. Pretrained weights are loaded by :meth:`from_config`, not here: a checkpoint
+            brings its own.
+        optimizer: Fields of :class:`OptimizerConfig`.
+        scheduler: Fields of :class:`SchedulerConfig`.
+        loss: Fields of :class:`LossConfig`.
+        pos_weight: ``loss.pos_weight`` as a number.
+        image_size: Height and width of the tiles in pixels.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        optimizer: dict[str, Any],
+        scheduler: dict[str, Any],
+        loss: dict[str, Any],
+        pos_weight: float = 1.0,
+        image_size: int = 96,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.model_config = ModelConfig(**model)
+        self.optimizer_config = OptimizerConfig(**optimizer)
+        self.scheduler_config = SchedulerConfig(**scheduler)
+        self.loss_config = LossConfig(**loss)
+        self.pos_weight = pos_weight
+        self.image_size = image_size
+
+        backbone = build_backbone(self.model_config.name, image_size, self.model_config.dropout)
+        self.backbone, self.head = backbone.network, backbone.head
+        self.backbone.to(memory_format=torch.channels_last)
+        mean, std = PIXELS if self.model_config.normalize == "none" else (backbone.mean, backbone.std)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        if self.model_config.freeze == "backbone":
+            self.backbone.requires_grad_(False).get_submodule(self.head).requires_grad_(True)
+
+        self.loss: torch.Tensor | None = None
+        self.predictions: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._trained: list[Seen] = []
+        self._evaluated: list[Seen] = []
+
+    @classmethod
+    def from_config(cls, config: Config, pos_weight: float) -> Classifier:
+        """Build a classifier as a configuration says and load its pretrained weights."""
+        sections = {name: asdict(getattr(config, name)) for name in ("model", "optimizer", "scheduler", "loss")}
+        classifier = cls(**sections, pos_weight=pos_weight, image_size=config.data.image_size)
+        load_weights(classifier.backbone, classifier.head, config.model, config.data.image_size)
+        return classifier
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Map tiles ``(N, 3, S, S)``, floats in [0, 1], to logits ``(N,)``."""
+        return self.backbone((tiles - self.mean) / self.std).squeeze(1)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Set the mode; a frozen backbone stays in evaluation mode, its batch-norm statistics too."""
+        super().train(mode)
+        if mode and self.model_config.freeze == "backbone":
+            self.backbone.eval().get_submodule(self.head).train()
+        return self
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer and a schedule that steps with it."""
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = build_optimizer(trainable, self.optimizer_config)
+        steps = int(self.trainer.estimated_stepping_batches)
+        if self.scheduler_config.total_epochs is not None:
+            assert self.trainer.max_epochs is not None
+            steps = steps * self.scheduler_config.total_epochs // self.trainer.max_epochs
+        scheduler = build_scheduler(optimizer, self.scheduler_config, self.optimizer_config.lr, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Return the loss of a batch; dropout is seeded by the batch, so that a resumed run repeats it."""
+        torch.manual_seed(batch.seed)
+        logits = self(batch.tiles)
+        self.loss = binary_loss(logits, batch.labels, self.pos_weight, self.loss_config.label_smoothing)
+        self._trained.append((batch.rows, batch.labels, logits.detach()))
+        return self.loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the AUROC of the training tiles as they were seen: augmented, by a network that was changing."""
+        _, labels, logits = self._gather(self._trained)
+        self.log("train/auroc", binary_auroc(logits.float().sigmoid(), labels.long(), thresholds=None))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect the logits of a batch."""
+        self._evaluated.append((batch.rows, batch.labels, self(batch.tiles)))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect the logits of a batch."""
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures over all validation tiles."""
+        self._measure("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures over all test tiles."""
+        self._measure("test")
+
+    def _measure(self, part: str) -> None:
+        rows, labels, logits = self._gather(self._evaluated)
+        self.predictions = (rows.cpu(), logits.float().cpu())
+        figures = classification_metrics(logits, labels)
+        self.log_dict({f"{part}/{name}": value for name, value in figures.items()})
+
+    def _gather(self, seen: list[Seen]) -> Seen:
+        """Empty a list into single tensors, over all processes: each tile once, however uneven their shares."""
+        rows, labels, logits = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        seen.clear()
+        if self.trainer.world_size > 1:
+            rows, labels, logits = (torch.cat(gather_all_tensors(part.contiguous())) for part in (rows, labels, logits))
+        order = rows.argsort()
+        return rows[order], labels[order], logits[order]

@@ -1,0 +1,139 @@
+"""The run directory: written by ``train`` as things happen, read by everyone else.
+
+======================== ==============================================================================================
+``config.yaml``          the complete, resolved configuration
+``metrics.json``         status, figures with intervals, what the run cost, versions
+``splits.csv``           id, split
+``predictions/PART.csv`` id, label, group, logit, score, for val and test
+``checkpoints/``         best.ckpt (by validation AUROC) and last.ckpt
+``tensorboard/``         curves, pictures, hyperparameters
+``figures/``             PNGs
+``data_problems.csv``    what the checks of the data found: id, problem, detail
+======================== ==============================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from histolight.errors import HistolightError, RequestError
+
+PACKAGES = (
+    "histolight",
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "numpy",
+    "pandas",
+    "pillow",
+    "scikit-learn",
+)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file beside its place and rename it there, so that no reader ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise HistolightError(
+            f"{path} can't be written ({error.strerror}): make room, or choose another folder with hydra.run.dir=FOLDER"
+        ) from error
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table atomically, without its index; float32 values are written so that they read back exactly."""
+    write_atomically(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def read_metrics(directory: Path) -> dict[str, Any]:
+    """Read ``metrics.json`` of a run.
+
+    Raises:
+        RequestError: The folder holds no run, or the file is damaged.
+    """
+    path = directory / "metrics.json"
+    if not directory.is_dir():
+        raise RequestError(f"{directory} is not a folder: give a run directory such as outputs/runs/NAME")
+    if not path.is_file():
+        raise RequestError(f"{directory} is not a run directory: it has no metrics.json")
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RequestError(f"{path} is damaged: {error}") from error
+    if not isinstance(metrics, dict) or "status" not in metrics:
+        raise RequestError(f"{path} is damaged: it has no status")
+    return metrics
+
+
+def update_metrics(directory: Path, **values: Any) -> None:
+    """Set entries of ``metrics.json``, keeping the others; NaN and infinity become null, which JSON has."""
+    path = directory / "metrics.json"
+    metrics = read_metrics(directory) if path.is_file() else {}
+    write_atomically(path, json.dumps(_plain({**metrics, **values}), indent=2, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@contextlib.contextmanager
+def recorded(directory: Path) -> Iterator[None]:
+    """Record in ``metrics.json`` how the work inside ended: completed, failed or interrupted, and why."""
+    update_metrics(directory, status="running", reason=None)
+    try:
+        yield
+    except KeyboardInterrupt:
+        update_metrics(directory, status="interrupted", reason="interrupted by Ctrl-C or SIGTERM")
+        raise
+    except BaseException as error:
+        with contextlib.suppress(HistolightError):  # a full disk must not hide the error that it caused
+            update_metrics(directory, status="failed", reason=f"{str(error) or type(error).__name__}".splitlines()[0])
+        raise
+    update_metrics(directory, status="completed")
+
+
+def provenance() -> dict[str, Any]:
+    """Say which versions, commit and machine a run was made with."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "git_commit": _git_commit(),
+        "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
+    }
+
+
+def _git_commit() -> str | None:
+    """Return the commit of a histolight checkout, with ``-dirty`` when it has changes; None for an installed wheel."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except OSError:
+        return None
+    return result.stdout.strip() or None

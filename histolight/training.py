@@ -1,0 +1,272 @@
+"""One training from prepared data to a finished run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from scipy.special import expit
+
+from histolight import runs
+from histolight.callbacks import Progress, Speed, TileGrid, peak_memory_mb
+from histolight.compose import to_yaml
+from histolight.config import Config, TrainerConfig
+from histolight.data.datamodule import TileDataModule
+from histolight.data.prepare import PreparedData
+from histolight.errors import HistolightError, RequestError
+from histolight.evaluation import figures
+from histolight.evaluation.intervals import Interval, metric_intervals
+from histolight.evaluation.metrics import best_threshold
+from histolight.models.backbones import check_name, check_weights
+from histolight.models.classifier import Classifier
+from histolight.models.losses import positive_weight
+
+WORST = 32  # tiles in the figure of the worst calls
+THRESHOLDED = ("accuracy", "balanced_accuracy", "f1", "sensitivity", "specificity")
+
+
+def check_request(config: Config) -> Config:
+    """Refuse what can't be trained before any work starts; resolve ``auto`` where only the configuration decides.
+
+    Raises:
+        RequestError: The network, its weights file or the device doesn't exist.
+    """
+    weights = config.model.weights
+    if weights == "auto":
+        weights = None if config.data.source == "synthetic" else "imagenet"
+    check_name(config.model.name)
+    check_weights(weights)
+    if config.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise RequestError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu or trainer=auto")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, weights=weights))
+
+
+def train(config: Config, data: PreparedData, directory: Path, resume: bool = False) -> dict[str, Any]:
+    """Train, choose the best epoch by validation AUROC, measure it, and write the run directory.
+
+    Args:
+        config: From :func:`check_request`.
+        data: From :func:`histolight.data.prepare.prepare`.
+        directory: The run directory; ``config.yaml`` in it says how to continue.
+        resume: Continue from ``checkpoints/last.ckpt`` where there is one.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        HistolightError: The training failed: out of memory, a loss that is not finite, a full disk.
+    """
+    with runs.recorded(directory):
+        started = time.perf_counter()
+        _write_beginning(config, data, directory)
+        L.seed_everything(config.seed, verbose=False)
+        train_labels = data.part("train")["label"].to_numpy()
+        try:
+            classifier = Classifier.from_config(config, positive_weight(config.loss.pos_weight, train_labels))
+            datamodule = TileDataModule(data, config)
+            speed = Speed()
+            trainer = build_trainer(config, directory, speed)
+            if config.trainer.compile != "none":
+                classifier.backbone.compile(mode=config.trainer.compile)
+            last = directory / "checkpoints" / "last.ckpt"
+            checkpoint = str(last) if resume and last.is_file() else None
+            with _quiet_lightning():
+                trainer.fit(classifier, datamodule, ckpt_path=checkpoint, weights_only=True)
+                if trainer.interrupted:
+                    raise KeyboardInterrupt
+                trained = time.perf_counter()
+                found = _measure_parts(config, data, trainer, classifier, datamodule, directory)
+        except torch.OutOfMemoryError as error:
+            raise HistolightError(
+                "out of GPU memory: use a smaller data.batch_size (trainer.accumulate makes up for it) or data.residency=memmap"
+            ) from error
+        _log_hyperparameters(trainer, config, found)
+        runs.update_metrics(
+            directory,
+            **found,
+            seconds=trained - started,
+            tiles_per_second=speed.tiles_per_second,
+            data_wait_seconds=speed.waited,
+            peak_memory_mb=peak_memory_mb(),
+            parameters=sum(parameter.numel() for parameter in classifier.parameters()),
+            epochs=trainer.current_epoch,
+        )
+    return runs.read_metrics(directory)
+
+
+def build_trainer(config: Config, directory: Path, speed: Speed) -> L.Trainer:
+    """Build Lightning's Trainer with the callbacks of a run."""
+    settings = config.trainer
+    callbacks: list[L.Callback] = [
+        speed,
+        Progress(speed),
+        TileGrid(),
+        ModelCheckpoint(
+            directory / "checkpoints",
+            filename="best",
+            monitor="val/auroc",
+            mode="max",
+            save_last=True,
+            enable_version_counter=False,
+        ),
+    ]
+    if settings.patience is not None:
+        callbacks.append(EarlyStopping("val/auroc", mode="max", patience=settings.patience))
+    torch.set_float32_matmul_precision("high")
+    with _quiet_lightning():
+        return L.Trainer(
+            max_epochs=settings.max_epochs,
+            accelerator=settings.accelerator,
+            devices=int(settings.devices) if settings.devices.isdigit() else settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=settings.strategy,
+            precision=resolve_precision(settings),  # type: ignore[arg-type]  # a Literal there
+            deterministic=settings.deterministic,
+            benchmark=not settings.deterministic,
+            accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.clip,
+            profiler=None if settings.profiler == "none" else settings.profiler,
+            logger=_logger(config, directory),
+            callbacks=callbacks,
+            default_root_dir=directory,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+        )
+
+
+def resolve_precision(settings: TrainerConfig) -> str:
+    """Choose for ``trainer.precision=auto``: a CPU emulates bf16 slowly, and an old GPU has none."""
+    if settings.precision != "auto":
+        return settings.precision
+    if settings.accelerator == "cpu" or not torch.cuda.is_available():
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def _logger(config: Config, directory: Path) -> Logger:
+    if config.logger.name == "csv":
+        return CSVLogger(directory, name="csv", version="")
+    return TensorBoardLogger(directory, name="tensorboard", version="", default_hp_metric=False)
+
+
+def _write_beginning(config: Config, data: PreparedData, directory: Path) -> None:
+    runs.write_atomically(directory / "config.yaml", to_yaml(config))
+    runs.write_csv(directory / "splits.csv", data.table[["id", "split"]])
+    if len(data.warnings):
+        runs.write_csv(directory / "data_problems.csv", data.warnings)
+    counts = data.table.groupby(["split", "label"]).size()
+    runs.update_metrics(
+        directory,
+        split=data.split_kind,
+        slides=data.slides,
+        tiles={
+            part: {str(label): int(count) for label, count in counts[part].items()} for part in counts.index.levels[0]
+        },
+        data_fingerprint=data.fingerprint,
+        selected_on="val",
+        **runs.provenance(),
+    )
+
+
+def _measure_parts(
+    config: Config,
+    data: PreparedData,
+    trainer: L.Trainer,
+    classifier: Classifier,
+    datamodule: TileDataModule,
+    directory: Path,
+) -> dict[str, Any]:
+    """Measure the best epoch on validation, and on the test part where there is one."""
+    best = directory / "checkpoints" / "best.ckpt"
+    found: dict[str, Any] = {}
+    for part in ("val", "test"):
+        if data.part(part).empty:
+            continue
+        run = trainer.validate if part == "val" else trainer.test
+        run(classifier, datamodule=datamodule, ckpt_path=str(best), weights_only=True, verbose=False)
+        table = predictions_table(data.part(part), classifier)
+        runs.write_csv(directory / "predictions" / f"{part}.csv", table)
+        if part == "val":
+            scores, labels = (torch.tensor(table[name].to_numpy()) for name in ("score", "label"))
+            found["threshold"] = best_threshold(scores, labels)
+        found[part] = _intervals(table, 0.5, config)
+        at_threshold = _intervals(table, found["threshold"], config)
+        found[f"{part}_at_threshold"] = {name: at_threshold[name] for name in THRESHOLDED}
+        _draw(trainer, table, data, part, found, directory)
+    return found
+
+
+def predictions_table(part: pd.DataFrame, classifier: Classifier) -> pd.DataFrame:
+    """Put the logits that a classifier has just given into a table: id, label, group, logit, score (float32)."""
+    assert classifier.predictions is not None
+    rows, logits = (tensor.numpy() for tensor in classifier.predictions)
+    logit = pd.Series(logits, index=rows).loc[part["row"]].to_numpy()
+    return part[["id", "label", "group"]].assign(logit=logit, score=expit(logit))
+
+
+def _intervals(table: pd.DataFrame, threshold: float, config: Config) -> dict[str, Interval]:
+    logits, labels, groups = (table[name].to_numpy() for name in ("logit", "label", "group"))
+    return metric_intervals(logits, labels, threshold, groups, seed=config.data.seed)
+
+
+def _draw(
+    trainer: L.Trainer, table: pd.DataFrame, data: PreparedData, part: str, found: dict[str, Any], directory: Path
+) -> None:
+    scores, labels = table["score"].to_numpy(), table["label"].to_numpy()
+    auroc = found[part]["auroc"]
+    title = f"{part}: AUROC {auroc.value:.4f} [{auroc.low:.4f}, {auroc.high:.4f}], {data.split_kind} split"
+    errors = np.where(labels == 1, 1 - scores, scores)
+    worst = np.argsort(-errors, kind="stable")[:WORST]
+    tiles = data.tiles.gather(data.part(part)["row"].to_numpy()[worst])
+    captions = [f"{'tumour' if labels[i] else 'benign'}, score {scores[i]:.2f}" for i in worst]
+    drawn = {
+        "roc": figures.roc_figure(scores, labels, title),
+        "precision_recall": figures.precision_recall_figure(scores, labels, title),
+        "reliability": figures.reliability_figure(scores, labels, title),
+        "confusion": figures.confusion_figure(scores, labels, found["threshold"], part),
+        "worst_calls": figures.tile_grid_figure(tiles, captions, f"{part}: the worst calls (label, score of tumour)"),
+    }
+    (directory / "figures").mkdir(exist_ok=True)
+    for name, figure in drawn.items():
+        figure.savefig(directory / "figures" / f"{part}_{name}.png", dpi=120)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_figure(f"{part}/{name}", figure, trainer.global_step)
+
+
+def _log_hyperparameters(trainer: L.Trainer, config: Config, found: dict[str, Any]) -> None:
+    """Fill TensorBoard's HPARAMS tab: once, flat, with the final figures (without them it shows hp_metric = -1)."""
+    flat = {
+        f"{section}.{key}": str(value) if value is None or isinstance(value, list) else value
+        for section, values in dataclasses.asdict(config).items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+    }
+    if isinstance(trainer.logger, TensorBoardLogger):
+        parts = [part for part in ("val", "test") if part in found]
+        final = {
+            f"final/{part}_{name}": found[part][name].value for part in parts for name in ("auroc", "accuracy", "nll")
+        }
+        trainer.logger.log_hyperparams({**flat, "seed": config.seed}, final)
+        trainer.logger.save()
+
+
+class _quiet_lightning(warnings.catch_warnings):  # noqa: N801  # used like a function
+    """Silence Lightning's advertisements and advice that does not apply to loaders without workers."""
+
+    def __enter__(self) -> Any:
+        result = super().__enter__()
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module="lightning.*")
+        return result

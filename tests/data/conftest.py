@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+SIZE = 32
+
+
+def _tiles(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def _write_kaggle(root: Path, ids: list[str], tiles: np.ndarray, labels: np.ndarray | None) -> Path:
+    part, listing = ("test", "sample_submission.csv") if labels is None else ("train", "train_labels.csv")
+    (root / part).mkdir(parents=True)
+    for name, tile in zip(ids, tiles, strict=True):
+        Image.fromarray(tile).save(root / part / f"{name}.tif")
+    values = np.zeros(len(ids), int) if labels is None else labels
+    lines = [f"{name},{label}" for name, label in zip(ids, values, strict=True)]
+    (root / listing).write_text("\n".join(["id,label", *lines]) + "\n")
+    return root
+
+
+def _write_folder(root: Path, ids: list[str], tiles: np.ndarray, labels: np.ndarray, suffix: str = ".png") -> Path:
+    for name, tile, label in zip(ids, tiles, labels, strict=True):
+        path = root / str(label) / f"{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tile).save(path)
+    return root
+
+
+def _write_pcam(root: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]], **options: object) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    for part, (tiles, labels) in parts.items():
+        for kind, values in (("x", tiles), ("y", labels.astype(np.uint8).reshape(-1, 1, 1, 1))):
+            with h5py.File(root / f"camelyonpatch_level_2_split_{part}_{kind}.h5", "w") as file:
+                file.create_dataset(kind, data=values, **(options if kind == "x" else {}))
+    return root
+
+
+@pytest.fixture
+def make_tiles() -> Callable[..., np.ndarray]:
+    return _tiles
+
+
+@pytest.fixture
+def write_kaggle() -> Callable[..., Path]:
+    return _write_kaggle
+
+
+@pytest.fixture
+def write_folder() -> Callable[..., Path]:
+    return _write_folder
+
+
+@pytest.fixture
+def write_pcam() -> Callable[..., Path]:
+    return _write_pcam

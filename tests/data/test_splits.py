@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.model_selection import train_test_split
+
+from histolight.config import DataConfig
+from histolight.data.splits import make_split
+from histolight.errors import RequestError
+
+
+def table(count: int = 1000, slides: int = 0, seed: int = 0) -> pd.DataFrame:
+    generator = np.random.default_rng(seed)
+    frame = pd.DataFrame({"id": [f"t{row:05d}" for row in range(count)]})
+    frame["split"] = pd.Series([None] * count, dtype=object)
+    if not slides:
+        frame["group"] = pd.Series([None] * count, dtype=object)
+        return frame.assign(label=(generator.random(count) < 0.4).astype(np.int8))
+    slide = generator.integers(0, slides, count)
+    prevalence = generator.uniform(0.1, 0.8, slides)
+    frame["group"] = [f"{'tumor' if number % 2 else 'normal'}_{number // 2:03d}" for number in slide]
+    return frame.assign(label=(generator.random(count) < prevalence[slide]).astype(np.int8))
+
+
+def given(count: int = 600, slides: int = 0) -> pd.DataFrame:
+    return table(count, slides).assign(split=np.repeat(["train", "val", "test"], count // 3))
+
+
+def test_the_random_split_is_scikit_learns():
+    tiles = table()
+    split, kind = make_split(tiles, DataConfig(seed=3))
+    train, val = train_test_split(tiles["id"], test_size=0.2, stratify=tiles["label"], random_state=3)
+    assert kind == "random"
+    assert set(tiles["id"][split == "val"]) == set(val)
+    assert set(tiles["id"][split == "train"]) == set(train)
+
+
+@pytest.mark.parametrize("slides", [0, 30])
+@pytest.mark.parametrize("values", [{}, {"test_fraction": 0.2}, {"fold": 1}, {"fold": 0, "test_fraction": 0.25}])
+def test_the_order_of_the_rows_has_no_influence(slides, values):
+    tiles, config = table(slides=slides), DataConfig(seed=5, **values)
+    shuffled = tiles.sample(frac=1, random_state=1)
+    split, _ = make_split(tiles, config)
+    other, _ = make_split(shuffled, config)
+    assert other.index.equals(shuffled.index)
+    pd.testing.assert_series_equal(split, other.sort_index())
+    different, _ = make_split(tiles, DataConfig(seed=6, **values))
+    assert not different.equals(split)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("values", [{}, {"test_fraction": 0.2}, {"fold": 2}, {"fold": 0, "test_fraction": 0.2}])
+def test_no_slide_lies_on_two_sides_and_parts_are_as_asked(seed, values):
+    tiles = table(4000, slides=60, seed=seed)
+    split, kind = make_split(tiles, DataConfig(seed=seed, **values))
+    assert kind == "slide"
+    assert tiles.groupby("group")["id"].count().sum() == len(tiles)
+    assert (split.groupby(tiles["group"]).nunique() == 1).all()
+    shares = split.value_counts(normalize=True)
+    rest = 1 - values.get("test_fraction", 0)
+    assert shares["val"] == pytest.approx(rest / 5 if "fold" in values else 0.2, abs=0.05)
+    assert shares.get("test", 0) == pytest.approx(1 - rest, abs=0.05)
+    prevalence = tiles["label"].groupby(split).mean()
+    assert (prevalence - tiles["label"].mean()).abs().max() < 0.06
+
+
+def test_a_test_part_is_taken_before_validation():
+    tiles = table()
+    split, _ = make_split(tiles, DataConfig(test_fraction=0.3))
+    assert split.value_counts().to_dict() == {"train": 500, "test": 300, "val": 200}
+    without, _ = make_split(tiles, DataConfig(test_fraction=0.3, fold=1))
+    assert (without[split == "test"] == "test").all()
+
+
+@pytest.mark.parametrize("slides", [0, 30])
+@pytest.mark.parametrize("test_fraction", [0, 0.2])
+def test_folds_validate_every_tile_once(slides, test_fraction):
+    tiles = table(slides=slides)
+    splits = [make_split(tiles, DataConfig(fold=fold, folds=4, test_fraction=test_fraction))[0] for fold in range(4)]
+    validated = sum((split == "val").astype(int) for split in splits)
+    tested = splits[0] == "test"
+    assert all(((split == "test") == tested).all() for split in splits)
+    assert (validated[~tested] == 1).all()
+    assert (validated[tested] == 0).all()
+    assert tested.any() == bool(test_fraction)
+
+
+def test_a_given_split_is_used_as_it_is():
+    tiles = given()
+    split, kind = make_split(tiles, DataConfig(val_fraction=0.5))
+    assert kind == "given"
+    assert split.tolist() == tiles["split"].tolist()
+
+
+@pytest.mark.parametrize(("slides", "expected"), [(0, "random"), (20, "slide")])
+def test_folds_of_a_given_split_leave_its_test_part_alone(slides, expected):
+    tiles = given(slides=slides)
+    splits = []
+    for fold in range(5):
+        split, kind = make_split(tiles, DataConfig(fold=fold))
+        assert kind == expected
+        assert ((split == "test") == (tiles["split"] == "test")).all()
+        splits.append(split)
+    validated = sum((split == "val").astype(int) for split in splits)
+    assert (validated == (tiles["split"] != "test")).all()
+
+
+def test_validation_is_split_off_where_the_source_gives_none():
+    tiles = given().query("split != 'val'")
+    split, kind = make_split(tiles, DataConfig())
+    assert kind == "random"
+    assert split.value_counts().to_dict() == {"test": 200, "train": 160, "val": 40}
+    assert ((split == "test") == (tiles["split"] == "test")).all()
+
+
+@pytest.mark.parametrize("values", [{}, {"test_fraction": 0.2}, {"fold": 0}])
+def test_tiles_without_a_slide_train_and_are_counted(values, caplog):
+    tiles = table(slides=30)
+    tiles.loc[::10, "group"] = None
+    split, kind = make_split(tiles, DataConfig(**values))
+    assert kind == "slide"
+    assert (split[::10] == "train").all()
+    assert "100 tiles have no known slide" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("tiles", "values", "message"),
+    [
+        (table(slides=3), {}, "needs 5 slides, and there are 3"),
+        (table(slides=3), {"fold": 0, "folds": 4}, r"data\.folds=4 needs 4 slides, and there are 3"),
+        (table(slides=3), {"test_fraction": 0.1}, r"data\.test_fraction=0\.1 needs 10 slides"),
+        (table(20).assign(label=[1] * 3 + [0] * 17), {"fold": 0}, "5 tiles of each class, and one has 3"),
+        (table(20).assign(label=[1] + [0] * 19), {}, r"data\.val_fraction=0\.2 cannot be split off 20 tiles"),
+        (given().assign(label=[0] * 200 + [0, 1] * 200), {}, "the train part has no tile of class 1"),
+        (given().assign(label=[0, 1] * 100 + [1] * 200 + [0, 1] * 100), {}, "the val part has no tile of class 0"),
+        (given().assign(label=[0, 1] * 200 + [1] * 200), {}, "the test part has no tile of class 0"),
+        (given().query("split == 'val'"), {}, "the train part has no tile of class 0"),
+    ],
+)
+def test_a_split_that_cannot_be_is_refused(tiles, values, message):
+    with pytest.raises(RequestError, match=message) as caught:
+        make_split(tiles, DataConfig(**values))
+    assert "\n" not in str(caught.value)
+
+
+def test_slides_of_one_class_each_still_give_both_classes_to_each_part():
+    tiles = table(300, slides=6)
+    tiles["label"] = tiles["group"].str.startswith("tumor").astype(np.int8)
+    split, _ = make_split(tiles, DataConfig(val_fraction=0.33))
+    assert (tiles["label"].groupby(split).nunique() == 2).all()
