@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from histolight.data.loader import Batch
 from histolight.errors import HistolightError
@@ -110,10 +111,8 @@ class TileGrid(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Log the grid at the very first step."""
-        if trainer.global_step == 0 and trainer.is_global_zero and hasattr(trainer.logger, "experiment"):
-            log_images = getattr(trainer.logger.experiment, "add_images", None)
-            if log_images is not None:
-                log_images("augmented training tiles", batch.tiles[:32].float().cpu(), 0)
+        if trainer.global_step == 0 and isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_images("augmented training tiles", batch.tiles[:32].float().cpu(), 0)
 
 
 def peak_memory_mb() -> float:

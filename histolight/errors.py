@@ -23,7 +23,7 @@ class RequestError(HistolightError):
 
 
 class DataError(RequestError):
-    """The data are not fit to train on; ``problems`` lists every finding, one row each (columns id, problem, detail)."""
+    """The data are not fit to train on; ``problems`` lists every finding (columns id, problem, detail)."""
 
     def __init__(self, message: str, problems: pd.DataFrame) -> None:
         super().__init__(message)

@@ -88,7 +88,8 @@ def train(config: Config, data: PreparedData, directory: Path, resume: bool = Fa
                 found = _measure_parts(config, data, trainer, classifier, datamodule, directory)
         except torch.OutOfMemoryError as error:
             raise HistolightError(
-                "out of GPU memory: use a smaller data.batch_size (trainer.accumulate makes up for it) or data.residency=memmap"
+                "out of GPU memory: use a smaller data.batch_size (trainer.accumulate makes up for it) "
+                "or data.residency=memmap"
             ) from error
         _log_hyperparameters(trainer, config, found)
         runs.update_metrics(
@@ -165,14 +166,12 @@ def _write_beginning(config: Config, data: PreparedData, directory: Path) -> Non
     runs.write_csv(directory / "splits.csv", data.table[["id", "split"]])
     if len(data.warnings):
         runs.write_csv(directory / "data_problems.csv", data.warnings)
-    counts = data.table.groupby(["split", "label"]).size()
+    counts = data.table.groupby(["split", "label"]).size().unstack(fill_value=0)
     runs.update_metrics(
         directory,
         split=data.split_kind,
         slides=data.slides,
-        tiles={
-            part: {str(label): int(count) for label, count in counts[part].items()} for part in counts.index.levels[0]
-        },
+        tiles={part: {str(label): int(count) for label, count in row.items()} for part, row in counts.iterrows()},
         data_fingerprint=data.fingerprint,
         selected_on="val",
         **runs.provenance(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -24,10 +23,8 @@ def main(overrides: list[str], multirun: bool = False) -> int:
 
     config = check_request(config)
     data = _prepare(config, directory)
-    print(
-        f"{len(data.table):,} tiles, {data.slides or 'no known'} slides, split: {data.split_kind}; writing to {directory}",
-        file=sys.stderr,
-    )
+    slides = data.slides or "no known"
+    print(f"{len(data.table):,} tiles, {slides} slides, split: {data.split_kind}; writing {directory}", file=sys.stderr)
     metrics = train(config, data, directory, resume)
     print(summary(metrics, directory))
     return 0

@@ -131,6 +131,8 @@ def decode(data: bytes, image_size: int, headers: set[bytes]) -> np.ndarray:
             return np.asarray(image)
     except TileError:
         raise
+    except Image.DecompressionBombError:
+        raise TileError("wrong size", f"far more pixels than data.image_size={image_size}") from None
     except UnidentifiedImageError:
         raise TileError("not an image", f"{len(data)} bytes that are not TIFF, PNG or JPEG") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes

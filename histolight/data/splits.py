@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 import pandas as pd
@@ -76,8 +77,9 @@ def _hold_out(
 ) -> np.ndarray:
     """Choose ``fraction`` of the pool: exactly when at random, as nearly as whole slides allow otherwise."""
     if slides is None:
+        size = math.ceil(round(fraction * len(pool), 6))  # scikit-learn's own rule, safe from 200.00000000000003
         try:
-            chosen = train_test_split(pool, test_size=fraction, stratify=labels[pool], random_state=seed)[1]
+            chosen = train_test_split(pool, test_size=size, stratify=labels[pool], random_state=seed)[1]
         except ValueError as error:
             raise RequestError(f"{key} cannot be split off {len(pool)} tiles: {error}") from None
         return np.asarray(chosen)

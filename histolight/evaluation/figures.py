@@ -1,4 +1,4 @@
-"""Figures of one model on one part of the tiles. Each function returns a matplotlib figure and touches no global state."""
+"""Figures of one model on one part of the tiles; each function returns a matplotlib figure."""
 
 from __future__ import annotations
 

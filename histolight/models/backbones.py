@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -77,7 +78,9 @@ def build_backbone(name: str, image_size: int, dropout: float = 0.0) -> Backbone
         head = next(path for path, module in network.named_modules() if module is layer)
         statistics = (network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
     else:
-        options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        options: dict[str, Any] = (
+            {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        )
         if name.startswith("vit_"):
             options = {"image_size": image_size}
         try:

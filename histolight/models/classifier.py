@@ -27,8 +27,8 @@ class Classifier(L.LightningModule):
     Its hyperparameters are plain dicts and numbers, so that a checkpoint loads with ``weights_only=True``.
 
     Args:
-        model: Fields of :class:`ModelConfig`. Pretrained weights are loaded by :meth:`from_config`, not here: a checkpoint
-            brings its own.
+        model: Fields of :class:`ModelConfig`. Pretrained weights are loaded by :meth:`from_config`, not here: a
+            checkpoint brings its own.
         optimizer: Fields of :class:`OptimizerConfig`.
         scheduler: Fields of :class:`SchedulerConfig`.
         loss: Fields of :class:`LossConfig`.
