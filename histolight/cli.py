@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from histolight.errors import HistolightError, nearest
+from histolight.errors import HistolightError, RequestError, nearest
 
 COMMANDS = {
     "train": "train, validate and (where there is a test part) test: writes a run directory",
@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"histolight: {error}", file=sys.stderr)
         return error.exit_status
+    except argparse.ArgumentError as error:
+        print(f"histolight: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("histolight: interrupted", file=sys.stderr)
         return 1
@@ -65,20 +68,22 @@ def _run(arguments: list[str]) -> int:
         return 0
     command, *rest = arguments
     if command not in COMMANDS:
-        print(f"histolight: {command} is not a command: {nearest(command, COMMANDS)}", file=sys.stderr)
-        return 2
-    parser = argparse.ArgumentParser(prog=f"histolight {command}", add_help=False, allow_abbrev=False)
+        raise RequestError(f"{command} is not a command: {nearest(command, COMMANDS)}")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--help", "-h", action="store_true")
-    parser.add_argument("--cfg", choices=["job", "hydra", "all"])
+    parser.add_argument("--cfg")
     parser.add_argument("--multirun", "-m", action="store_true")
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_intermixed_args(rest)
+    options, overrides = parser.parse_known_args(rest)
+    if unknown := [argument for argument in overrides if argument.startswith("-")]:
+        raise RequestError(f"{unknown[0]} is not an option: see histolight --help")
+    if options.cfg not in (None, "job", "hydra", "all"):
+        raise RequestError(f"--cfg takes job, hydra or all, not {options.cfg}")
     if options.help:
         return _print_command_help(command)
     if options.cfg:
-        return _print_config(options.cfg, options.overrides)
+        return _print_config(options.cfg, overrides)
     module = importlib.import_module(f"histolight.commands.{command}")
-    return int(module.main(options.overrides, multirun=options.multirun))
+    return int(module.main(overrides, multirun=options.multirun))
 
 
 def _print_command_help(command: str) -> int:

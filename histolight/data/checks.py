@@ -8,7 +8,9 @@ import pandas as pd
 from histolight.config import DataConfig
 from histolight.errors import DataError
 
-# The standard deviation of a tile's grey, in levels of 255, below which it shows next to nothing.
+# The standard deviation of a tile's grey, in levels of 255, below which it shows next to nothing. Of 4,000 tiles of
+# Kaggle's training set, 15 lie below 5, one of them labelled 1, and all are empty glass, one colour, or a few specks;
+# the first with tissue in it has 5.4. The median is 46.
 NEAR_BLANK_CONTRAST = 5.0
 
 _COLUMNS = ["id", "problem", "detail"]
@@ -27,7 +29,7 @@ def describe(problems: pd.DataFrame) -> str:
     """
     kinds = []
     for problem, found in problems.groupby("problem", sort=False):
-        first = ", ".join(found["id"].head(3))
+        first = ", ".join(name if name.isprintable() and name else repr(name) for name in found["id"].head(3))
         kinds.append(f"{problem}: {len(found)} ({first}{', …' if len(found) > 3 else ''})")
     return "; ".join(kinds)
 

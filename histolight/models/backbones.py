@@ -26,6 +26,9 @@ Statistics = tuple[float, float, float]
 
 IMAGENET: tuple[Statistics, Statistics] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: tuple[Statistics, Statistics] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+# Networks with further outputs for training, which torchvision builds on request and which fail on small tiles. With
+# its own weights torchvision turns ImageNet's statistics into (0.5, 0.5) inside them.
+AUXILIARY = ("googlenet", "inception_v3")
 PIXELS: tuple[Statistics, Statistics] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -88,8 +91,7 @@ def build_backbone(name: str, image_size: int, dropout: float = 0.0) -> Backbone
         except (AssertionError, ValueError, RuntimeError) as error:
             raise _too_small(name, image_size) from error
         head = [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
-        # torchvision's GoogLeNet turns ImageNet's statistics into these by itself when it loads its own weights.
-        statistics = HALF if name == "googlenet" else IMAGENET
+        statistics = HALF if name in AUXILIARY else IMAGENET
     _check_size(network, name, image_size)
     if dropout > 0:
         network.set_submodule(head, nn.Sequential(nn.Dropout(dropout), network.get_submodule(head)))
@@ -145,7 +147,7 @@ def load_weights(network: nn.Module, head: str, config: ModelConfig, image_size:
     if isinstance(network, VisionTransformer):
         state = dict(interpolate_embeddings(image_size, network.patch_size, state))
     own = network.state_dict()
-    of_head = re.compile(rf"{re.escape(head)}\.|aux[12]\.")
+    of_head = re.compile(rf"{re.escape(head)}\.|aux[12]\.|AuxLogits\.")
     state = {key: value for key, value in state.items() if not of_head.match(key) or _fits(key, value, own)}
     # Files from before PyTorch 0.4.1 have no num_batches_tracked, which only a batch norm without momentum reads.
     needed = [key for key in own if not of_head.match(key) and not key.endswith("num_batches_tracked")]
@@ -183,7 +185,7 @@ def _read_state(weights: str) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        reason = f"{error} ".splitlines()[0].strip() or type(error).__name__
         raise RequestError(f"model.weights={path} can't be read as a plain state dict of tensors ({reason})") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise RequestError(

@@ -1,17 +1,39 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from histolight.config import DataConfig
 from histolight.data.checks import check_table, describe, find_duplicates, find_near_blank, problem_frame
+from histolight.data.pack import open_pack
+from histolight.data.sources import load_source
 from histolight.errors import DataError
 
 
 def table(labels, ids=None) -> pd.DataFrame:
     ids = ids or [f"t{row}" for row in range(len(labels))]
     return pd.DataFrame({"id": ids, "label": labels, "row": np.arange(len(labels))})
+
+
+REAL = Path(__file__).parents[2].parent / "shared" / "data" / "histopathologic-cancer-detection"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason=f"real tiles are not at {REAL}")
+def test_real_tiles_have_the_findings_that_they_are_known_for(tmp_path):
+    source = load_source(DataConfig(source="kaggle", root=str(REAL)))
+    pack = open_pack(source, tmp_path, 96)
+    for row in (0, 1999, 3999):
+        path = REAL / "train" / f"{source.table['id'][row]}.tif"
+        np.testing.assert_array_equal(pack.tiles.gather(np.array([row]))[0], np.asarray(Image.open(path)))
+    assert source.table["label"].value_counts().to_dict() == {0: 2371, 1: 1629}
+    problems, message = find_near_blank(source.table, pack.contrast)
+    assert len(problems) == 15
+    assert "1 labelled 1" in message
+    assert len(find_duplicates(source.table, pack.hashes)[0]) == 0
 
 
 def test_a_sound_table_passes():

@@ -60,7 +60,7 @@ def test_a_csv_may_be_written_in_any_usual_way(root, text):
 )
 def test_a_csv_that_is_no_table_of_labels_is_refused(root, text, message):
     (root / "train_labels.csv").write_bytes(text)
-    with pytest.raises(RequestError, match="train_labels.csv") as caught:
+    with pytest.raises(RequestError, match=r"train_labels\.csv") as caught:
         load_source(config(root))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -84,6 +84,12 @@ def test_every_problem_is_listed_at_once(root):
     }
     assert "row 4" in caught.value.problems.set_index("id").loc["../x", "detail"]
     assert str(caught.value).startswith("10 problems with ")
+
+
+def test_two_files_of_one_id_are_an_error(root):
+    (root / "train" / "a.TIF").write_bytes((root / "train" / "a.tif").read_bytes())
+    with pytest.raises(DataError, match=r"two files of one id: 2 \(a, a\)"):
+        load_source(config(root))
 
 
 def test_hidden_files_are_ignored_and_other_files_are_named(root, caplog):
@@ -117,6 +123,7 @@ def test_unlabelled_tiles_keep_the_order_of_the_submission(tmp_path, make_tiles,
     table = load_source(config(root), labelled=False).table
     assert "label" not in table
     assert table.sort_values("order")["id"].tolist() == IDS
+    assert len(sample(table, 2, seed=0)) == 2
 
 
 def test_the_fingerprint_follows_the_pixels_and_not_the_place_or_the_labels(root, write_kaggle, make_tiles):

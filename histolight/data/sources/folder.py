@@ -91,9 +91,7 @@ def _images(folder: Path) -> pd.DataFrame:
 def _check_ids(table: pd.DataFrame, root: Path) -> None:
     twice = table["id"].duplicated(keep=False)
     rows = [
-        (name.encode("utf-8", "backslashreplace").decode(), "name cannot be an id", ascii(path))
-        if not name.isprintable()
-        else (name, "id twice", path)
+        (ascii(name), "name cannot be an id", ascii(path)) if not name.isprintable() else (name, "id twice", path)
         for name, path, two in zip(table["id"], table["path"], twice, strict=True)
         if two or not name.isprintable()
     ]

@@ -82,7 +82,9 @@ def _with_files(
     lacking = [name for name in table["id"].drop_duplicates() if name not in there and name not in malformed]
     problems = problems + [(name, "id without a tile", f"{part}/{name}.tif is missing") for name in lacking]
     problems += [(name, "tile without an id", f"not in {listed_in}") for name in files["id"] if name not in listed]
+    twice = files[files["id"].duplicated(keep=False)]
+    problems += [(name, "two files of one id", path) for name, path in zip(twice["id"], twice["path"], strict=True)]
     if problems:
         frame = problem_frame(problems)
         raise DataError(f"{len(frame)} problems with {root / listed_in} and {folder}: {describe(frame)}", frame)
-    return table.merge(files, on="id", validate="one_to_one")
+    return table.merge(files, on="id")

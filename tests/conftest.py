@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from histolight.compose import compose_config, typed
+from histolight.config import Config
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SIZE = 32  # pixels of the tests' tiles
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+
+
+def _shared(*parts: str) -> Path:
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"{'/'.join(parts)} is not on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_tiles() -> Path:
+    """Kaggle's layout with 4,000 real tiles."""
+    return _shared("data", "histopathologic-cancer-detection")
+
+
+@pytest.fixture(scope="session")
+def mobilenet_weights() -> Path:
+    """ImageNet weights of torchvision's mobilenet_v2, without its head."""
+    return _shared("weights", "mobilenet_v2-imagenet-backbone.pth")
+
+
+@pytest.fixture(scope="session")
+def tile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders with 60 tiles of 32x32: noise, with a darker centre in class 1. Easy, but not at once."""
+    root = tmp_path_factory.mktemp("tiles")
+    random = np.random.default_rng(0)
+    for number in range(60):
+        label = number % 2
+        tile = random.normal(170, 40, (SIZE, SIZE, 3))
+        tile[8:24, 8:24] -= 45 * label
+        folder = root / str(label)
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(tile.clip(0, 255).astype(np.uint8)).save(folder / f"tile_{number:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def small(tile_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that shrink the real configuration to a training of a second or two."""
+    return [
+        "data=folder",
+        f"data.root={tile_folder}",
+        f"data.cache={tmp_path_factory.mktemp('cache')}",
+        f"data.image_size={SIZE}",
+        "data.batch_size=8",
+        "model=resnet18",
+        "model.weights=null",
+        "trainer=cpu",
+        "trainer.max_epochs=2",
+    ]
+
+
+@pytest.fixture(scope="session")
+def small_config(small: list[str]) -> Config:
+    return typed(compose_config(small))

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from histolight.config import ModelConfig
+from histolight.errors import HistolightError, RequestError
+from histolight.models.backbones import build_backbone, check_name, check_weights, load_weights
+
+# RegNets can't be built on the meta device, and the large ones have the blocks of the small ones.
+LARGE = re.compile(r"regnet_\w_(3_2|8|16|32|128)gf")
+NAMES = [name for name in torchvision.models.list_models(module=torchvision.models) if not LARGE.fullmatch(name)]
+UNFIT = {"maxvit_t", "vit_h_14"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_network_of_torchvision_gives_one_logit_or_says_that_it_cannot(name: str) -> None:
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):
+        if name in UNFIT:
+            with pytest.raises(RequestError, match=f"model.name={name} can't work on 96x96 tiles"):
+                build_backbone(name, 96)
+            return
+        backbone = build_backbone(name, 96)
+        layer = backbone.network.get_submodule(backbone.head)
+        assert 1 in (getattr(layer, "out_features", 0), getattr(layer, "out_channels", 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("densnet121", "densenet121"), ("ResNet18", "resnet18"), ("resnet_34", "resnet34")]
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(RequestError, match=f"model.name={name} is not known: did you mean .*{near}"):
+        check_name(name)
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> Path:
+    """A state dict as torchvision's own: 1,000 classes."""
+    torch.manual_seed(1)
+    path = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    return path
+
+
+def test_a_state_dict_is_loaded_but_for_its_head(pretrained: Path) -> None:
+    backbone = build_backbone("resnet18", 96)
+    head = backbone.network.fc.weight.clone()
+    load_weights(backbone.network, backbone.head, ModelConfig("resnet18", str(pretrained)), 96)
+    expected = torch.load(pretrained, weights_only=True)
+    for key, value in backbone.network.state_dict().items():
+        if not key.startswith("fc."):
+            assert torch.equal(value, expected[key]), key
+    assert torch.equal(backbone.network.fc.weight, head)
+
+
+def test_a_head_with_one_logit_is_loaded_too(tmp_path: Path) -> None:
+    state = build_backbone("resnet18", 96).network.state_dict()
+    torch.save(state, tmp_path / "own.pth")
+    backbone = build_backbone("resnet18", 96)
+    load_weights(backbone.network, backbone.head, ModelConfig("resnet18", str(tmp_path / "own.pth")), 96)
+    assert torch.equal(backbone.network.fc.weight, state["fc.weight"])
+
+
+def test_dropout_in_front_of_the_head_does_not_disturb_the_weights(pretrained: Path) -> None:
+    backbone = build_backbone("resnet18", 96, dropout=0.5)
+    load_weights(backbone.network, backbone.head, ModelConfig("resnet18", str(pretrained)), 96)
+    assert isinstance(backbone.network.fc[0], torch.nn.Dropout)
+    assert torch.equal(backbone.network.conv1.weight, torch.load(pretrained, weights_only=True)["conv1.weight"])
+
+
+def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
+    state = torchvision.models.densenet121().state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): value for key, value in state.items()}
+    assert old.keys() != state.keys()
+    torch.save(old, tmp_path / "old.pth")
+    backbone = build_backbone("densenet121", 96)
+    load_weights(backbone.network, backbone.head, ModelConfig("densenet121", str(tmp_path / "old.pth")), 96)
+    key = "features.denseblock1.denselayer1.conv1.weight"
+    assert torch.equal(backbone.network.state_dict()[key], state[key])
+
+
+def test_missing_surplus_and_reshaped_keys_are_listed(pretrained: Path, tmp_path: Path) -> None:
+    state = torch.load(pretrained, weights_only=True)
+    del state["layer1.0.conv1.weight"]
+    state["zebra"] = torch.zeros(1)
+    state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+    torch.save(state, tmp_path / "odd.pth")
+    backbone = build_backbone("resnet18", 96)
+    with pytest.raises(RequestError) as caught:
+        load_weights(backbone.network, backbone.head, ModelConfig("resnet18", str(tmp_path / "odd.pth")), 96)
+    for text in ("1 missing (layer1.0.conv1.weight)", "1 surplus (zebra)", "1 of another shape (conv1.weight)"):
+        assert text in str(caught.value)
+
+
+class Malicious:
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path("hacked"),))
+
+
+@pytest.mark.parametrize("content", ["text", "pickle", "list", "empty", "nested"])
+def test_a_file_that_is_no_state_dict_is_refused_and_runs_nothing(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "weights.pth"
+    if content == "text":
+        path.write_text("hello")
+    elif content == "pickle":
+        path.write_bytes(pickle.dumps({"a": Malicious()}))
+    elif content == "list":
+        torch.save([torch.zeros(1)], path)
+    elif content == "nested":
+        torch.save({"state_dict": {"a": torch.zeros(1)}}, path)
+    else:
+        path.touch()
+    backbone = build_backbone("resnet18", 96)
+    with pytest.raises(RequestError, match="model.weights=.*state dict"):
+        load_weights(backbone.network, backbone.head, ModelConfig("resnet18", str(path)), 96)
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_a_missing_file_is_refused_before_anything_is_built() -> None:
+    with pytest.raises(RequestError, match=r"model.weights=missing.pth is not a file"):
+        check_weights("missing.pth")
+
+
+def test_a_failed_download_names_the_ways_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from urllib.error import URLError
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    backbone = build_backbone("resnet18", 96)
+    with pytest.raises(HistolightError, match=r"could not be downloaded .*model.weights=null .*model.weights=PATH"):
+        load_weights(backbone.network, backbone.head, ModelConfig("resnet18", "imagenet"), 96)
+
+
+def test_real_mobilenet_weights_load(mobilenet_weights: Path) -> None:
+    path = mobilenet_weights
+    backbone = build_backbone("mobilenet_v2", 96)
+    load_weights(backbone.network, backbone.head, ModelConfig("mobilenet_v2", str(path)), 96)
+    state = torch.load(path, weights_only=True)
+    assert torch.equal(backbone.network.features[0][0].weight, state["features.0.0.weight"])

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from histolight.config import OptimizerConfig, SchedulerConfig
+from histolight.errors import RequestError
+from histolight.models.losses import binary_loss, positive_weight
+from histolight.models.optimizers import build_optimizer, build_scheduler
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("balanced", 3 / 2), ("inverse", 2 / 3), (None, 1.0), ("2.5", 2.5)])
+def test_positive_weight(setting: str | None, expected: float) -> None:
+    assert positive_weight(setting, np.array([0, 0, 0, 1, 1])) == pytest.approx(expected)
+
+
+def test_a_balanced_weight_needs_both_classes() -> None:
+    with pytest.raises(RequestError, match="both classes"):
+        positive_weight("balanced", np.zeros(3))
+
+
+def test_loss_is_the_formula() -> None:
+    logits, labels = torch.tensor([0.3, -1.2, 2.0]), torch.tensor([1.0, 0.0, 1.0])
+    expected = 0.0
+    for logit, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        score, target = 1 / (1 + math.exp(-logit)), label * 0.9 + 0.05
+        expected -= 2.5 * target * math.log(score) + (1 - target) * math.log(1 - score)
+    assert float(binary_loss(logits, labels, 2.5, 0.1)) == pytest.approx(expected / 3, rel=1e-5)
+
+
+def test_loss_of_half_precision_logits_is_computed_in_float32() -> None:
+    loss = binary_loss(torch.tensor([30.0], dtype=torch.bfloat16), torch.tensor([0.0]), 1.0, 0.0)
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(30.0)
+
+
+def rates(config: SchedulerConfig, steps: int, peak: float = 0.1, name: str = "adam") -> list[float]:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = build_optimizer([parameter], OptimizerConfig(name=name, lr=peak))
+    scheduler = build_scheduler(optimizer, config, peak, steps)
+    result = []
+    for _ in range(steps):
+        result.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return result
+
+
+def test_one_cycle_rises_to_the_peak_and_falls_to_nothing() -> None:
+    found = rates(SchedulerConfig(), 100)
+    assert found[0] == pytest.approx(0.1 / 25)
+    assert max(found) == pytest.approx(0.1)
+    assert found.index(max(found)) == pytest.approx(29, abs=1)
+    assert found[-1] == pytest.approx(0.1 / 25 / 1e4)
+
+
+def test_cosine_falls_from_the_peak_and_constant_stays() -> None:
+    found = rates(SchedulerConfig(name="cosine"), 100)
+    assert found == sorted(found, reverse=True)
+    assert found[0] == 0.1
+    assert found[50] == pytest.approx(0.05)
+    assert set(rates(SchedulerConfig(name="constant"), 10)) == {0.1}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")])
+def test_optimizers_by_name(name: str, kind: str) -> None:
+    optimizer = build_optimizer(
+        [torch.nn.Parameter(torch.ones(1))], OptimizerConfig(name=name, lr=0.5, weight_decay=0.1)
+    )
+    assert type(optimizer).__name__ == kind
+    assert optimizer.defaults["lr"] == 0.5
+    assert optimizer.defaults["weight_decay"] == 0.1
+    assert optimizer.defaults.get("momentum", 0.9) == 0.9

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from histolight.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["train", "--help"], ["train", "--cfg", "job"], ["--version"]])
+def test_asking_does_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        f"import sys; from histolight.cli import main; assert main({arguments}) == 0; assert 'torch' not in sys.modules"
+    )
+    result = run("-c", code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_configuration_can_be_printed_and_read_back(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--cfg", "job", "optimizer.lr=3e-4"]) == 0
+    from omegaconf import OmegaConf
+
+    printed = OmegaConf.create(capsys.readouterr().out)
+    assert printed.optimizer.lr == 3e-4
+    assert "hydra" not in printed
+
+
+def test_help_lists_groups_and_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert "densenet121" in text
+    assert "optimizer.weight_decay" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "trian is not a command: did you mean train?"),
+        (["train", "optimizer.lrr=1"], "did you mean optimizer.lr"),
+        (["train", "model.name=densnet121"], "did you mean densenet121"),
+        (["train", "--cfgg"], "--cfgg is not an option"),
+        (["train", "--cfg", "jobb"], "--cfg takes job, hydra or all"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_status_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_runs_as_a_module_from_any_folder(tmp_path: Path) -> None:
+    result = run("-m", "histolight", "train", "--cfg", "job", "data=kaggle", "data.root=a b", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "root: a b" in result.stdout
+
+
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv builds the wheel")
+def test_a_wheel_brings_its_configuration(tmp_path: Path) -> None:
+    subprocess.run(["uv", "build", "--wheel", "--out-dir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    wheel = next(tmp_path.glob("*.whl"))
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+        assert not [name for name in archive.namelist() if name.startswith(("tests/", "conf/"))]
+    code = "from histolight import cli, compose; print(compose.conf_directory()); cli.main(['train', '--cfg', 'job'])"
+    result = run("-c", code, cwd=tmp_path, PYTHONPATH=str(site))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(str(site / "histolight" / "conf"))
+    assert "name: resnet18" in result.stdout

@@ -1,0 +1,252 @@
+"""Trains for real: ResNet-18 on 60 tiles of 32x32, two epochs, a few seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from sklearn import metrics as sklearn_metrics
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from histolight.compose import compose_config, typed
+from histolight.config import Config
+from histolight.data.datamodule import TileDataModule
+from histolight.data.prepare import PreparedData, prepare
+from histolight.errors import HistolightError
+from histolight.models.classifier import Classifier
+from histolight.training import check_request, resolve_precision, train
+
+
+def run(overrides: list[str], directory: Path, resume: bool = False) -> dict:
+    config = check_request(typed(compose_config(overrides)))
+    return train(config, prepare(config.data), directory, resume)
+
+
+@pytest.fixture(scope="module")
+def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    run([*small, "data.test_fraction=0.2"], directory)
+    return directory
+
+
+def test_every_file_of_the_run_directory_is_there(finished: Path) -> None:
+    for name in (
+        "config.yaml",
+        "metrics.json",
+        "splits.csv",
+        "predictions/val.csv",
+        "predictions/test.csv",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "figures/val_roc.png",
+        "figures/test_worst_calls.png",
+    ):
+        assert (finished / name).is_file(), name
+    for figure in (finished / "figures").glob("*.png"):
+        assert Image.open(figure).size[0] > 300
+
+
+def test_metrics_are_complete_and_agree_with_the_predictions(finished: Path) -> None:
+    found = json.loads((finished / "metrics.json").read_text())
+    assert (found["status"], found["reason"], found["split"]) == ("completed", None, "random")
+    for part in ("val", "test"):
+        table = pd.read_csv(finished / "predictions" / f"{part}.csv", dtype={"id": str})
+        assert list(table.columns) == ["id", "label", "group", "logit", "score"]
+        assert len(table) == sum(found["tiles"][part].values()) == 12
+        np.testing.assert_allclose(table["score"], 1 / (1 + np.exp(-table["logit"])), atol=1e-6)
+        figures = found[part]
+        assert figures["auroc"]["value"] == pytest.approx(sklearn_metrics.roc_auc_score(table["label"], table["score"]))
+        assert figures["auroc"]["method"] in ("delong", "clopper-pearson")
+        called = table["score"] > 0.5
+        assert figures["accuracy"]["value"] == pytest.approx(sklearn_metrics.accuracy_score(table["label"], called))
+        assert figures["nll"]["value"] == pytest.approx(
+            sklearn_metrics.log_loss(table["label"], table["score"]), rel=1e-4
+        )
+        called = table["score"] > found["threshold"]
+        expected = sklearn_metrics.balanced_accuracy_score(table["label"], called)
+        assert found[f"{part}_at_threshold"]["balanced_accuracy"]["value"] == pytest.approx(expected)
+    assert found["parameters"] == 11_177_025
+    assert found["tiles_per_second"] > 0
+    assert found["seconds"] > 0
+    assert found["epochs"] == 2
+    assert len(found["data_fingerprint"]) == 32
+    assert torch.__version__.startswith(found["versions"]["torch"])
+
+
+def test_splits_name_every_tile_once_and_predictions_are_of_their_part(finished: Path) -> None:
+    splits = pd.read_csv(finished / "splits.csv", dtype=str)
+    assert len(splits) == 60
+    assert splits["id"].is_unique
+    for part in ("val", "test"):
+        table = pd.read_csv(finished / "predictions" / f"{part}.csv", dtype={"id": str})
+        assert set(table["id"]) == set(splits.loc[splits["split"] == part, "id"])
+
+
+def test_the_best_checkpoint_gives_the_recorded_logits(finished: Path, small: list[str]) -> None:
+    classifier = Classifier.load_from_checkpoint(finished / "checkpoints" / "best.ckpt", weights_only=True).eval()
+    config = typed(compose_config([*small, "data.test_fraction=0.2"]))
+    data = prepare(config.data)
+    part = data.part("test")
+    tiles = torch.from_numpy(data.tiles.gather(part["row"].to_numpy())).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        logits = classifier(tiles)
+    table = pd.read_csv(finished / "predictions" / "test.csv")
+    assert table["id"].tolist() == part["id"].tolist()
+    np.testing.assert_allclose(logits.numpy(), table["logit"], atol=1e-4)
+
+
+def test_tensorboard_has_curves_pictures_and_final_hyperparameters(finished: Path) -> None:
+    events = EventAccumulator(str(finished / "tensorboard"), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    scalars = {"train/loss", "learning_rate", "speed/tiles_per_second", "speed/data_wait_seconds", "train/auroc"}
+    scalars |= {"val/auroc", "val/accuracy", "val/ece", "final/val_auroc", "final/test_auroc"}
+    assert scalars <= set(tags["scalars"])
+    assert "hp_metric" not in tags["scalars"]
+    pictures = {tag.split("/image")[0] for tag in tags["images"]}
+    expected = {f"{part}/{name}" for part in ("val", "test") for name in ("roc", "precision_recall", "confusion")}
+    assert expected | {"augmented training tiles", "val/worst_calls"} <= pictures
+    found = json.loads((finished / "metrics.json").read_text())
+    assert events.Scalars("final/val_auroc")[-1].value == pytest.approx(found["val"]["auroc"]["value"])
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def predictions(directory: Path) -> pd.DataFrame:
+    return pd.read_csv(directory / "predictions" / "val.csv")
+
+
+def test_an_interrupted_run_continues_to_the_same_result(small: list[str], tmp_path: Path, monkeypatch) -> None:
+    overrides = [*small, "trainer.max_epochs=3", "model.dropout=0.3"]
+    whole = run(overrides, tmp_path / "whole")
+
+    original = Classifier.training_step
+
+    def interrupt(self: Classifier, batch, batch_idx: int):
+        if self.trainer.current_epoch == 1 and batch_idx == 3:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(overrides, tmp_path / "cut")
+    recorded = json.loads((tmp_path / "cut" / "metrics.json").read_text())
+    assert recorded["status"] == "interrupted"
+    assert "val" not in recorded
+    monkeypatch.setattr(Classifier, "training_step", original)
+    continued = run(overrides, tmp_path / "cut", resume=True)
+
+    assert continued["status"] == "completed"
+    assert continued["val"] == whole["val"]
+    pd.testing.assert_frame_equal(predictions(tmp_path / "cut"), predictions(tmp_path / "whole"), check_exact=True)
+
+
+@pytest.mark.parametrize("changed", ["data.residency=device", "data.residency=memmap"])
+def test_the_same_seed_gives_the_same_predictions_whatever_the_residency(
+    changed: str, small: list[str], tmp_path: Path
+) -> None:
+    run([*small, "seed=5"], tmp_path / "a")
+    run([*small, "seed=5", changed], tmp_path / "b")
+    pd.testing.assert_frame_equal(predictions(tmp_path / "a"), predictions(tmp_path / "b"), check_exact=True)
+
+
+def test_another_seed_trains_another_network_on_the_same_tiles(
+    small: list[str], finished: Path, tmp_path: Path
+) -> None:
+    run([*small, "data.test_fraction=0.2", "seed=1"], tmp_path / "other")
+    assert (tmp_path / "other" / "splits.csv").read_text() == (finished / "splits.csv").read_text()
+    assert not np.allclose(predictions(tmp_path / "other")["logit"], predictions(finished)["logit"])
+
+
+def test_a_loss_that_is_not_finite_is_recorded_as_a_failure(small: list[str], tmp_path: Path) -> None:
+    with pytest.raises(HistolightError, match=r"the loss became (nan|inf).*lower optimizer.lr"):
+        run([*small, "optimizer=sgd", "optimizer.lr=100", "trainer.max_epochs=20"], tmp_path / "nan")
+    recorded = json.loads((tmp_path / "nan" / "metrics.json").read_text())
+    assert recorded["status"] == "failed"
+    assert "the loss became" in recorded["reason"]
+
+
+def test_learning_happens(small: list[str], tmp_path: Path) -> None:
+    found = run([*small, "trainer.max_epochs=8", "augment=flips"], tmp_path / "run")
+    assert found["val"]["auroc"]["value"] > 0.8
+
+
+@pytest.mark.parametrize(
+    "options", [["trainer.accumulate=2", "trainer.clip=1"], ["model.freeze=backbone"], ["loss.label_smoothing=0.1"]]
+)
+def test_options_of_the_trainer_run(options: list[str], small: list[str], tmp_path: Path) -> None:
+    assert run([*small, "trainer.max_epochs=1", *options, "logger=csv"], tmp_path / "run")["status"] == "completed"
+    assert (tmp_path / "run" / "csv" / "metrics.csv").is_file()
+
+
+def test_a_frozen_backbone_does_not_move(small: list[str], tmp_path: Path) -> None:
+    run([*small, "trainer.max_epochs=1", "model.freeze=backbone", "seed=3"], tmp_path / "run")
+    trained = Classifier.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    torch.manual_seed(3)
+    import lightning as L
+
+    L.seed_everything(3, verbose=False)
+    fresh = Classifier(**dict(trained.hparams))
+    moved = {key for key, value in trained.state_dict().items() if not torch.equal(value, fresh.state_dict()[key])}
+    assert moved == {"backbone.fc.weight", "backbone.fc.bias"}
+
+
+def test_precision_is_never_half_on_a_cpu(small_config: Config) -> None:
+    assert resolve_precision(small_config.trainer) == "32-true"
+    assert resolve_precision(dataclasses.replace(small_config.trainer, precision="bf16-mixed")) == "bf16-mixed"
+
+
+def test_the_checkpoint_holds_plain_types_only(finished: Path) -> None:
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["model"]["name"] == "resnet18"
+    assert not [key for key in checkpoint["state_dict"] if "_orig_mod" in key]
+
+
+@pytest.fixture(scope="module")
+def data(small: list[str]) -> PreparedData:
+    return prepare(typed(compose_config(small)).data)
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_in_bfloat16_with_resident_tiles(small: list[str], tmp_path: Path) -> None:
+    found = run([*small, "trainer=gpu", "trainer.max_epochs=2"], tmp_path / "run")
+    assert found["status"] == "completed"
+
+
+def test_validation_is_never_augmented_and_training_is(
+    small_config: Config, data: PreparedData, tmp_path: Path
+) -> None:
+    from histolight.callbacks import Speed
+    from histolight.training import build_trainer
+
+    config = dataclasses.replace(small_config, trainer=dataclasses.replace(small_config.trainer, max_epochs=1))
+    seen: dict[str, torch.Tensor] = {}
+
+    class Watching(Classifier):
+        def training_step(self, batch, batch_idx):
+            seen.setdefault("train", batch.tiles.clone()), seen.setdefault("train_rows", batch.rows)
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            seen.setdefault("val", batch.tiles.clone()), seen.setdefault("val_rows", batch.rows)
+            super().validation_step(batch, batch_idx)
+
+    def fit(config: Config) -> None:
+        seen.clear()
+        classifier = Watching.from_config(config, 1.0)
+        trainer = build_trainer(config, tmp_path, Speed())
+        trainer.fit(classifier, TileDataModule(data, config))
+
+    def stored(part: str) -> torch.Tensor:
+        return torch.from_numpy(data.tiles.gather(seen[f"{part}_rows"].numpy())).permute(0, 3, 1, 2).float() / 255
+
+    fit(config)
+    torch.testing.assert_close(seen["val"], stored("val"))
+    assert not torch.allclose(seen["train"], stored("train"))
+    fit(dataclasses.replace(config, data=dataclasses.replace(config.data, augment_val=True)))
+    assert not torch.allclose(seen["val"], stored("val"))
