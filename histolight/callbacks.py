@@ -62,7 +62,7 @@ class Speed(L.Callback):
         """Count the batch; read the loss every few steps."""
         self._tiles_of_epoch += len(batch.rows) * trainer.world_size
         last = batch_idx + 1 == trainer.num_training_batches
-        if last or trainer.global_step % EVERY == 0:
+        if last or batch_idx % EVERY == 0:
             assert isinstance(pl_module, Classifier)
             assert pl_module.loss is not None
             self.loss = float(pl_module.loss.detach())
@@ -79,7 +79,7 @@ class Speed(L.Callback):
         self._ended = time.perf_counter()
 
     def _log(self, trainer: L.Trainer) -> None:
-        if trainer.logger is None or trainer.global_step % EVERY:
+        if trainer.logger is None:
             return
         rate = self._tiles_of_epoch / (time.perf_counter() - self._begun)
         figures = {"train/loss": self.loss, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}

@@ -30,6 +30,10 @@ class DataError(RequestError):
         self.problems = problems
 
 
+class Interrupted(HistolightError):
+    """Ctrl-C or SIGTERM ended the work; the message says how to continue."""
+
+
 def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:
     """Name the valid names closest to ``name``, or all of them when none is close.
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import pandas as pd
 
-from histolight.errors import HistolightError, RequestError
+from histolight.errors import HistolightError, Interrupted, RequestError
 
 PACKAGES = (
     "histolight",
@@ -107,8 +107,8 @@ def recorded(directory: Path) -> Iterator[None]:
     update_metrics(directory, status="running", reason=None)
     try:
         yield
-    except KeyboardInterrupt:
-        update_metrics(directory, status="interrupted", reason="interrupted by Ctrl-C or SIGTERM")
+    except (KeyboardInterrupt, Interrupted) as error:
+        update_metrics(directory, status="interrupted", reason=str(error) or "interrupted")
         raise
     except BaseException as error:
         with contextlib.suppress(HistolightError):  # a full disk must not hide the error that it caused

@@ -11,6 +11,7 @@ from histolight.compose import compose_config, typed
 from histolight.config import Config
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+torch.set_num_threads(1)  # the tests' networks are small, and pytest-xdist runs a process on each core
 SIZE = 32  # pixels of the tests' tiles
 
 

@@ -80,14 +80,17 @@ class TileLoader:
         return whole if whole and self.drop_last else whole + bool(rest)
 
     def __iter__(self) -> Iterator[Batch]:
+        # A generator, so that the epoch is read with the first batch: Lightning makes the iterator of a resumed training
+        # before it has restored the epoch.
         process, processes = self.share
         epoch = self.epoch()
         order = np.arange(len(self.rows)) if self.order is None else self.order(epoch)
         order = order[process::processes]
         steps = ((epoch, step, order[step * self.batch_size :][: self.batch_size]) for step in range(len(self)))
         if isinstance(self.tiles, DeviceTiles):
-            return (self._batch(*step) for step in steps)
-        return self._prefetched(steps)
+            yield from (self._batch(*step) for step in steps)
+        else:
+            yield from self._prefetched(steps)
 
     def _prefetched(self, steps: Iterator[tuple[int, int, np.ndarray]]) -> Iterator[Batch]:
         with ThreadPoolExecutor(1, thread_name_prefix="gather") as pool:
@@ -122,7 +125,7 @@ class DeviceTiles:
 
     def __init__(self, tiles: Tiles, rows: np.ndarray, device: torch.device) -> None:
         self._place = torch.full((len(tiles),), -1, dtype=torch.int64)
-        self._place[torch.from_numpy(rows)] = torch.arange(len(rows))
+        self._place[torch.tensor(rows)] = torch.arange(len(rows))
         self._store = torch.empty((len(rows), tiles.image_size, tiles.image_size, 3), dtype=torch.uint8, device=device)
         for start in range(0, len(rows), _BLOCK):
             self._store[start : start + _BLOCK] = torch.from_numpy(tiles.gather(rows[start : start + _BLOCK]))

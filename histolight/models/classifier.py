@@ -66,6 +66,7 @@ class Classifier(L.LightningModule):
         if self.model_config.freeze == "backbone":
             self.backbone.requires_grad_(False).get_submodule(self.head).requires_grad_(True)
 
+        self.train()
         self.loss: torch.Tensor | None = None
         self.predictions: tuple[torch.Tensor, torch.Tensor] | None = None
         self._trained: list[Seen] = []
