@@ -30,7 +30,7 @@ class DataError(RequestError):
         self.problems = problems
 
 
-class Interrupted(HistolightError):
+class InterruptionError(HistolightError):
     """Ctrl-C or SIGTERM ended the work; the message says how to continue."""
 
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import pandas as pd
 
-from histolight.errors import HistolightError, Interrupted, RequestError
+from histolight.errors import HistolightError, InterruptionError, RequestError
 
 PACKAGES = (
     "histolight",
@@ -107,7 +107,7 @@ def recorded(directory: Path) -> Iterator[None]:
     update_metrics(directory, status="running", reason=None)
     try:
         yield
-    except (KeyboardInterrupt, Interrupted) as error:
+    except (KeyboardInterrupt, InterruptionError) as error:
         update_metrics(directory, status="interrupted", reason=str(error) or "interrupted")
         raise
     except BaseException as error:

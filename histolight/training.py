@@ -23,7 +23,7 @@ from histolight.compose import to_yaml
 from histolight.config import Config, TrainerConfig
 from histolight.data.datamodule import TileDataModule
 from histolight.data.prepare import PreparedData
-from histolight.errors import HistolightError, Interrupted, RequestError
+from histolight.errors import HistolightError, InterruptionError, RequestError
 from histolight.evaluation import figures
 from histolight.evaluation.intervals import Interval, metric_intervals
 from histolight.evaluation.metrics import best_threshold
@@ -84,7 +84,7 @@ def train(config: Config, data: PreparedData, directory: Path, resume: bool = Fa
                 try:
                     trainer.fit(classifier, datamodule, ckpt_path=checkpoint, weights_only=True)
                 except SystemExit as error:  # what Lightning makes of Ctrl-C and SIGTERM
-                    raise Interrupted(
+                    raise InterruptionError(
                         f"interrupted in epoch {trainer.current_epoch}: continue with histolight train run={directory}"
                     ) from error
                 trained = time.perf_counter()
@@ -121,7 +121,7 @@ def build_trainer(config: Config, directory: Path, speed: Speed) -> L.Trainer:
             monitor="val/auroc",
             mode="max",
             save_last=True,
-            # After the epoch is counted: a checkpoint from inside the validation would resume with the epoch's number off.
+            # Once the epoch is counted, so that its number is right in a resumed training.
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         ),

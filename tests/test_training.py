@@ -18,7 +18,7 @@ from histolight.compose import compose_config, typed
 from histolight.config import Config
 from histolight.data.datamodule import TileDataModule
 from histolight.data.prepare import PreparedData, prepare
-from histolight.errors import HistolightError, Interrupted
+from histolight.errors import HistolightError, InterruptionError
 from histolight.models.classifier import Classifier
 from histolight.training import check_request, resolve_precision, train
 
@@ -133,7 +133,7 @@ def test_an_interrupted_run_continues_to_the_same_result(small: list[str], tmp_p
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(Classifier, "training_step", interrupt)
-    with pytest.raises(Interrupted, match=r"interrupted in epoch 1: continue with histolight train run=.*cut"):
+    with pytest.raises(InterruptionError, match=r"interrupted in epoch 1: continue with histolight train run=.*cut"):
         run(overrides, tmp_path / "cut")
     recorded = json.loads((tmp_path / "cut" / "metrics.json").read_text())
     assert recorded["status"] == "interrupted"

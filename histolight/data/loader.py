@@ -80,8 +80,8 @@ class TileLoader:
         return whole if whole and self.drop_last else whole + bool(rest)
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator, so that the epoch is read with the first batch: Lightning makes the iterator of a resumed training
-        # before it has restored the epoch.
+        # A generator, so that the epoch is read with the first batch: Lightning makes the iterator of a resumed
+        # training before it has restored the epoch.
         process, processes = self.share
         epoch = self.epoch()
         order = np.arange(len(self.rows)) if self.order is None else self.order(epoch)

@@ -140,7 +140,7 @@ def draw_tile(number: int, index: int, image_size: int) -> tuple[np.ndarray, np.
     slide, random = make_slide(number), _generator(number, index)
     atypia = random.uniform(0.1, 1)
     stroma = 1 / (1 + np.exp(-2.5 * (smooth_noise(random, image_size, 30) + slide.stroma + random.normal(0, 0.7))))
-    gaps = 4 * (smooth_noise(random, image_size, random.uniform(6, 16)) - random.uniform(0.9, 3.5)) + 0.5
+    gaps = 4 * (smooth_noise(random, image_size, 10) - random.uniform(0.9, 3.5)) + 0.5
     gaps = gaps.clip(0, 1)
     tumour = _tumour_nuclei(random, slide, image_size, bool(slide.labels[index]), atypia)
     benign = _benign_nuclei(random, slide, image_size, stroma, gaps, tumour)
@@ -160,7 +160,7 @@ def draw_tile(number: int, index: int, image_size: int) -> tuple[np.ndarray, np.
     light = transmit(amounts, slide.stains, slide.glass)
     blur = slide.blur + random.uniform(0, 0.3)
     light = gaussian_filter(light, (blur, blur, 0), truncate=3)
-    light += 0.012 * random.standard_normal(light.shape)
+    light += 0.012 * random.standard_normal(light.shape, dtype=np.float32)
     return np.rint(255 * light.clip(0, 1)).astype(np.uint8), tumour_mask
 
 
@@ -183,14 +183,20 @@ def transmit(amounts: np.ndarray, stains: np.ndarray, glass: np.ndarray) -> np.n
 
 def smooth_noise(random: np.random.Generator, size: int, scale: float) -> np.ndarray:
     """Draw a Gaussian random field, float (size, size): mean 0, variance 1, smooth over ``scale`` pixels."""
-    knots = np.arange(-3 * scale, size + 3 * scale, scale)
-    weights = np.exp(-0.5 * ((np.arange(size)[:, None] - knots) / scale) ** 2)
-    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
-    return weights @ random.standard_normal((len(knots), len(knots))) @ weights.T
+    weights = _bumps(size, scale)
+    return weights @ random.standard_normal((weights.shape[1], weights.shape[1])) @ weights.T
 
 
 def _generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(_SEED, spawn_key=key))
+
+
+@functools.cache
+def _bumps(size: int, scale: float) -> np.ndarray:
+    """Weights of Gaussian bumps ``scale`` pixels apart in each of ``size`` pixels; a row's squares add up to 1."""
+    knots = np.arange(-3 * scale, size + 3 * scale, scale)
+    weights = np.exp(-0.5 * ((np.arange(size)[:, None] - knots) / scale) ** 2)
+    return weights / np.linalg.norm(weights, axis=1, keepdims=True)
 
 
 def _fibres(random: np.random.Generator, size: int) -> np.ndarray:
