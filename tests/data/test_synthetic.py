@@ -56,7 +56,7 @@ def test_rows_of_the_table_are_the_tiles_of_its_slides(source):
 
 
 def test_a_tile_is_the_same_in_threads_and_whenever_it_is_called(source):
-    rows = list(range(0, SLIDES * TILES_PER_SLIDE, 101))
+    rows = list(range(0, SLIDES * TILES_PER_SLIDE, 151))
     serial = [source.read_tile(row) for row in rows]
     make_slide.cache_clear()
     with ThreadPoolExecutor(4) as threads:
@@ -76,7 +76,7 @@ def test_a_change_of_the_drawing_changes_the_fingerprint(source, monkeypatch):
     assert load_source(DataConfig()).fingerprint != source.fingerprint
 
 
-@pytest.mark.parametrize("size", [32, 47, 96, 128])
+@pytest.mark.parametrize("size", [32, 47, 96])
 def test_any_tile_size(source, size):
     resized = load_source(DataConfig(image_size=size))
     tile = resized.read_tile(0)
@@ -89,17 +89,17 @@ def test_any_tile_size(source, size):
 
 @pytest.mark.parametrize("size", [32, 47, 96])
 def test_the_centre_alone_decides_the_label(size):
-    for number in range(0, SLIDES, 2):
-        for index in range(10):
+    for number in range(0, SLIDES, 3):
+        for index in range(6):
             mask = draw_tile(number, index, size)[1]
             assert centre(mask).any() == make_slide(number).labels[index]
 
 
 def test_half_of_the_benign_tiles_have_tumour_around_the_centre():
-    keys = [(number, index) for number in range(SLIDES) for index in range(20)]
+    keys = [(number, index) for number in range(SLIDES) for index in range(6)]
     benign = [key for key in keys if make_slide(key[0]).labels[key[1]] == 0]
     around = np.mean([draw_tile(*key, 96)[1].any() for key in benign])
-    assert 0.4 < around < 0.65
+    assert 0.35 < around < 0.7
 
 
 def test_tumour_nuclei_are_haematoxylin_dark():
@@ -126,8 +126,8 @@ def test_stains_are_mixed_in_optical_density():
 
 def test_smooth_noise_has_variance_one_and_the_asked_for_smoothness():
     random = np.random.default_rng(0)
-    fields = np.stack([synthetic.smooth_noise(random, 64, 8) for _ in range(2000)])
+    fields = np.stack([synthetic.smooth_noise(random, 32, 8) for _ in range(2000)])
     np.testing.assert_allclose(fields.std(axis=0), 1, atol=0.1)
     np.testing.assert_allclose(fields.mean(axis=0), 0, atol=0.15)
     # Bumps of width s overlap as exp(-d^2 / (4 s^2)): the correlation 8 pixels apart is exp(-1/4).
-    assert (fields[:, 30, 20] * fields[:, 30, 28]).mean() == pytest.approx(np.exp(-0.25), abs=0.08)
+    assert (fields[:, 16, 10] * fields[:, 16, 18]).mean() == pytest.approx(np.exp(-0.25), abs=0.08)

@@ -1,0 +1,65 @@
+"""Run directories as ``train`` writes them, with simulated scores, so that the truth is known."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+from scipy.special import expit
+
+from histolight import runs
+from histolight.compose import to_yaml
+from histolight.config import Config
+from histolight.evaluation.intervals import auroc_interval
+from histolight.evaluation.ranking import METRICS
+
+
+def fake_run(
+    directory: Path,
+    shift: float = 1.5,
+    tiles: int = 200,
+    slides: int = 0,
+    split: str = "random",
+    parts: tuple[str, ...] = ("val",),
+    status: str = "completed",
+    reason: str | None = None,
+    costs: dict[str, float] | None = None,
+    **overrides: Any,
+) -> Path:
+    """Write a run whose true AUROC is Phi(shift / sqrt 2); keys of ``overrides`` have ``__`` in place of dots.
+
+    The tiles follow from data.seed, data.fold and their number; models find the same tiles hard.
+    """
+    config = OmegaConf.structured(Config())
+    for key, value in overrides.items():
+        OmegaConf.update(config, key.replace("__", "."), value)
+    runs.write_atomically(directory / "config.yaml", to_yaml(config))
+    metrics: dict[str, Any] = {"status": status, "reason": reason, "split": split, "tiles": {}, "selected_on": "val"}
+    if status == "completed":
+        for part in parts:
+            table = _predictions(config, part, shift, tiles, slides, str(sorted(overrides.items())))
+            runs.write_csv(directory / "predictions" / f"{part}.csv", table)
+            groups = table["group"] if slides else None
+            figures = {name: {"value": 0.8, "low": 0.7, "high": 0.9, "method": "wilson"} for name in METRICS}
+            metrics[part] = {"auroc": auroc_interval(table["score"], table["label"], groups), **figures}
+            metrics["tiles"][part] = {str(label): int((table["label"] == label).sum()) for label in (0, 1)}
+        metrics |= {"seconds": 60.0, "tiles_per_second": 500.0, "parameters": 11_000_000, **(costs or {})}
+    runs.update_metrics(directory, data_fingerprint="fake", **metrics)
+    return directory
+
+
+def _predictions(config: Any, part: str, shift: float, tiles: int, slides: int, model: str) -> pd.DataFrame:
+    fold = config.data.fold if part == "val" else None
+    truth = np.random.default_rng([config.data.seed, 99 if fold is None else fold, part == "test"])
+    stems = [f"{part}{fold}-{config.data.seed}-{number}" for number in range(tiles)]
+    ids = sorted(hashlib.sha1(stem.encode()).hexdigest() for stem in stems)
+    labels = truth.permutation(np.arange(tiles) % 5 < 2).astype(int)
+    hardness = truth.normal(size=tiles)
+    noise = np.random.default_rng(list(hashlib.sha1(model.encode()).digest())).normal(size=tiles)
+    logits = (shift * labels + 0.8 * hardness + 0.6 * noise - shift / 2).astype(np.float32)
+    groups = [f"slide_{fold}_{number % slides}" for number in range(tiles)] if slides else None
+    return pd.DataFrame({"id": ids, "label": labels, "group": groups, "logit": logits, "score": expit(logits)})

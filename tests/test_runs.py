@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from histolight import runs
+from histolight.errors import HistolightError, InterruptionError, RequestError
+from histolight.evaluation.intervals import Interval
+
+
+def test_metrics_are_plain_json_without_nan(tmp_path: Path) -> None:
+    runs.update_metrics(tmp_path, status="running", val={"auroc": Interval(0.9, math.nan, math.inf, "none", "why")})
+    runs.update_metrics(tmp_path, seconds=1.5)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["val"]["auroc"] == {"value": 0.9, "low": None, "high": None, "method": "none", "note": "why"}
+    assert (found["status"], found["seconds"]) == ("running", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (HistolightError("no room"), "failed", "no room"),
+        (ValueError("first\nsecond"), "failed", "first"),
+        (MemoryError(), "failed", "MemoryError"),
+        (InterruptionError("go on with"), "interrupted", "go on with"),
+        (KeyboardInterrupt(), "interrupted", "interrupted"),
+    ],
+)
+def test_how_the_work_ended_is_recorded(error: BaseException, status: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(type(error)), runs.recorded(tmp_path):
+        assert runs.read_metrics(tmp_path)["status"] == "running"
+        raise error
+    found = runs.read_metrics(tmp_path)
+    assert (found["status"], found["reason"]) == (status, reason)
+    with runs.recorded(tmp_path):
+        pass
+    assert (runs.read_metrics(tmp_path)["status"], runs.read_metrics(tmp_path)["reason"]) == ("completed", None)
+
+
+@pytest.mark.parametrize("content", ["", '{"status": "compl', "[]", "{}"])
+def test_a_damaged_record_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(RequestError, match=r"metrics.json is damaged"):
+        runs.read_metrics(tmp_path)
+
+
+def test_nothing_is_left_beside_a_file_that_could_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(HistolightError, match="can't be written"):
+        runs.write_atomically(tmp_path / "metrics.json", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_float32_figures_read_back_exactly(tmp_path: Path) -> None:
+    import numpy as np
+
+    table = pd.DataFrame({"id": ["0012", "b"], "logit": np.array([0.1, -1 / 3], dtype=np.float32)})
+    runs.write_csv(tmp_path / "table.csv", table)
+    back = pd.read_csv(tmp_path / "table.csv", dtype={"id": str, "logit": np.float32})
+    pd.testing.assert_frame_equal(back, table)
+
+
+def test_versions_and_commit_are_recorded() -> None:
+    found = runs.provenance()
+    assert set(runs.PACKAGES) < set(found["versions"])
+    assert found["git_commit"] is None or len(found["git_commit"].removesuffix("-dirty")) == 40
