@@ -130,6 +130,8 @@ def _translate(error: Exception, overrides: Sequence[str]) -> str:
     text = f"{error}\n{error.__cause__ or ''}"
     if match := re.search(r"(?:Could not find|In '[^']*': Could not find) '([\w/]+)/([^'/]*)'", text):
         group, name = match.groups()
+        if group in ("hydra/launcher", "hydra/sweeper"):
+            return f"{group}={name} is a plugin that is not installed: install histolight[{name.partition('_')[0]}]"
         return f"{group}={name} is not known: {nearest(name, config_groups().get(group, []))}"
     if match := re.search(r"Value '(.*?)'.* could not be converted to (\w+)", text):
         kinds = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}

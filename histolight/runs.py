@@ -43,8 +43,22 @@ PACKAGES = (
 )
 
 
+def is_main_process() -> bool:
+    """Whether this process writes the run directory: of several that share one training, the first does.
+
+    Launchers say which process this is: Lightning's own and torchrun by (LOCAL_)RANK, SLURM by SLURM_PROCID.
+    """
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return all(rank in (None, "0") for rank in ranks)
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it there, so that no reader ever sees half of it."""
+    """Write a text file beside its place and rename it there, so that no reader ever sees half of it.
+
+    Of several processes that share a training only the main one writes.
+    """
+    if not is_main_process():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -22,8 +22,8 @@ from histolight.callbacks import Progress, Speed, TileGrid, peak_memory_mb
 from histolight.compose import to_yaml
 from histolight.config import Config, TrainerConfig
 from histolight.data.datamodule import TileDataModule
-from histolight.data.prepare import PreparedData
-from histolight.errors import HistolightError, InterruptionError, RequestError
+from histolight.data.prepare import PreparedData, prepare
+from histolight.errors import DataError, HistolightError, InterruptionError, RequestError
 from histolight.evaluation import figures
 from histolight.evaluation.intervals import Interval, metric_intervals
 from histolight.evaluation.metrics import best_threshold
@@ -51,17 +51,36 @@ def check_request(config: Config) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, weights=weights))
 
 
-def train(config: Config, data: PreparedData, directory: Path, resume: bool = False) -> dict[str, Any]:
+def prepare_data(config: Config, directory: Path) -> PreparedData:
+    """Prepare the data of a run; damaged data are listed in the run directory.
+
+    Raises:
+        HistolightError: As :func:`histolight.data.prepare.prepare`.
+    """
+    try:
+        return prepare(config.data)
+    except DataError as error:
+        with runs.recorded(directory):
+            runs.write_atomically(directory / "config.yaml", to_yaml(config))
+            path = directory / "data_problems.csv"
+            runs.write_csv(path, error.problems)
+            raise DataError(f"{error}; all of them: {path}", error.problems) from error
+
+
+def train(
+    config: Config, data: PreparedData, directory: Path, resume: bool = False, progress: bool = True
+) -> dict[str, Any]:
     """Train, choose the best epoch by validation AUROC, measure it, and write the run directory.
 
     Args:
         config: From :func:`check_request`.
-        data: From :func:`histolight.data.prepare.prepare`.
+        data: From :func:`prepare_data`.
         directory: The run directory; ``config.yaml`` in it says how to continue.
         resume: Continue from ``checkpoints/last.ckpt`` where there is one.
+        progress: Show Lightning's progress bar.
 
     Returns:
-        What ``metrics.json`` holds.
+        What ``metrics.json`` holds; of several processes that share the training only the main one returns it.
 
     Raises:
         HistolightError: The training failed: out of memory, a loss that is not finite, a full disk.
@@ -75,7 +94,7 @@ def train(config: Config, data: PreparedData, directory: Path, resume: bool = Fa
             classifier = Classifier.from_config(config, positive_weight(config.loss.pos_weight, train_labels))
             datamodule = TileDataModule(data, config)
             speed = Speed()
-            trainer = build_trainer(config, directory, speed)
+            trainer = build_trainer(config, directory, speed, progress)
             if config.trainer.compile != "none":
                 classifier.backbone.compile(mode=config.trainer.compile)
             last = directory / "checkpoints" / "last.ckpt"
@@ -105,15 +124,15 @@ def train(config: Config, data: PreparedData, directory: Path, resume: bool = Fa
             parameters=sum(parameter.numel() for parameter in classifier.parameters()),
             epochs=trainer.current_epoch,
         )
-    return runs.read_metrics(directory)
+    return runs.read_metrics(directory) if runs.is_main_process() else {}
 
 
-def build_trainer(config: Config, directory: Path, speed: Speed) -> L.Trainer:
+def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool = True) -> L.Trainer:
     """Build Lightning's Trainer with the callbacks of a run."""
     settings = config.trainer
     callbacks: list[L.Callback] = [
         speed,
-        Progress(speed),
+        *([Progress(speed)] if progress else []),
         TileGrid(),
         ModelCheckpoint(
             directory / "checkpoints",
@@ -148,6 +167,7 @@ def build_trainer(config: Config, directory: Path, speed: Speed) -> L.Trainer:
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,
+            enable_progress_bar=progress,
         )
 
 
@@ -207,7 +227,8 @@ def _measure_parts(
         found[part] = _intervals(table, 0.5, config)
         at_threshold = _intervals(table, found["threshold"], config)
         found[f"{part}_at_threshold"] = {name: at_threshold[name] for name in THRESHOLDED}
-        _draw(trainer, table, data, part, found, directory)
+        if runs.is_main_process():
+            _draw(trainer, table, data, part, found, directory)
     return found
 
 

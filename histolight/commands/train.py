@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from histolight import runs
-from histolight.compose import compose_config, like_config, to_yaml, typed
+from histolight.compose import compose_config, like_config, typed
 from histolight.config import Config
-from histolight.errors import DataError, RequestError
+from histolight.errors import RequestError
+
+if TYPE_CHECKING:
+    from histolight.sweeps import SweepResult
+
+SHARED_DIRECTORY = "HISTOLIGHT_RUN_DIRECTORY"  # environment variable, for the processes of one DDP training
 
 
 def main(overrides: list[str], multirun: bool = False) -> int:
-    """Run the command; return the exit status."""
-    if multirun:
-        raise RequestError("-m is not there yet: give one value for each key")
+    """Run the command; return the exit status. ``sweep=NAME`` means ``-m``, given or not."""
+    if multirun or any(override.startswith("sweep=") for override in overrides):
+        from histolight.sweeps import run_sweep
+
+        result = run_sweep(overrides)
+        print(sweep_summary(result))
+        return 1 if any(point.status != "completed" for point in result.points) else 0
     config, directory, resume = _request(overrides)
-    from histolight.training import check_request, train  # imports torch: only once the request is understood
+    from histolight.training import check_request, prepare_data, train  # imports torch: not before it must
 
     config = check_request(config)
-    data = _prepare(config, directory)
+    data = prepare_data(config, directory)
     slides = data.slides or "no known"
     print(f"{len(data.table):,} tiles, {slides} slides, split: {data.split_kind}; writing {directory}", file=sys.stderr)
     metrics = train(config, data, directory, resume)
-    print(summary(metrics, directory))
+    if metrics:
+        print(summary(metrics, directory))
     return 0
 
 
@@ -47,6 +58,10 @@ def _request(overrides: list[str]) -> tuple[Config, Path, bool]:
         composed = like_config(_saved(Path(composed.like).expanduser()), overrides)
     config = typed(composed)
     directory = Path(composed.hydra.run.dir).expanduser()
+    if not runs.is_main_process():
+        # Lightning starts the other processes of a DDP training with this same command: they share one folder.
+        return config, Path(os.environ.get(SHARED_DIRECTORY, directory)), False
+    os.environ[SHARED_DIRECTORY] = str(directory)
     if (directory / "metrics.json").exists():
         raise RequestError(
             f"{directory} holds a run: continue it with run={directory}, or choose another hydra.run.dir"
@@ -62,19 +77,6 @@ def _saved(directory: Path) -> DictConfig:
         return cast(DictConfig, OmegaConf.load(path))
     except Exception as error:
         raise RequestError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-
-
-def _prepare(config: Config, directory: Path) -> Any:
-    from histolight.data.prepare import prepare
-
-    try:
-        return prepare(config.data)
-    except DataError as error:
-        with runs.recorded(directory):
-            runs.write_atomically(directory / "config.yaml", to_yaml(config))
-            path = directory / "data_problems.csv"
-            runs.write_csv(path, error.problems)
-            raise DataError(f"{error}; all of them: {path}", error.problems) from error
 
 
 def summary(metrics: dict[str, Any], directory: Path) -> str:
@@ -96,4 +98,24 @@ def summary(metrics: dict[str, Any], directory: Path) -> str:
     lines.append(split[metrics["split"]])
     lines.append(f"run          {directory}")
     lines.append(f"TensorBoard  tensorboard --logdir {directory / 'tensorboard'}")
+    return "\n".join(lines)
+
+
+def sweep_summary(result: SweepResult) -> str:
+    """Say how many points are completed, which failed and why, which is the best, and how to go on."""
+    completed = [point for point in result.points if point.status == "completed"]
+    failed = [point for point in result.points if point.status != "completed"]
+    lines = [f"sweep        {result.directory}: {len(completed)} completed, {len(failed)} failed"]
+    lines += [f"failed       {point.directory.name}: {point.metrics.get('reason')}" for point in failed]
+    if completed:
+        best = max(completed, key=lambda point: point.auroc or 0.0)
+        auroc = best.metrics["val"]["auroc"]
+        lines.append(
+            f"best         {best.directory.name}: val AUROC {auroc['value']:.4f} [{auroc['low']:.4f}, "
+            f"{auroc['high']:.4f}], chosen from {len(completed)}"
+        )
+    if failed:
+        lines.append(f"again        the same command with name={result.name} tries the failed points again")
+    lines.append(f"TensorBoard  tensorboard --logdir {result.directory}")
+    lines.append(f"compare      histolight compare runs={result.directory}")
     return "\n".join(lines)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -151,3 +154,27 @@ def test_an_interrupted_run_is_continued_by_its_folder(here: Path, capsys, monke
     monkeypatch.setattr(Classifier, "training_step", original)
     assert main(["train", "run=cut"]) == 0
     assert json.loads((here / "cut" / "metrics.json").read_text())["epochs"] == 2
+
+
+def test_two_processes_train_one_model_and_count_every_tile_once(here: Path) -> None:
+    """DDP over gloo through the console script: Lightning starts the second process with the same command."""
+    import pandas as pd
+    from sklearn.metrics import roc_auc_score
+
+    root = kaggle(here / "tiles", count=35)
+    script = Path(sys.executable).with_name("histolight")
+    small = ["data=kaggle", f"data.root={root}", "data.image_size=32", f"data.cache={here / 'cache'}", "trainer=cpu"]
+    small += ["model=resnet18", "model.weights=null", "data.batch_size=4", "trainer.max_epochs=1"]
+    command = [str(script), "train", *small, "trainer.devices=2", "trainer.strategy=ddp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        command, cwd=here, capture_output=True, text=True, timeout=240, env=environment, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("val AUROC") == 1
+    (run,) = (here / "outputs" / "runs").iterdir()
+    recorded = json.loads((run / "metrics.json").read_text())
+    table = pd.read_csv(run / "predictions" / "val.csv")
+    assert len(table) == 7
+    assert table["id"].is_unique
+    assert recorded["val"]["auroc"]["value"] == pytest.approx(roc_auc_score(table["label"], table["score"]))

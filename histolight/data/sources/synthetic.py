@@ -19,7 +19,7 @@ from histolight.config import DataConfig
 from histolight.data.table import Source, fingerprint
 
 SLIDES = 20
-TILES_PER_SLIDE = 120
+TILES_PER_SLIDE = 100
 CENTRE = 32  # height and width in pixels of the square that decides the label
 
 _SEED = 20181122

@@ -1,0 +1,62 @@
+"""How long `histolight compare` takes: `python benchmarks/compare.py [RUNS] [TILES]`.
+
+Writes run directories as `train` writes them, with simulated scores, into a temporary folder, and compares them in a
+process of its own, imports, figures and pages included. *single*: every run is a configuration of its own (paired
+DeLong). *folds*: 5 folds x 2 seeds of each configuration, a fifth of the tiles in each fold (paired bootstrap).
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from fake_runs import fake_run
+
+COMMAND = "import sys; from histolight.commands.compare import main; main(sys.argv[1:])"
+
+
+def single(runs: int) -> Iterator[dict[str, Any]]:
+    for number in range(runs):
+        yield {"optimizer__lr": 1e-4 * (1 + number % 20), "optimizer__weight_decay": 1e-5 * (number // 20)}
+
+
+def folds(runs: int) -> Iterator[dict[str, Any]]:
+    for rate, fold, seed in itertools.product(range(runs // 10), range(5), range(2)):
+        yield {"optimizer__lr": 1e-4 * (1 + rate), "data__fold": fold, "seed": seed}
+
+
+def main() -> None:
+    runs, tiles = (int(argument) for argument in (*sys.argv[1:], 200, 40_000)[:2])
+    print("| runs | predictions each | kind | slides | wall s | CPU s | peak MB |\n|---:|---:|---|---:|---:|---:|---:|")
+    for kind, number, size, slides in (
+        (single, runs, tiles, 0),
+        (single, runs, tiles, 54),
+        (folds, 20, tiles // 5, 0),
+        (folds, 20, tiles // 5, 11),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            for place, changes in enumerate(kind(number)):
+                split = "slide" if slides else "random"
+                fake_run(Path(folder, "sweep", str(place)), 2.0, size, slides, split, **changes)
+            arguments = [f"runs={folder}/sweep", f"hydra.run.dir={folder}/out"]
+            before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            subprocess.run([sys.executable, "-c", COMMAND, *arguments], check=True, stdout=subprocess.DEVNULL)
+            wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+            used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            peak = after.ru_maxrss / 1024  # of all children so far: the largest one
+            print(
+                f"| {number} | {size:,} | {kind.__name__} | {slides} | {wall:.1f} | {used:.1f} | {peak:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

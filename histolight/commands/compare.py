@@ -1,0 +1,108 @@
+"""``histolight compare``: which of these runs is best, and what the tests allow one to say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from histolight.errors import RequestError, nearest
+
+KEYS = ("runs", "by", "hydra.run.dir")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What to compare.
+
+    Attributes:
+        runs: Sweeps, folders of runs or run directories.
+        by: A configuration key, such as ``model.name``, each value of which is shown at its own best point.
+        directory: Where the comparison goes.
+    """
+
+    runs: list[Path]
+    by: str | None
+    directory: Path
+
+
+def main(overrides: list[str], multirun: bool = False) -> int:
+    """Run the command; return the exit status."""
+    if multirun:
+        raise RequestError("-m sweeps over trainings: use it with histolight train, and compare what it made")
+    config = parse_request(overrides)
+    from histolight.evaluation.ranking import compare_runs
+    from histolight.evaluation.ranking_report import terminal_text, write_report
+
+    ranking = compare_runs(config.runs, config.by)
+    write_report(ranking, config.directory, f"Comparison of {_title(config.runs)}")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(terminal_text(ranking, width))
+    print(f"\nreport       {config.directory / 'report.html'}")
+    print(f"tables       {config.directory / 'comparison.csv'}, comparison.md")
+    return 0
+
+
+def parse_request(overrides: Sequence[str]) -> CompareConfig:
+    """Read ``runs=…``, ``by=…`` and ``hydra.run.dir=…``.
+
+    Raises:
+        RequestError: A key is unknown or missing, or a list can't be read.
+
+    >>> parse_request(["runs=[my runs/a (1),'b,c']", "hydra.run.dir=out"]).runs
+    [PosixPath('my runs/a (1)'), PosixPath('b,c')]
+    """
+    values: dict[str, str] = {}
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise RequestError(f"{override} is not KEY=VALUE: write runs=FOLDER")
+        if key not in KEYS:
+            raise RequestError(f"{key} is not a key of histolight compare: {nearest(key, KEYS)}")
+        if not value:
+            raise RequestError(f"{key}= is empty: give a value")
+        values[key] = value
+    if "runs" not in values:
+        raise RequestError("runs= is missing: histolight compare runs=FOLDER, with a sweep or a folder of runs")
+    runs = _paths(values["runs"])
+    directory = values.get("hydra.run.dir")
+    place = _path(directory) if directory else Path("outputs", "compare", f"{_slug(runs)}-{datetime.now():%F_%H-%M-%S}")
+    if (place / "metrics.json").exists():
+        raise RequestError(f"hydra.run.dir={place} is a run directory: choose another folder")
+    return CompareConfig(runs, values.get("by"), place)
+
+
+def _paths(value: str) -> list[Path]:
+    """Read one path as it is, or a list in brackets; commas inside a path of a list need quotes."""
+    if not (value.startswith("[") and value.endswith("]")):
+        return [_path(value)]
+    words = shlex.shlex(value[1:-1], posix=True)
+    words.whitespace, words.whitespace_split, words.commenters, words.escape = ",", True, "", ""
+    try:
+        paths = [_path(word.strip()) for word in words if word.strip()]
+    except ValueError as error:
+        raise RequestError(
+            f"runs={value} can't be read: quote a path with a quote in it, runs=[\"o'hara\",b]"
+        ) from error
+    if not paths:
+        raise RequestError("runs=[] is empty: give run directories, runs=[DIR,DIR]")
+    return paths
+
+
+def _path(value: str) -> Path:
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return Path(value[1:-1] if quoted else value).expanduser()
+
+
+def _title(runs: Sequence[Path]) -> str:
+    name = runs[0].resolve().name
+    return name if len(runs) == 1 else f"{name} and {len(runs) - 1} more"
+
+
+def _slug(runs: Sequence[Path]) -> str:
+    return re.sub(r"[^\w.-]+", "-", _title(runs)).strip("-") or "runs"

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_runs import fake_run
+
+from histolight.commands.compare import main, parse_request
+from histolight.errors import RequestError
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("resnet18", "resnet34")):
+        fake_run(tmp_path / "my sweep (1)" / f"{number}_{name}", 1.0 + number, model__name=name)
+    return tmp_path / "my sweep (1)"
+
+
+def test_it_prints_the_table_and_writes_csv_markdown_page_and_figures(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"runs={sweep}"]) == 0
+    printed = capsys.readouterr().out
+    (place,) = Path("outputs/compare").iterdir()
+    assert place.name.startswith("my-sweep-1-20")
+    assert sorted(file.name for file in place.iterdir()) == [
+        "comparison.csv",
+        "comparison.md",
+        "figures",
+        "report.html",
+    ]
+    assert str(place / "report.html") in printed
+    for word in ("resnet34", "val, random", "AUROC", "tiles/s"):
+        assert word in printed
+
+
+def test_hydra_run_dir_chooses_the_folder(sweep: Path) -> None:
+    assert main([f"runs={sweep}", "hydra.run.dir=out here"]) == 0
+    assert Path("out here/report.html").is_file()
+    assert not Path("outputs").exists()
+
+
+def test_a_sweep_with_its_comparison_inside_can_be_compared_again(sweep: Path) -> None:
+    for _ in range(2):
+        assert main([f"runs={sweep}", f"hydra.run.dir={sweep}/comparison"]) == 0
+
+
+def test_by_reaches_the_page(sweep: Path) -> None:
+    fake_run(sweep / "2", model__name="resnet34", optimizer__lr=0.01)
+    assert main([f"runs={sweep}", "by=model.name", "hydra.run.dir=out"]) == 0
+    assert "2 points" in Path("out/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a/b c", ["a/b c"]),
+        ("a=b (1), c", ["a=b (1), c"]),
+        ("[a,b]", ["a", "b"]),
+        ("[ a b (1) , x~ ]", ["a b (1)", "x~"]),
+        ("['a,b',\"o'hara\"]", ["a,b", "o'hara"]),
+        ("'a b'", ["a b"]),
+        ("[one]", ["one"]),
+    ],
+)
+def test_paths_of_all_kinds_are_read(value: str, expected: list[str]) -> None:
+    assert [str(path) for path in parse_request([f"runs={value}"]).runs] == expected
+
+
+def test_home_is_expanded() -> None:
+    assert parse_request(["runs=[~/a]"]).runs == [Path.home() / "a"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "runs= is missing"),
+        (["run=x"], "run is not a key of histolight compare: did you mean runs"),
+        (["outputs/sweeps/x"], "is not KEY=VALUE: write runs=FOLDER"),
+        (["runs="], "runs= is empty"),
+        (["runs=[]"], "is empty: give run directories"),
+        (["runs=[o'hara,b]"], "quote a path with a quote in it"),
+        (["runs=nowhere"], "nowhere is not a folder"),
+        (["runs=a,b"], r"a,b is not a folder: .* runs=\[DIR,DIR\]"),
+        (["runs=."], "holds no run"),
+        (["runs=.", "by=modelname"], "by=modelname is not a key of the configuration: did you mean model.name"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_leaves_nothing(
+    overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match=message) as caught:
+        main(overrides)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_directory_is_not_written_into(sweep: Path) -> None:
+    with pytest.raises(RequestError, match="is a run directory: choose another folder"):
+        main([f"runs={sweep}", f"hydra.run.dir={sweep}/0_resnet18"])
+
+
+def test_multirun_is_refused(sweep: Path) -> None:
+    with pytest.raises(RequestError, match="-m sweeps over trainings"):
+        main([f"runs={sweep}"], multirun=True)
+
+
+def test_it_does_without_torch_and_lightning(sweep: Path) -> None:
+    code = (
+        "import sys; from histolight.commands.compare import main; main(sys.argv[1:]);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'hydra')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, f"runs={sweep}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
