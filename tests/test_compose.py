@@ -108,7 +108,7 @@ def test_what_cannot_be_composed_is_refused_in_one_line(override: str, message: 
         (["loss.pos_weight=heavy"], "loss.pos_weight=heavy is not known"),
         (["loss.pos_weight=-1"], "loss.pos_weight=-1.0 is out of range"),
         (["trainer.devices=many"], "trainer.devices=many is not known"),
-        (["scheduler.total_epochs=2"], "is shorter than trainer.max_epochs=5"),
+        (["scheduler.total_epochs=1"], "is shorter than trainer.max_epochs=2"),
         (["name=../../x"], "becomes a folder"),
     ],
 )

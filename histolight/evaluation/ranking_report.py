@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -36,13 +37,14 @@ HEADINGS = {
 SPLITS = {"random": "random split", "slide": "split by slide", "given": "the source's own split"}
 AXES = 8  # swept keys with a figure of their own
 FURTHER = 5  # last columns of the table, which make a second one on the page
+LABEL = 44  # characters of a row's name in a figure: a longer one is cut and led by its rank
 NAMED = 3  # rows named in one sentence
 
 
 def row_name(row: Row, swept: Sequence[str]) -> str:
-    """Name a row by what sets it apart: ``resnet18, lr 0.001``."""
+    """Name a row by what sets it apart, ``resnet18, lr 0.001``, or, where nothing does, by model and folder."""
     if not swept:
-        return row.runs[0].directory.name
+        return f"{row.config['model.name']} ({row.runs[0].directory.name})"
     parts = []
     for key in swept:
         value = text_of(row.config[key])
@@ -52,8 +54,12 @@ def row_name(row: Row, swept: Sequence[str]) -> str:
 
 def group_names(group: Group, ranking: Ranking) -> list[str]:
     """Name each row of a group by the swept keys that differ within it."""
-    differing = [key for key in ranking.swept if len({row.config[key] for row in group.rows}) > 1]
-    return [row_name(row, differing or ranking.swept) for row in group.rows]
+    return [row_name(row, group_keys(group, ranking)) for row in group.rows]
+
+
+def group_keys(group: Group, ranking: Ranking) -> list[str]:
+    """List the swept keys that differ within a group."""
+    return [key for key in ranking.swept if len({row.config[key] for row in group.rows}) > 1]
 
 
 def short_key(key: str, keys: Sequence[str]) -> str:
@@ -169,16 +175,14 @@ def group_table(group: Group, ranking: Ranking) -> Table:
     """Lay out a group: rank, what differs, where it was measured, AUROC, tests, the other figures, costs."""
     repeated = any(len(row.runs) > 1 for row in ranking.rows)
     pooled = any(row.pooled is not None for row in ranking.rows)
-    words = ["#", *(short_key(key, ranking.swept) for key in ranking.swept)]
+    keys = group_keys(group, ranking)
+    words = ["#", *(short_key(key, keys) for key in keys)] if keys else ["#", "run"]
     words += ["measured on"] + ["runs"] * repeated + ["best of"] * (ranking.by is not None)
-    if not ranking.swept:
-        words.insert(1, "run")
     columns = [*words, "AUROC", "against the best", "p (Holm)", *["pooled AUROC"] * pooled, *HEADINGS.values()]
     rows = []
     for rank, row in enumerate(group.rows, start=1):
-        cells = [Cell(str(rank)), *(Cell(text_of(row.config[key])) for key in ranking.swept)]
-        if not ranking.swept:
-            cells.append(Cell(row.runs[0].directory.name))
+        told = [text_of(row.config[key]) for key in keys] or [row_name(row, [])]
+        cells = [Cell(str(rank)), *map(Cell, told)]
         cells.append(Cell(f"{ranking.part}, {group.split}"))
         if repeated:
             cells.append(Cell(str(len(row.runs)), _repetitions(row)))
@@ -348,7 +352,10 @@ def unranked_table(ranking: Ranking) -> Table:
 
 def group_figures(group: Group, ranking: Ranking) -> Iterator[tuple[str, Figure, str]]:
     """Draw a group: name, figure, caption."""
-    names = group_names(group, ranking)
+    names = [
+        name if len(name) <= LABEL else f"#{rank} {textwrap.shorten(name, LABEL, placeholder=' …')}"
+        for rank, name in enumerate(group_names(group, ranking), start=1)
+    ]
     where = _tiles(group, ranking)
     shown = min(len(names), figures.DOTS)
     first = f"the first {shown} of {len(names)} rows" if shown < len(names) else "all rows"
@@ -357,13 +364,13 @@ def group_figures(group: Group, ranking: Ranking) -> Iterator[tuple[str, Figure,
     shown = min(len(names), len(figures.COLOURS))
     first = f"the first {shown} of {len(names)} rows" if shown < len(names) else "all rows"
     yield "roc", figures.roc_figure(group, names), f"ROC of {first} on {where}, a line for each run."
-    swept = [key for key in ranking.swept if len({row.config[key] for row in group.rows}) > 1]
+    swept = group_keys(group, ranking)
     for key in [key for key in swept if figures.worth_an_axis(group, key)][:AXES]:
-        label = short_key(key, ranking.swept)
+        label = short_key(key, swept)
         caption = f"AUROC against {label}: a dot for each row (the best one large), and the mean of each value."
         yield f"axis_{key}", figures.axis_figure(group, key, label), caption
     for one, other in figures.heatmap_pairs(group, swept[:AXES])[:AXES]:
-        labels = (short_key(one, ranking.swept), short_key(other, ranking.swept))
+        labels = (short_key(one, swept), short_key(other, swept))
         caption = f"Mean AUROC for each {labels[0]} and {labels[1]}."
         yield f"heatmap_{one}_{other}", figures.heatmap_figure(group, (one, other), labels), caption
     for cost, label in (("seconds", "training seconds"), ("parameters", "parameters (millions)")):
