@@ -86,9 +86,10 @@ def summary(metrics: dict[str, Any], directory: Path) -> str:
         if part in metrics:
             auroc, count = metrics[part]["auroc"], sum(metrics["tiles"][part].values())
             chosen = ", on which the epoch was chosen" if part == metrics["selected_on"] else ""
+            note = f"; {auroc['note']}" if auroc["note"] else ""
             lines.append(
                 f"{part} AUROC {auroc['value']:.4f} [{auroc['low']:.4f}, {auroc['high']:.4f}] "
-                f"({auroc['method']}; {count:,} tiles{chosen})"
+                f"({auroc['method']}; {count:,} tiles{chosen}{note})"
             )
     split = {
         "random": "random split, slides unknown: tiles of one slide may sit on both sides, other slides will be harder",

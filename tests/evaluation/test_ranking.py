@@ -163,6 +163,7 @@ def test_other_tiles_and_other_splits_are_ranked_apart_with_the_reason(three: Pa
     found = {group.rows[0].runs[0].directory.name: group.reason for group in ranking.groups[1:]}
     assert found["3"] == "the tiles, their labels or their slides are others; data.seed differs"
     assert found["4"] == "the split is of another kind (given instead of random)"
+    assert group_table(ranking.groups[0], ranking).columns[:3] == ["#", "model", "measured on"]
     text = terminal_text(ranking, None)
     assert "they make 3 groups, each ranked by itself" in text
     assert "Ranked apart from group 1: the split is of another kind" in text
