@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from histolight.errors import HistolightError, RequestError, nearest
 
 COMMANDS = {
     "train": "train, validate and (where there is a test part) test: writes a run directory",
+    "compare": "rank runs, with intervals and paired tests: table, figures and report.html",
 }
 
 HELP = """\
@@ -35,6 +37,8 @@ examples:
   histolight train
   histolight train data=kaggle data.root=FOLDER model=resnet34 trainer.max_epochs=3
   histolight train run=outputs/runs/NAME             continue an interrupted run
+  histolight train -m model=resnet18,resnet34 data.fold=0,1,2,3,4 name=folds
+  histolight compare runs=outputs/sweeps/folds
 """
 
 
@@ -52,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except argparse.ArgumentError as error:
         print(f"histolight: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output, head or less, has gone
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the interpreter flushes it at exit
+        return 1
     except KeyboardInterrupt:
         print("histolight: interrupted", file=sys.stderr)
         return 1
@@ -80,6 +87,8 @@ def _run(arguments: list[str]) -> int:
         raise RequestError(f"--cfg takes job, hydra or all, not {options.cfg}")
     if options.help:
         return _print_command_help(command)
+    if options.cfg and command != "train":
+        raise RequestError(f"--cfg prints the configuration of a training; see histolight {command} --help")
     if options.cfg:
         return _print_config(options.cfg, overrides)
     module = importlib.import_module(f"histolight.commands.{command}")
@@ -87,10 +96,14 @@ def _run(arguments: list[str]) -> int:
 
 
 def _print_command_help(command: str) -> int:
+    print(f"histolight {command}: {COMMANDS[command]}\n")
+    if command != "train":
+        print(importlib.import_module(f"histolight.commands.{command}").USAGE, end="")
+        return 0
     from histolight.compose import config_groups
     from histolight.config import valid_keys
 
-    print(f"histolight {command}: {COMMANDS[command]}\n\ngroups (GROUP=NAME):")
+    print("groups (GROUP=NAME):")
     for group, names in config_groups().items():
         print(f"  {group:<10} {', '.join(names)}")
     print("\nkeys (KEY=VALUE; `--cfg job` shows their values):")

@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -276,7 +277,8 @@ class _Sweep:
 
     def _new_folder(self, values: Sequence[str], config: DictConfig) -> str:
         used = set(self._folders.values()) | {path.name for path in self.directory.iterdir()}
-        number = 1 + max((int(match[0]) for name in used if (match := re.match(r"\d+", name))), default=-1)
+        numbers = (int(match[0]) for name in used if (match := re.match(r"\d+", name)))
+        number = max(len(self._folders), 1 + max(numbers, default=-1))
         if not any(override.startswith("hydra.sweep.subdir=") for override in self._fixed):
             return folder_name(number, values, self._keys)
         with open_dict(config):
@@ -404,6 +406,7 @@ def _search(setup: dict[str, Any], sweep: _Sweep, arguments: list[str]) -> None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of what its later versions kept as it is
     settings = setup["config"].hydra.sweeper
     sweep.points += [point for point in sweep.known() if point.status == "completed"]
     settings.n_trials -= len(sweep.points)
@@ -500,7 +503,7 @@ def claim_gpu(directory: Path) -> None:
     if _gpu_lock is not None or torch.cuda.device_count() < 2:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    for share, gpu in itertools.product(itertools.count(), visible.split(",")):
+    for share, gpu in ((share, gpu) for share in itertools.count() for gpu in visible.split(",")):
         lock = FileLock(directory / f".gpu-{gpu}-{share}.lock")
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=0)

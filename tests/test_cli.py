@@ -25,7 +25,9 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], [], ["train", "--help"], ["train", "--cfg", "job"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], [], ["train", "--help"], ["train", "--cfg", "job"], ["--version"], ["compare", "--help"]]
+)
 def test_asking_does_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
     code = (
         f"import sys; from histolight.cli import main; assert main({arguments}) == 0; assert 'torch' not in sys.modules"

@@ -62,7 +62,7 @@ def test_the_notebook_experiment_has_the_faults_of_the_notebook() -> None:
     assert config.trainer.max_epochs == 1
     assert config.data.augment_val
     assert (config.augment.geometry, config.augment.brightness, config.augment.contrast) == ("flips", 0, 0)
-    assert (config.optimizer.lr, config.optimizer.weight_decay, config.data.limit) == (1e-4, 1e-5, 10_000)
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.data.limit) == (1e-3, 1e-5, 10_000)
 
 
 @pytest.mark.parametrize(

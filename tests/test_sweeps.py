@@ -208,7 +208,7 @@ def test_all_gpus_for_each_point_are_refused_unless_joblib_shares_them_out(
 
 
 def test_a_name_that_is_taken_is_refused(trainings: Trainings, tmp_path: Path) -> None:
-    run_sweep(["name=X", CPU, "seed=1,2"])
+    run_sweep(["name=X", CPU, "seed=1,2", "trainer.max_epochs=5"])
     with pytest.raises(RequestError, match="holds a sweep with trainer.max_epochs=5, not 3: choose another name"):
         run_sweep(["name=X", CPU, "seed=1,2", "trainer.max_epochs=3"])
     with (

@@ -14,6 +14,12 @@ from pathlib import Path
 from histolight.errors import RequestError, nearest
 
 KEYS = ("runs", "by", "hydra.run.dir")
+USAGE = """\
+keys (KEY=VALUE):
+  runs=DIR           a sweep, a folder of runs, a run, or a list of these: runs=[DIR,DIR]
+  by=KEY             show each value of this key of the configuration at its own best point: by=model.name
+  hydra.run.dir=DIR  where the comparison goes; outputs/compare/NAME-TIME unless given
+"""
 
 
 @dataclass(frozen=True)

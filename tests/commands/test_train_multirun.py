@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from histolight.cli import main
+
+SWEEP = ["name=X", "optimizer.lr=1e-3,1e-2", "data.fold=0,9", "trainer.max_epochs=3"]  # there are 5 folds
+
+
+def start(overrides: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
+    """Run the command as users do, in a process of its own that a test can kill."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "histolight", "train", "-m", *overrides]
+    return subprocess.Popen(command, cwd=folder, env=environment)
+
+
+def wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the sweep ended before it could be stopped"
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def metrics(point: Path) -> dict[str, Any]:
+    return json.loads((point / "metrics.json").read_text())
+
+
+def hyperparameters(folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """Read what TensorBoard's HPARAMS tab shows of a run: its hyperparameters, and the last value of each metric."""
+    events = EventAccumulator(str(folder)).Reload()
+    shown = {}
+    for content in events.PluginTagToContent("hparams").values():
+        data = plugin_data_pb2.HParamsPluginData.FromString(content)
+        for name, value in data.session_start_info.hparams.items():
+            shown[name] = getattr(value, value.WhichOneof("kind"))
+    return shown, {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+
+
+def test_a_sweep_killed_half_way_and_started_again_ends_with_every_point_and_one_recorded_failure_each(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = tmp_path / "outputs" / "sweeps" / "X"
+    first, second = sweep / "0_lr=0.001,fold=0", sweep / "2_lr=0.01,fold=0"
+    process = start([*small, *SWEEP], tmp_path)
+    wait_for((second / "checkpoints" / "last.ckpt").exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert metrics(first)["status"] == "completed"
+    assert metrics(second)["status"] == "running"
+    finished = (first / "metrics.json").stat().st_mtime_ns
+
+    assert main(["train", "-m", *small, *SWEEP]) == 1
+    printed = capsys.readouterr()
+    assert "outputs/sweeps/X: 2 completed, 2 failed" in printed.out
+    assert printed.out.count("data.fold=9 is out of range") == 2
+    assert "X: 4 of 4 points done" in printed.err
+    assert (first / "metrics.json").stat().st_mtime_ns == finished
+    assert [metrics(point)["status"] for point in sorted(sweep.glob("*_*"))] == ["completed", "failed"] * 2
+    assert metrics(second)["epochs"] == 3
+
+    # Resumed, not begun again: as good as trained in one go.
+    assert main(["train", "-m", *small, *SWEEP[1:], "data.fold=0", "optimizer.lr=1e-2", "name=straight"]) == 0
+    straight = tmp_path / "outputs" / "sweeps" / "straight" / "0"
+    scores = [pd.read_csv(point / "predictions" / "val.csv")["score"] for point in (second, straight)]
+    pd.testing.assert_series_equal(*scores, atol=1e-4)
+
+    for point, rate in ((first, 1e-3), (second, 1e-2)):
+        shown, final = hyperparameters(point / "tensorboard")
+        assert (shown["optimizer.lr"], shown["data.fold"]) == (rate, 0)
+        assert final["final/val_auroc"] == pytest.approx(metrics(point)["val"]["auroc"]["value"])
+        assert "hp_metric" not in final
+
+
+def test_sigterm_stops_the_sweep_and_says_how_to_continue(small: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "histolight", "train", "-m", *small, "name=X", "seed=0,1", "trainer.max_epochs=99"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        point = tmp_path / "outputs" / "sweeps" / "X" / "0_seed=0"
+        wait_for((point / "checkpoints" / "last.ckpt").exists, process)
+        process.terminate()
+        error = process.communicate()[1]
+    assert process.returncode == 1
+    assert "histolight: interrupted with 0 of 2 points completed: continue with histolight train -m" in error
+    assert "Traceback" not in error
+    assert metrics(point)["status"] == "interrupted"
+    assert not (point.parent / "1_seed=1").exists()
+
+
+@pytest.mark.parametrize(
+    ("plugin", "launcher"),
+    [
+        ("hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
+        ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"]),
+    ],
+)
+def test_a_parallel_sweep_gives_what_the_serial_one_gives(
+    plugin: str, launcher: list[str], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(f"hydra_plugins.{plugin}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    small = [*small, f"data.cache={tmp_path / 'cache'}", "trainer.max_epochs=1", "optimizer.lr=1e-3,1e-2"]
+    assert main(["train", "-m", *small, "name=parallel", *launcher]) == 0
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1  # packed once, however many began together
+    assert main(["train", "-m", *small, "name=serial"]) == 0
+    folder = tmp_path / "outputs" / "sweeps"
+    for name in ("0_lr=0.001", "1_lr=0.01"):
+        parallel, serial = (
+            pd.read_csv(folder / kind / name / "predictions" / "val.csv") for kind in ("parallel", "serial")
+        )
+        pd.testing.assert_frame_equal(parallel, serial, atol=1e-4)
+        assert metrics(folder / "parallel" / name)["val"]["auroc"] == metrics(folder / "serial" / name)["val"]["auroc"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
+def test_a_sweep_on_the_gpu(
+    launcher: list[str], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if launcher:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    monkeypatch.chdir(tmp_path)
+    points = ["name=X", "trainer=gpu", "optimizer.lr=1e-3,1e-2", "data.batch_size=8,16", *launcher]
+    assert main(["train", "-m", *small, *points]) == 0
+    found = [metrics(point) for point in (tmp_path / "outputs" / "sweeps" / "X").glob("*_*")]
+    assert [figures["status"] for figures in found] == ["completed"] * 4
+    peaks = [figures["peak_memory_mb"] for figures in found]
+    assert max(peaks) < 2 * min(peaks)  # no point carries the memory of those before it
