@@ -109,14 +109,20 @@ def test_sigterm_stops_the_sweep_and_says_how_to_continue(small: list[str], tmp_
     ],
 )
 def test_a_parallel_sweep_gives_what_the_serial_one_gives(
-    plugin: str, launcher: list[str], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plugin: str,
+    launcher: list[str],
+    small: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip(f"hydra_plugins.{plugin}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     small = [*small, f"data.cache={tmp_path / 'cache'}", "trainer.max_epochs=1", "optimizer.lr=1e-3,1e-2"]
     assert main(["train", "-m", *small, "name=parallel", *launcher]) == 0
-    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1  # packed once, however many began together
+    logs = "".join(path.read_text() for path in tmp_path.rglob("*_log.err"))  # submitit's
+    assert (capfd.readouterr().err + logs).count("packing:   0%") == 1  # however many began together
     assert main(["train", "-m", *small, "name=serial"]) == 0
     folder = tmp_path / "outputs" / "sweeps"
     for name in ("0_lr=0.001", "1_lr=0.01"):
