@@ -59,13 +59,14 @@ def write_atomically(path: Path, text: str) -> None:
     """
     if not is_main_process():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise HistolightError(
             f"{path} can't be written ({error.strerror}): make room, or choose another folder with hydra.run.dir=FOLDER"
         ) from error

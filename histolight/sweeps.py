@@ -19,6 +19,7 @@ import gc
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 import shlex
@@ -159,10 +160,11 @@ def _fixed_and_swept(overrides: list[str], parser: OverridesParser) -> tuple[lis
         RequestError: An override can't be read, or its key has no place in a sweep.
     """
     try:
-        parsed = parser.parse_overrides(overrides)
+        last = {override.get_key_element(): override for override in parser.parse_overrides(overrides)}
     except HydraException:
         compose_config(overrides)  # says it in our words
         raise
+    parsed = list(last.values())  # of a key given twice the last counts, as in Hydra
     swept = [override for override in parsed if override.is_sweep_override()]
     for override in parsed:
         key = override.key_or_group
@@ -420,6 +422,8 @@ def _search(setup: dict[str, Any], sweep: _Sweep, arguments: list[str]) -> None:
     except ValueError:  # Optuna has no best trial when all of them failed
         if any(point.status == "completed" for point in sweep.points):
             raise
+    finally:
+        logging.getLogger("histolight").disabled = False
 
 
 def _try_again(storage: str, study_name: str) -> None:
@@ -448,6 +452,7 @@ def train_point(config: DictConfig) -> float | None:
     Returns:
         The validation AUROC, which a search maximises; None when the point failed.
     """
+    logging.getLogger("histolight").disabled = False  # Optuna's storage disables every logger that is there before it
     hydra = HydraConfig.get()
     point = Point((), Path(hydra.runtime.output_dir))
     if "joblib" in hydra.launcher._target_:

@@ -85,6 +85,8 @@ def train(
     Raises:
         HistolightError: The training failed: out of memory, a loss that is not finite, a full disk.
     """
+    if resume:
+        _check_same_tiles(data, directory)
     with runs.recorded(directory):
         started = time.perf_counter()
         _write_beginning(config, data, directory)
@@ -102,12 +104,14 @@ def train(
             with _quiet_lightning():
                 try:
                     trainer.fit(classifier, datamodule, ckpt_path=checkpoint, weights_only=True)
+                    trained = time.perf_counter()
+                    # Measuring loads the best epoch, and with it that epoch's totals.
+                    rate, waited = speed.tiles_per_second, speed.waited
+                    found = _measure_parts(config, data, trainer, classifier, datamodule, directory)
                 except SystemExit as error:  # what Lightning makes of Ctrl-C and SIGTERM
                     raise InterruptionError(
                         f"interrupted in epoch {trainer.current_epoch}: continue with histolight train run={directory}"
                     ) from error
-                trained = time.perf_counter()
-                found = _measure_parts(config, data, trainer, classifier, datamodule, directory)
         except torch.OutOfMemoryError as error:
             raise HistolightError(
                 "out of GPU memory: use a smaller data.batch_size (trainer.accumulate makes up for it) "
@@ -118,13 +122,27 @@ def train(
             directory,
             **found,
             seconds=trained - started,
-            tiles_per_second=speed.tiles_per_second,
-            data_wait_seconds=speed.waited,
+            tiles_per_second=rate,
+            data_wait_seconds=waited,
             peak_memory_mb=peak_memory_mb(),
             parameters=sum(parameter.numel() for parameter in classifier.parameters()),
             epochs=trainer.current_epoch,
         )
     return runs.read_metrics(directory) if runs.is_main_process() else {}
+
+
+def _check_same_tiles(data: PreparedData, directory: Path) -> None:
+    """Refuse to continue on other tiles: what was trained on could then validate."""
+    known = runs.read_metrics(directory).get("data_fingerprint")
+    splits = directory / "splits.csv"
+    other = known not in (None, data.fingerprint)
+    if splits.is_file():
+        other |= splits.read_text(encoding="utf-8") != data.table[["id", "split"]].to_csv(index=False)
+    if other:
+        raise RequestError(
+            f"the tiles, their labels, slides or split are no longer those that {directory} began with: restore them, "
+            f"or start a new run with like={directory}"
+        )
 
 
 def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool = True) -> L.Trainer:

@@ -54,8 +54,9 @@ def fake_run(
 
 def _predictions(config: Any, part: str, shift: float, tiles: int, slides: int, model: str) -> pd.DataFrame:
     fold = config.data.fold if part == "val" else None
-    truth = np.random.default_rng([config.data.seed, 99 if fold is None else fold, part == "test"])
-    stems = [f"{part}{fold}-{config.data.seed}-{number}" for number in range(tiles)]
+    seed = config.data.seed
+    truth = np.random.default_rng([seed, 99 if fold is None else fold, part == "test"])
+    stems = [f"{part}{fold}-{seed}-{number}" for number in range(tiles)]
     ids = sorted(hashlib.sha1(stem.encode()).hexdigest() for stem in stems)
     labels = truth.permutation(np.arange(tiles) % 5 < 2).astype(int)
     hardness = truth.normal(size=tiles)

@@ -108,6 +108,8 @@ def test_ranges_globs_and_repeated_points(trainings: Trainings) -> None:
     assert trainings.take() == ["0_model=resnet18", "1_model=resnet34"]
     run_sweep(["name=twice", CPU, "optimizer.lr=1e-3,0.001"])
     assert trainings.take() == ["0_lr=0.001"]
+    run_sweep(["name=last", CPU, "seed=1,2", "seed=3"])
+    assert trainings.take() == ["0"]
 
 
 def test_the_command_line_reports_and_returns_1_when_a_point_failed(

@@ -57,6 +57,8 @@ def _request(overrides: list[str]) -> tuple[Config, Path, bool]:
     if composed.like is not None:
         composed = like_config(_saved(Path(composed.like).expanduser()), overrides)
     config = typed(composed)
+    if not composed.hydra.run.dir:
+        raise RequestError("hydra.run.dir is empty: give the folder for this run")
     directory = Path(composed.hydra.run.dir).expanduser()
     if not runs.is_main_process():
         # Lightning starts the other processes of a DDP training with this same command: they share one folder.
@@ -79,6 +81,13 @@ def _saved(directory: Path) -> DictConfig:
         raise RequestError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
 
+def interval_text(figure: dict[str, Any]) -> str:
+    """Write an interval of ``metrics.json``; there is none where the tiles do not tell how sure the figure is."""
+    if figure["low"] is None or figure["high"] is None:
+        return "[no interval]"
+    return f"[{figure['low']:.4f}, {figure['high']:.4f}]"
+
+
 def summary(metrics: dict[str, Any], directory: Path) -> str:
     """Say in a few lines how good the model is, how sure that is, on which tiles, and where everything lies."""
     lines = []
@@ -88,7 +97,7 @@ def summary(metrics: dict[str, Any], directory: Path) -> str:
             chosen = ", on which the epoch was chosen" if part == metrics["selected_on"] else ""
             note = f"; {auroc['note']}" if auroc["note"] else ""
             lines.append(
-                f"{part} AUROC {auroc['value']:.4f} [{auroc['low']:.4f}, {auroc['high']:.4f}] "
+                f"{part} AUROC {auroc['value']:.4f} {interval_text(auroc)} "
                 f"({auroc['method']}; {count:,} tiles{chosen}{note})"
             )
     split = {
@@ -112,8 +121,8 @@ def sweep_summary(result: SweepResult) -> str:
         best = max(completed, key=lambda point: point.auroc or 0.0)
         auroc = best.metrics["val"]["auroc"]
         lines.append(
-            f"best         {best.directory.name}: val AUROC {auroc['value']:.4f} [{auroc['low']:.4f}, "
-            f"{auroc['high']:.4f}], chosen from {len(completed)}"
+            f"best         {best.directory.name}: val AUROC {auroc['value']:.4f} {interval_text(auroc)}, "
+            f"chosen from {len(completed)}"
         )
     if failed:
         lines.append(f"again        the same command with name={result.name} tries the failed points again")

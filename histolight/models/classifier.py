@@ -135,6 +135,8 @@ class Classifier(L.LightningModule):
         rows, labels, logits = self._gather(self._evaluated)
         self.predictions = (rows.cpu(), logits.float().cpu())
         figures = classification_metrics(logits, labels)
+        if self.trainer.state.fn != "fit":
+            return  # measuring the best epoch afterwards must not add a point to the curves
         self.log_dict({f"{part}/{name}": value for name, value in figures.items()})
 
     def _gather(self, seen: list[Seen]) -> Seen:

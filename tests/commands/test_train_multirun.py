@@ -101,6 +101,16 @@ def test_sigterm_stops_the_sweep_and_says_how_to_continue(small: list[str], tmp_
     assert not (point.parent / "1_seed=1").exists()
 
 
+TWO_POINTS = ["trainer.max_epochs=1", "optimizer.lr=1e-3,1e-2"]
+
+
+@pytest.fixture(scope="module")
+def serial(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("serial")
+    assert main(["train", "-m", *small, *TWO_POINTS, f"hydra.sweep.dir={folder / 'sweep'}"]) == 0
+    return folder / "sweep"
+
+
 @pytest.mark.parametrize(
     ("plugin", "launcher"),
     [
@@ -112,6 +122,7 @@ def test_a_parallel_sweep_gives_what_the_serial_one_gives(
     plugin: str,
     launcher: list[str],
     small: list[str],
+    serial: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -119,18 +130,15 @@ def test_a_parallel_sweep_gives_what_the_serial_one_gives(
     pytest.importorskip(f"hydra_plugins.{plugin}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    small = [*small, f"data.cache={tmp_path / 'cache'}", "trainer.max_epochs=1", "optimizer.lr=1e-3,1e-2"]
-    assert main(["train", "-m", *small, "name=parallel", *launcher]) == 0
+    capfd.readouterr()
+    cache = f"data.cache={tmp_path / 'cache'}"
+    assert main(["train", "-m", *small, cache, *TWO_POINTS, "hydra.sweep.dir=sweep", *launcher]) == 0
     logs = "".join(path.read_text() for path in tmp_path.rglob("*_log.err"))  # submitit's
     assert (capfd.readouterr().err + logs).count("packing:   0%") == 1  # however many began together
-    assert main(["train", "-m", *small, "name=serial"]) == 0
-    folder = tmp_path / "outputs" / "sweeps"
     for name in ("0_lr=0.001", "1_lr=0.01"):
-        parallel, serial = (
-            pd.read_csv(folder / kind / name / "predictions" / "val.csv") for kind in ("parallel", "serial")
-        )
-        pd.testing.assert_frame_equal(parallel, serial, atol=1e-4)
-        assert metrics(folder / "parallel" / name)["val"]["auroc"] == metrics(folder / "serial" / name)["val"]["auroc"]
+        here, there = (pd.read_csv(folder / name / "predictions" / "val.csv") for folder in (Path("sweep"), serial))
+        pd.testing.assert_frame_equal(here, there, atol=1e-4)
+        assert metrics(Path("sweep") / name)["val"]["auroc"] == metrics(serial / name)["val"]["auroc"]
 
 
 @pytest.mark.gpu
