@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -203,8 +204,8 @@ def test_all_gpus_for_each_point_are_refused_unless_joblib_shares_them_out(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(RequestError, match="all 2 GPUs for each point.*hydra/launcher=joblib"):
-        run_sweep(["seed=1,2"])
-    run_sweep(["seed=1,2", "trainer.devices=1"])
+        run_sweep(["seed=1,2", "trainer.devices=auto"])
+    run_sweep(["seed=1,2"])
     run_sweep(["seed=1,2", CPU])
     assert len(trainings.take()) == 4
 
@@ -367,9 +368,13 @@ def test_optuna_searches_and_continues(trainings: Trainings, tmp_path: Path, mon
     optuna = pytest.importorskip("optuna")
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     search = ["name=X", CPU, "sweep=optuna", "hydra.sweeper.sampler.seed=1", "seed=4"]
+    log = logging.getLogger("histolight")
 
     def study() -> Any:
-        return optuna.load_study(study_name="histolight", storage=f"sqlite:///{tmp_path}/outputs/sweeps/X/optuna.db")
+        assert not log.disabled
+        study = optuna.load_study(study_name="histolight", storage=f"sqlite:///{tmp_path}/outputs/sweeps/X/optuna.db")
+        log.disabled = False  # opening Optuna's storage disables it, here too
+        return study
 
     result = run_sweep([*search, "hydra.sweeper.n_trials=2"])
     assert set(statuses(result).values()) == {"completed"}
