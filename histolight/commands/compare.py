@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from histolight.commands.keys import own_keys, read_path, read_paths
 from histolight.errors import RequestError, nearest
 
 KEYS = ("runs", "by", "hydra.run.dir")
@@ -63,46 +63,20 @@ def parse_request(overrides: Sequence[str]) -> CompareConfig:
     >>> parse_request(["runs=[my runs/a (1),'b,c']", "hydra.run.dir=out"]).runs
     [PosixPath('my runs/a (1)'), PosixPath('b,c')]
     """
-    values: dict[str, str] = {}
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise RequestError(f"{override} is not KEY=VALUE: write runs=FOLDER")
-        if key not in KEYS:
-            raise RequestError(f"{key} is not a key of histolight compare: {nearest(key, KEYS)}")
-        if not value:
-            raise RequestError(f"{key}= is empty: give a value")
-        values[key] = value
+    values, others = own_keys(overrides, KEYS)
+    if others:
+        key = others[0].partition("=")[0]
+        raise RequestError(f"{key} is not a key of histolight compare: {nearest(key, KEYS)}")
     if "runs" not in values:
         raise RequestError("runs= is missing: histolight compare runs=FOLDER, with a sweep or a folder of runs")
-    runs = _paths(values["runs"])
+    runs = read_paths("runs", values["runs"])
     directory = values.get("hydra.run.dir")
-    place = _path(directory) if directory else Path("outputs", "compare", f"{_slug(runs)}-{datetime.now():%F_%H-%M-%S}")
+    place = (
+        read_path(directory) if directory else Path("outputs", "compare", f"{_slug(runs)}-{datetime.now():%F_%H-%M-%S}")
+    )
     if (place / "metrics.json").exists():
         raise RequestError(f"hydra.run.dir={place} is a run directory: choose another folder")
     return CompareConfig(runs, values.get("by"), place)
-
-
-def _paths(value: str) -> list[Path]:
-    """Read one path as it is, or a list in brackets; commas inside a path of a list need quotes."""
-    if not (value.startswith("[") and value.endswith("]")):
-        return [_path(value)]
-    words = shlex.shlex(value[1:-1], posix=True)
-    words.whitespace, words.whitespace_split, words.commenters, words.escape = ",", True, "", ""
-    try:
-        paths = [_path(word.strip()) for word in words if word.strip()]
-    except ValueError as error:
-        raise RequestError(
-            f"runs={value} can't be read: quote a path with a quote in it, runs=[\"o'hara\",b]"
-        ) from error
-    if not paths:
-        raise RequestError("runs=[] is empty: give run directories, runs=[DIR,DIR]")
-    return paths
-
-
-def _path(value: str) -> Path:
-    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    return Path(value[1:-1] if quoted else value).expanduser()
 
 
 def _title(runs: Sequence[Path]) -> str:
