@@ -1,15 +1,18 @@
-"""What is shown and recorded while Lightning trains: the progress bar, the speed, and the check that all is finite."""
+"""What is shown, recorded and kept while Lightning trains: progress, speed, checkpoints; and that all is finite."""
 
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from histolight.data.loader import Batch
 from histolight.errors import HistolightError
@@ -29,7 +32,8 @@ class Speed(L.Callback):
         self.seconds = 0.0
         self.waited = 0.0
         self.loss = math.nan
-        self._begun = self._ended = 0.0
+        self._begun = self._ended = self._fit_begun = 0.0
+        self._elapsed_before = 0.0
         self._tiles_of_epoch = 0
 
     @property
@@ -37,13 +41,23 @@ class Speed(L.Callback):
         """Training tiles per second over all epochs, validation not counted."""
         return self.tiles / self.seconds if self.seconds else math.nan
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training and validation so far, those before an interruption included."""
+        return self._elapsed_before + time.perf_counter() - self._fit_begun
+
     def state_dict(self) -> dict[str, Any]:
         """Keep the totals in the checkpoint, so that a resumed run goes on counting."""
-        return {"tiles": self.tiles, "seconds": self.seconds, "waited": self.waited}
+        return {"tiles": self.tiles, "seconds": self.seconds, "waited": self.waited, "elapsed": self.elapsed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the totals from the checkpoint."""
         self.tiles, self.seconds, self.waited = state_dict["tiles"], state_dict["seconds"], state_dict["waited"]
+        self._elapsed_before = state_dict["elapsed"]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Start the clock of the whole training."""
+        self._fit_begun = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -102,6 +116,38 @@ class Progress(TQDMProgressBar):
         if "val/auroc" in trainer.callback_metrics:
             figures["val_auroc"] = f"{float(trainer.callback_metrics['val/auroc']):.4f}"
         return figures
+
+
+class EpochLines(L.Callback):
+    """A line for each epoch, where no terminal shows a progress bar."""
+
+    def __init__(self, speed: Speed) -> None:
+        self._speed = speed
+
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the line."""
+        print(
+            f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: loss {self._speed.loss:.3f}, "
+            f"val AUROC {float(trainer.callback_metrics['val/auroc']):.4f}, "
+            f"{self._speed.tiles_per_second:.0f} tiles/s, {self._speed.elapsed:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class BestAndLast(ModelCheckpoint):
+    """Lightning's checkpoints, which also in a run directory that was moved remember which epoch was the best."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put this folder in the place of the one that the state was saved in."""
+
+        def here(path: str) -> str:
+            return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
+
+        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": scores})
 
 
 class TileGrid(L.Callback):

@@ -115,11 +115,13 @@ def _print_command_help(command: str) -> int:
 def _print_config(which: str, overrides: list[str]) -> int:
     from omegaconf import OmegaConf
 
-    from histolight.compose import compose_config, to_yaml
+    from histolight.commands.train import requested_config
+    from histolight.compose import to_yaml, typed
 
-    config = compose_config(overrides)
+    config = requested_config(overrides)
+    typed(config)
     if which in ("job", "all"):
         print(to_yaml(config), end="")
-    if which in ("hydra", "all"):
+    if which in ("hydra", "all") and "hydra" in config:  # a saved configuration has no such node
         print(OmegaConf.to_yaml(config.hydra), end="")
     return 0

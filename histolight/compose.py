@@ -50,10 +50,16 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
         RequestError: A key, a group, a value's type or the grammar is wrong.
     """
     overrides = quote_paths(overrides)
+    for override in overrides:
+        if override.startswith("~") and not override.startswith("~hydra"):
+            raise RequestError(f"{override}: nothing can be left out of a configuration; set it to another value")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_directory()), version_base="1.3"):
-            return compose("config", list(overrides), return_hydra_config=True)
+            config = compose("config", list(overrides), return_hydra_config=True)
+        OmegaConf.to_container(_job(config), resolve=True)
+        OmegaConf.to_container(config.hydra.run, resolve=True)
+        return config
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise RequestError(_translate(error, overrides)) from error
 
@@ -143,8 +149,8 @@ def _translate(error: Exception, overrides: Sequence[str]) -> str:
         return f"{_key(text)} is of the wrong type: it must be a single word or path"
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|not in '\w+')", text):
         return _unknown_key(match[1] or _key(text) or match[2])
-    if "does not support deletion" in text:
-        return f"{_key(text)} can't be deleted: set it to another value"
+    if match := re.search(r"Interpolation key '([^']+)' not found", text):
+        return f"{_key(text)} refers to ${{{match[1]}}}, which is not there: {_unknown_key(match[1])}"
     if "Ambiguous value for argument" in text:
         override = text.split("'")[1]
         return f"{override} is several values: give one, or sweep over them with `histolight train -m`"

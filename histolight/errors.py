@@ -1,8 +1,10 @@
-"""The errors that a user can cause or must hear of; anything else that is raised is a bug."""
+"""What is said when something went wrong: errors, near misses, and how to go on. Any other exception is a bug."""
 
 from __future__ import annotations
 
 import difflib
+import os
+import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -47,3 +49,13 @@ def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"valid: {', '.join(valid)}"
+
+
+def command_line(*words: str) -> str:
+    """Write a command that can be pasted into the shell from which histolight was started.
+
+    >>> command_line("tensorboard", "--logdir", "my runs").removeprefix("uv run ")
+    "tensorboard --logdir 'my runs'"
+    """
+    started_by_uv = "UV_RUN_RECURSION_DEPTH" in os.environ  # then the environment's commands are not on the path
+    return shlex.join(["uv", "run", *words] if started_by_uv else words)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from histolight.errors import HistolightError, InterruptionError, RequestError
 
@@ -114,6 +115,42 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Make a folder and hold it: no other process can work in it meanwhile.
+
+    Folders that were made here and are still empty at the end, because the request was refused, are removed again.
+
+    Raises:
+        RequestError: Another process holds the folder, or it can't be written.
+    """
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(lock_file(directory), timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise RequestError(f"{directory} is in use by another process: wait for it, or use another folder") from error
+    except OSError as error:
+        raise RequestError(
+            f"{directory} can't be written ({error.strerror}): choose another folder with hydra.run.dir=FOLDER"
+        ) from error
+    try:
+        yield
+    finally:
+        if list(directory.iterdir()) == [lock_file(directory)]:
+            lock_file(directory).unlink()
+        lock.release()
+        with contextlib.suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+
+
+def lock_file(directory: Path) -> Path:
+    """Return the file that a process locks while it works in a folder."""
+    return directory / ".lock"
 
 
 @contextlib.contextmanager

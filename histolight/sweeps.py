@@ -132,7 +132,7 @@ def run_sweep(overrides: Sequence[str]) -> SweepResult:
     for config in configs or [master]:
         _refuse_several_devices(config)
 
-    with _alone(directory):
+    with runs.claimed(directory):
         sweep = _Sweep(directory, fixed, keys, configs or [master], bool(configs))
         for values, config in zip(grid, configs, strict=True):
             sweep.point(values, config)
@@ -457,7 +457,7 @@ def train_point(config: DictConfig) -> float | None:
     point = Point((), Path(hydra.runtime.output_dir))
     if "joblib" in hydra.launcher._target_:
         claim_gpu(Path(hydra.sweep.dir).absolute())
-    with FileLock(_lock_file(point.directory)):  # a worker may have outlived the process that started it
+    with FileLock(runs.lock_file(point.directory)):  # a worker may have outlived the process that started it
         if point.status != "completed":
             _train_and_record(config, point)
     _free_memory()
@@ -517,38 +517,15 @@ def claim_gpu(directory: Path) -> None:
             return
 
 
-def _lock_file(directory: Path) -> Path:
-    return directory / ".lock"
-
-
 def _is_held(directory: Path) -> bool:
     """Say whether a live process works in this folder."""
     if not directory.is_dir():
         return False
     try:
-        with FileLock(_lock_file(directory), timeout=0):
+        with FileLock(runs.lock_file(directory), timeout=0):
             return False
     except Timeout:
         return True
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold a sweep's folder; a folder that a refused request would leave empty is removed again."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(_lock_file(directory), timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise RequestError(f"{_shown(directory)} is being run by another process: wait, or use another name") from error
-    except OSError as error:
-        raise RequestError(f"{directory} can't be written ({error.strerror}): choose another name=") from error
-    try:
-        yield
-    finally:
-        if all(path == _lock_file(directory) for path in directory.iterdir()):
-            shutil.rmtree(directory)
-        lock.release()
 
 
 @contextlib.contextmanager

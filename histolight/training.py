@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import logging
-import time
+import os
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +17,17 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from scipy.special import expit
 
 from histolight import runs
-from histolight.callbacks import Progress, Speed, TileGrid, peak_memory_mb
+from histolight.callbacks import BestAndLast, EpochLines, Progress, Speed, TileGrid, peak_memory_mb
 from histolight.compose import to_yaml
 from histolight.config import Config, TrainerConfig
 from histolight.data.datamodule import TileDataModule
 from histolight.data.prepare import PreparedData, prepare
-from histolight.errors import DataError, HistolightError, InterruptionError, RequestError
+from histolight.errors import DataError, HistolightError, InterruptionError, RequestError, command_line
 from histolight.evaluation import figures
 from histolight.evaluation.intervals import Interval, metric_intervals
 from histolight.evaluation.metrics import best_threshold
@@ -32,7 +36,10 @@ from histolight.models.classifier import Classifier
 from histolight.models.losses import positive_weight
 
 WORST = 32  # tiles in the figure of the worst calls
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 THRESHOLDED = ("accuracy", "balanced_accuracy", "f1", "sensitivity", "specificity")
+
+log = logging.getLogger("histolight")
 
 
 def check_request(config: Config) -> Config:
@@ -48,7 +55,21 @@ def check_request(config: Config) -> Config:
     check_weights(weights)
     if config.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise RequestError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu or trainer=auto")
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, weights=weights))
+    devices, gpus = config.trainer.devices, torch.cuda.device_count()
+    if config.trainer.accelerator != "cpu" and devices.isdigit() and 0 < gpus < int(devices):
+        raise RequestError(f"trainer.devices={devices}, but there are {gpus} GPUs here")
+    if weights not in (None, "imagenet"):
+        weights = _absolute(weights)
+    data = config.data
+    data = dataclasses.replace(
+        data, root=_absolute(data.root), cache=_absolute(data.cache), groups=_absolute(data.groups)
+    )
+    return dataclasses.replace(config, data=data, model=dataclasses.replace(config.model, weights=weights))
+
+
+def _absolute(path: str | None) -> str | None:
+    """Make a path hold from any working directory, so that a saved configuration does."""
+    return os.path.abspath(os.path.expanduser(path)) if path else path
 
 
 def prepare_data(config: Config, directory: Path) -> PreparedData:
@@ -87,48 +108,73 @@ def train(
     """
     if resume:
         _check_same_tiles(data, directory)
-    with runs.recorded(directory):
-        started = time.perf_counter()
+    with runs.recorded(directory), _faults_in_one_line(directory):
         _write_beginning(config, data, directory)
         L.seed_everything(config.seed, verbose=False)
         train_labels = data.part("train")["label"].to_numpy()
-        try:
-            classifier = Classifier.from_config(config, positive_weight(config.loss.pos_weight, train_labels))
-            datamodule = TileDataModule(data, config)
-            speed = Speed()
-            trainer = build_trainer(config, directory, speed, progress)
-            if config.trainer.compile != "none":
-                classifier.backbone.compile(mode=config.trainer.compile)
-            last = directory / "checkpoints" / "last.ckpt"
-            checkpoint = str(last) if resume and last.is_file() else None
-            with _quiet_lightning():
-                try:
-                    trainer.fit(classifier, datamodule, ckpt_path=checkpoint, weights_only=True)
-                    trained = time.perf_counter()
-                    # Measuring loads the best epoch, and with it that epoch's totals.
-                    rate, waited = speed.tiles_per_second, speed.waited
-                    found = _measure_parts(config, data, trainer, classifier, datamodule, directory)
-                except SystemExit as error:  # what Lightning makes of Ctrl-C and SIGTERM
-                    raise InterruptionError(
-                        f"interrupted in epoch {trainer.current_epoch}: continue with histolight train run={directory}"
-                    ) from error
-        except torch.OutOfMemoryError as error:
-            raise HistolightError(
-                "out of GPU memory: use a smaller data.batch_size (trainer.accumulate makes up for it) "
-                "or data.residency=memmap"
-            ) from error
+        classifier = Classifier.from_config(config, positive_weight(config.loss.pos_weight, train_labels))
+        datamodule = TileDataModule(data, config)
+        speed = Speed()
+        trainer = build_trainer(config, directory, speed, progress)
+        if config.trainer.compile != "none":
+            compile_backbone(classifier, config.trainer.compile, trainer.strategy.root_device)
+        last = directory / "checkpoints" / "last.ckpt"
+        checkpoint = str(last) if resume and last.is_file() else None
+        with _quiet_lightning():
+            try:
+                trainer.fit(classifier, datamodule, ckpt_path=checkpoint, weights_only=True)
+                # Measuring loads the best epoch, and with it that epoch's totals.
+                cost = {
+                    "seconds": speed.elapsed,
+                    "tiles_per_second": speed.tiles_per_second,
+                    "data_wait_seconds": speed.waited,
+                }
+                found = _measure_parts(config, data, trainer, classifier, datamodule, directory)
+            except SystemExit as error:  # what Lightning makes of Ctrl-C and SIGTERM
+                again = command_line("histolight", "train", f"run={directory}")
+                raise InterruptionError(
+                    f"interrupted in epoch {trainer.current_epoch}: continue with {again}"
+                ) from error
         _log_hyperparameters(trainer, config, found)
         runs.update_metrics(
             directory,
             **found,
-            seconds=trained - started,
-            tiles_per_second=rate,
-            data_wait_seconds=waited,
+            **cost,
             peak_memory_mb=peak_memory_mb(),
             parameters=sum(parameter.numel() for parameter in classifier.parameters()),
             epochs=trainer.current_epoch,
         )
     return runs.read_metrics(directory) if runs.is_main_process() else {}
+
+
+@contextlib.contextmanager
+def _faults_in_one_line(directory: Path) -> Iterator[None]:
+    """Say in our words what a machine's limits end a training with."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise HistolightError(
+            "out of GPU memory: use a smaller data.batch_size (trainer.accumulate makes up for it) "
+            "or data.residency=memmap"
+        ) from error
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        again = command_line("histolight", "train", f"run={directory}")
+        raise HistolightError(
+            f"{error.filename or directory} can't be written ({error.strerror}): make room, then continue with {again}"
+        ) from error
+
+
+def compile_backbone(classifier: Classifier, mode: str, device: torch.device) -> None:
+    """Compile the backbone in place, which leaves the checkpoint's keys alone; without a compiler only warn."""
+    try:
+        torch.compile(torch.nn.Linear(8, 8).to(device), mode=mode)(torch.zeros(8, 8, device=device))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        log.warning("trainer.compile=%s is not possible here, training goes on without it: %s", mode, reason)
+    else:
+        classifier.backbone.compile(mode=mode)
 
 
 def _check_same_tiles(data: PreparedData, directory: Path) -> None:
@@ -148,11 +194,12 @@ def _check_same_tiles(data: PreparedData, directory: Path) -> None:
 def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool = True) -> L.Trainer:
     """Build Lightning's Trainer with the callbacks of a run."""
     settings = config.trainer
+    bar = progress and sys.stdout.isatty()
     callbacks: list[L.Callback] = [
         speed,
-        *([Progress(speed)] if progress else []),
+        *([Progress(speed)] if bar else [EpochLines(speed)] if progress else []),
         TileGrid(),
-        ModelCheckpoint(
+        BestAndLast(
             directory / "checkpoints",
             filename="best",
             monitor="val/auroc",
@@ -185,7 +232,7 @@ def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool 
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,
-            enable_progress_bar=progress,
+            enable_progress_bar=bar,
         )
 
 

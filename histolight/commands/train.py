@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from histolight import runs
 from histolight.compose import compose_config, like_config, typed
 from histolight.config import Config
-from histolight.errors import RequestError
+from histolight.errors import RequestError, command_line
 
 if TYPE_CHECKING:
     from histolight.sweeps import SweepResult
@@ -32,30 +35,44 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     from histolight.training import check_request, prepare_data, train  # imports torch: not before it must
 
     config = check_request(config)
-    data = prepare_data(config, directory)
-    slides = data.slides or "no known"
-    print(f"{len(data.table):,} tiles, {slides} slides, split: {data.split_kind}; writing {directory}", file=sys.stderr)
-    metrics = train(config, data, directory, resume)
+    with runs.claimed(directory) if runs.is_main_process() else contextlib.nullcontext():
+        data = prepare_data(config, directory)
+        slides = data.slides or "no known"
+        split = f"split: {data.split_kind}"
+        print(f"{len(data.table):,} tiles, {slides} slides, {split}; writing {directory}", file=sys.stderr)
+        metrics = train(config, data, directory, resume)
     if metrics:
         print(summary(metrics, directory))
     return 0
 
 
-def _request(overrides: list[str]) -> tuple[Config, Path, bool]:
-    """Say what to train, where, and whether it continues a run."""
+def requested_config(overrides: Sequence[str]) -> DictConfig:
+    """Compose what the command line asks for; ``run=`` and ``like=`` start from a saved configuration.
+
+    Raises:
+        RequestError: As :func:`compose_config`, or the saved configuration is missing or damaged.
+    """
     composed = compose_config(overrides)
     if composed.run is not None:
         if len(overrides) > 1:
             raise RequestError(
                 "run=DIR continues a run as it is, with no other override: to change something use like=DIR"
             )
-        directory = Path(composed.run).expanduser()
-        metrics = runs.read_metrics(directory)
-        if metrics["status"] == "completed":
-            raise RequestError(f"{directory} is completed: nothing to continue (like={directory} starts a new run)")
-        return typed(_saved(directory)), directory, True
+        return saved_config(Path(composed.run).expanduser())
     if composed.like is not None:
-        composed = like_config(_saved(Path(composed.like).expanduser()), overrides)
+        return like_config(saved_config(Path(composed.like).expanduser()), overrides)
+    return composed
+
+
+def _request(overrides: list[str]) -> tuple[Config, Path, bool]:
+    """Say what to train, where, and whether it continues a run."""
+    run = compose_config(overrides).run
+    if run is not None:
+        directory = Path(run).expanduser()
+        if runs.read_metrics(directory)["status"] == "completed":
+            raise RequestError(f"{directory} is completed: nothing to continue (like={directory} starts a new run)")
+        return typed(requested_config(overrides)), directory, True
+    composed = requested_config(overrides)
     config = typed(composed)
     if not composed.hydra.run.dir:
         raise RequestError("hydra.run.dir is empty: give the folder for this run")
@@ -63,20 +80,36 @@ def _request(overrides: list[str]) -> tuple[Config, Path, bool]:
     if not runs.is_main_process():
         # Lightning starts the other processes of a DDP training with this same command: they share one folder.
         return config, Path(os.environ.get(SHARED_DIRECTORY, directory)), False
-    os.environ[SHARED_DIRECTORY] = str(directory)
-    if (directory / "metrics.json").exists():
+    if not any(override.startswith("hydra.run.dir=") for override in overrides):
+        directory = _unused(directory)
+    elif (directory / "metrics.json").exists():
         raise RequestError(
             f"{directory} holds a run: continue it with run={directory}, or choose another hydra.run.dir"
         )
+    os.environ[SHARED_DIRECTORY] = str(directory)
     return config, directory, False
 
 
-def _saved(directory: Path) -> DictConfig:
+def _unused(directory: Path) -> Path:
+    """Number a folder named by name and second when another run has just taken it."""
+    names = itertools.chain([directory.name], (f"{directory.name}-{number}" for number in itertools.count(2)))
+    return next(path for path in map(directory.with_name, names) if not path.exists())
+
+
+def saved_config(directory: Path) -> DictConfig:
+    """Read ``config.yaml`` of a run directory.
+
+    Raises:
+        RequestError: It is missing or damaged.
+    """
     path = directory / "config.yaml"
     if not path.is_file():
         raise RequestError(f"{directory} is not a run directory: it has no config.yaml")
     try:
-        return cast(DictConfig, OmegaConf.load(path))
+        saved = OmegaConf.load(path)
+        if not isinstance(saved, DictConfig) or "data" not in saved:
+            raise RequestError("it is not a configuration")
+        return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), saved))
     except Exception as error:
         raise RequestError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
@@ -107,7 +140,7 @@ def summary(metrics: dict[str, Any], directory: Path) -> str:
     }
     lines.append(split[metrics["split"]])
     lines.append(f"run          {directory}")
-    lines.append(f"TensorBoard  tensorboard --logdir {directory / 'tensorboard'}")
+    lines.append(f"TensorBoard  {command_line('tensorboard', '--logdir', str(directory / 'tensorboard'))}")
     return "\n".join(lines)
 
 
@@ -126,6 +159,6 @@ def sweep_summary(result: SweepResult) -> str:
         )
     if failed:
         lines.append(f"again        the same command with name={result.name} tries the failed points again")
-    lines.append(f"TensorBoard  tensorboard --logdir {result.directory}")
-    lines.append(f"compare      histolight compare runs={result.directory}")
+    lines.append(f"TensorBoard  {command_line('tensorboard', '--logdir', str(result.directory))}")
+    lines.append(f"compare      {command_line('histolight', 'compare', f'runs={result.directory}')}")
     return "\n".join(lines)

@@ -211,7 +211,7 @@ def _build(source: Source, folder: Path, image_size: int, workers: int) -> None:
     measures: dict[str, np.ndarray] = {name: np.zeros(count, dtype) for name, dtype in _MEASURES.items()}
     ids = source.table.set_index("row")["id"].sort_index()
     problems: list[tuple[str, str, str]] = []
-    with tqdm(total=count, desc="packing", unit="tile") as bar:
+    with tqdm(total=count, desc="packing", unit="tile", disable=None) as bar:
         for block in blocks:
             for name, values in block.measures.items():
                 measures[name][block.start : block.start + len(values)] = values

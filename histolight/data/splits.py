@@ -36,8 +36,15 @@ def make_split(table: pd.DataFrame, config: DataConfig) -> tuple[pd.Series, str]
     """
     ordered = table.sort_values("id", kind="stable")
     given = ordered["split"].to_numpy(dtype=object) if ordered["split"].notna().any() else None
+    if given is not None and config.test_fraction > 0:
+        raise RequestError(
+            f"data.test_fraction={config.test_fraction} has no place here: data={config.source} brings its own split"
+        )
     if given is not None and config.fold is None and "val" in given:
         parts, kind = given, "given"
+        torn = int((ordered.groupby("group")["split"].nunique() > 1).sum())
+        if torn:
+            log.warning("%d slides lie on several sides of the source's own split: its figures flatter", torn)
     else:
         parts, kind = _draw(ordered, given, config)
     _check_parts(parts, ordered["label"].to_numpy())
@@ -83,15 +90,34 @@ def _hold_out(
         except ValueError as error:
             raise RequestError(f"{key} cannot be split off {len(pool)} tiles: {error}") from None
         return np.asarray(chosen)
+    most = min(len(set(slides[pool])), int(np.bincount(labels[pool], minlength=2).min()))
+    if most < 2:
+        raise RequestError(
+            f"{key} needs two slides and two tiles of each class to choose from, and there are {most}: add slides"
+        )
+    # The fewest folds, some of them taken together, that come within a hundredth of the fraction.
+    count = min(range(2, most + 1), key=lambda folds: (max(_error(fraction, folds), 0.01), folds))
+    taken = _taken(fraction, count)
+    folds = _folds(pool, labels, slides, count, seed, key)
+    candidates = [np.concatenate((folds + folds)[first : first + taken]) for first in range(count)]
     prevalence = labels[pool].mean()
 
-    def miss(fold: np.ndarray) -> float:
-        rest = np.setdiff1d(pool, fold)
-        if min(len(np.unique(labels[fold])), len(np.unique(labels[rest]))) < 2:
+    def miss(chosen: np.ndarray) -> float:
+        rest = np.setdiff1d(pool, chosen)
+        if min(len(np.unique(labels[chosen])), len(np.unique(labels[rest]))) < 2:
             return np.inf
-        return abs(len(fold) / len(pool) - fraction) + abs(labels[fold].mean() - prevalence)
+        return abs(len(chosen) / len(pool) - fraction) + abs(labels[chosen].mean() - prevalence)
 
-    return min(_folds(pool, labels, slides, max(2, round(1 / fraction)), seed, key), key=miss)
+    return min(candidates, key=miss)
+
+
+def _taken(fraction: float, folds: int) -> int:
+    """Return how many of so many folds are nearest to a fraction: at least one, and not all."""
+    return min(max(round(fraction * folds), 1), folds - 1)
+
+
+def _error(fraction: float, folds: int) -> float:
+    return abs(_taken(fraction, folds) / folds - fraction)
 
 
 def _folds(

@@ -107,7 +107,8 @@ class Classifier(L.LightningModule):
         torch.manual_seed(batch.seed)
         logits = self(batch.tiles)
         self.loss = binary_loss(logits, batch.labels, self.pos_weight, self.loss_config.label_smoothing)
-        self._trained.append((batch.rows, batch.labels, logits.detach()))
+        # A copy: with CUDA graphs the next step writes into the same memory.
+        self._trained.append((batch.rows, batch.labels, logits.detach().clone()))
         return self.loss
 
     def on_train_epoch_end(self) -> None:
@@ -117,7 +118,7 @@ class Classifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the logits of a batch."""
-        self._evaluated.append((batch.rows, batch.labels, self(batch.tiles)))
+        self._evaluated.append((batch.rows, batch.labels, self(batch.tiles).clone()))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the logits of a batch."""

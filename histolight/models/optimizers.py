@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from histolight.config import OptimizerConfig, SchedulerConfig
+from histolight.errors import RequestError
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -38,8 +40,16 @@ def build_scheduler(
         config: Which schedule.
         peak: The highest learning rate.
         total_steps: Optimizer steps until the schedule's end.
+
+    Raises:
+        RequestError: one_cycle has too few steps to rise and fall.
     """
     if config.name == "one_cycle":
+        if total_steps < 2 or math.isclose(config.pct_start * total_steps, 1):  # where PyTorch divides by zero
+            raise RequestError(
+                f"scheduler=one_cycle with scheduler.pct_start={config.pct_start} can't rise and fall over "
+                f"{total_steps} steps: use a smaller data.batch_size, more epochs, or scheduler=constant"
+            )
         return lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=peak,

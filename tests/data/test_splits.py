@@ -127,9 +127,9 @@ def test_tiles_without_a_slide_train_and_are_counted(values, caplog):
 @pytest.mark.parametrize(
     ("tiles", "values", "message"),
     [
-        (table(slides=3), {}, "needs 5 slides, and there are 3"),
+        (table(slides=1), {}, "needs two slides and two tiles of each class"),
+        (given(), {"test_fraction": 0.2}, r"data\.test_fraction=0\.2 has no place here.* brings its own split"),
         (table(slides=3), {"fold": 0, "folds": 4}, r"data\.folds=4 needs 4 slides, and there are 3"),
-        (table(slides=3), {"test_fraction": 0.1}, r"data\.test_fraction=0\.1 needs 10 slides"),
         (table(20).assign(label=[1] * 3 + [0] * 17), {"fold": 0}, "5 tiles of each class, and one has 3"),
         (table(20).assign(label=[1] + [0] * 19), {}, r"data\.val_fraction=0\.2 cannot be split off 20 tiles"),
         (given().assign(label=[0] * 200 + [0, 1] * 200), {}, "the train part has no tile of class 1"),
@@ -149,3 +149,20 @@ def test_slides_of_one_class_each_still_give_both_classes_to_each_part():
     tiles["label"] = tiles["group"].str.startswith("tumor").astype(np.int8)
     split, _ = make_split(tiles, DataConfig(val_fraction=0.33))
     assert (tiles["label"].groupby(split).nunique() == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("slides", "fraction", "expected"),
+    [(60, 0.4, 0.4), (60, 0.15, 0.15), (60, 0.03, 0.03), (20, 0.03, 0.05), (3, 0.2, 0.33), (40, 0.5, 0.5)],
+)
+def test_whole_slides_come_as_near_to_the_fraction_as_they_can(slides, fraction, expected):
+    tiles = table(6000, slides=slides)
+    split, _ = make_split(tiles, DataConfig(val_fraction=fraction))
+    assert (split == "val").mean() == pytest.approx(expected, abs=0.02)
+    assert (split.groupby(tiles["group"]).nunique() == 1).all()
+
+
+def test_slides_on_several_sides_of_a_given_split_are_warned_of(caplog):
+    tiles = given().assign(group=[f"s{row % 7}" for row in range(600)])
+    assert make_split(tiles, DataConfig())[1] == "given"
+    assert "7 slides lie on several sides of the source's own split" in caplog.text

@@ -83,7 +83,7 @@ def _plain(path: Path, config: DataConfig) -> Path:
 
 def _unpack(path: Path, plain: Path) -> None:
     partial = plain.with_suffix(".partial")
-    bar = tqdm(total=path.stat().st_size, desc=f"unpacking {path.name}", unit="B", unit_scale=True)
+    bar = tqdm(total=path.stat().st_size, desc=f"unpacking {path.name}", unit="B", unit_scale=True, disable=None)
     try:
         with bar, open(path, "rb") as packed, gzip.open(packed) as unpacked, open(partial, "wb") as out:
             while chunk := unpacked.read(2**20):
