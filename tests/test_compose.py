@@ -73,6 +73,8 @@ def test_the_notebook_experiment_has_the_faults_of_the_notebook() -> None:
         ("optmizer.lr=1", "optmizer.lr is not a key: did you mean optimizer.lr"),
         ("zebra=1", "zebra is not a key: valid: augment, data"),
         ("+zebra=1", "zebra is not a key"),
+        ("hydra.run.dir=o/${nam}", "refers to ${nam}, which is not there: nam is not a key: did you mean name"),
+        ("~optimizer", "nothing can be left out of a configuration"),
         ("~optimizer.lr", "nothing can be left out of a configuration"),
         ("data.batch_size=1.5", "data.batch_size=1.5 is of the wrong type: it must be a whole number"),
         ("data.augment_val=maybe", "data.augment_val is of the wrong type"),

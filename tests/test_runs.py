@@ -68,3 +68,26 @@ def test_versions_and_commit_are_recorded() -> None:
     found = runs.provenance()
     assert set(runs.PACKAGES) < set(found["versions"])
     assert found["git_commit"] is None or len(found["git_commit"].removesuffix("-dirty")) == 40
+
+
+def test_a_claimed_folder_is_held_and_an_unused_one_goes_again(tmp_path: Path) -> None:
+    directory = tmp_path / "outputs" / "runs" / "a"
+    with (
+        runs.claimed(directory),
+        pytest.raises(RequestError, match="runs/a is in use by another process"),
+        runs.claimed(directory),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+    with runs.claimed(directory):
+        (directory / "metrics.json").write_text("{}")
+    with runs.claimed(directory):
+        pass
+    assert (directory / "metrics.json").is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = pytest.raises(RequestError, match=r"file/run can't be written .*: choose another folder")
+    with refused, runs.claimed(tmp_path / "file" / "run"):
+        pass

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +150,94 @@ def test_an_interrupted_run_continues_to_the_same_result(small: list[str], tmp_p
     pd.testing.assert_frame_equal(predictions(tmp_path / "cut"), predictions(tmp_path / "whole"), check_exact=True)
 
 
+def test_a_run_that_was_moved_still_knows_its_best_epoch(small: list[str], tmp_path: Path, monkeypatch) -> None:
+    original = Classifier.on_validation_epoch_end
+
+    def worse_and_worse(self: Classifier) -> None:
+        epoch = self.trainer.current_epoch
+        if self.trainer.state.fn == "fit" and epoch == interrupted:
+            raise KeyboardInterrupt
+        original(self)
+        if self.trainer.state.fn == "fit":
+            self.log("val/auroc", 0.9 - 0.1 * epoch)
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_end", worse_and_worse)
+    overrides, interrupted = [*small, "trainer.max_epochs=3"], 1
+    with pytest.raises(InterruptionError):
+        run(overrides, tmp_path / "here")
+    best = (tmp_path / "here/checkpoints/best.ckpt").read_bytes()
+    (tmp_path / "here").rename(tmp_path / "there")
+    interrupted = -1
+    assert run(overrides, tmp_path / "there", resume=True)["epochs"] == 3
+    assert (tmp_path / "there/checkpoints/best.ckpt").read_bytes() == best
+
+
+def test_seconds_count_what_was_before_an_interruption(small: list[str], tmp_path: Path, monkeypatch) -> None:
+    original = Classifier.on_train_epoch_end
+
+    def slow(self: Classifier) -> None:
+        original(self)
+        if self.trainer.current_epoch == 0:
+            time.sleep(3)
+        if self.trainer.current_epoch == interrupted:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Classifier, "on_train_epoch_end", slow)
+    interrupted = 1
+    with pytest.raises(InterruptionError):
+        run(small, tmp_path / "run")
+    interrupted = -1
+    assert run(small, tmp_path / "run", resume=True)["seconds"] > 3
+
+
+def test_a_full_disk_is_one_line_and_the_run_can_go_on(small: list[str], tmp_path: Path) -> None:
+    """The kernel's limit of a file's size stands in for the disk: a checkpoint of ResNet-18 takes 134 MB."""
+    config = tmp_path / "overrides.json"
+    config.write_text(json.dumps([*small, f"hydra.run.dir={tmp_path / 'run'}"]))
+    code = (
+        "import json, resource, sys; from histolight.cli import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000,) * 2); "
+        f"sys.exit(main(['train', *json.load(open({str(config)!r}))]))"
+    )
+    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+    assert re.search(
+        r"histolight: .* can't be written \(File too large\): make room, then continue with", failed.stderr
+    )
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["status"] == "failed"
+    assert not list((tmp_path / "run/checkpoints").glob("*.ckpt"))
+    assert run(small, tmp_path / "run", resume=True)["status"] == "completed"
+
+
+def test_each_epoch_is_a_line_where_no_terminal_is(small: list[str], tmp_path: Path, capsys) -> None:
+    run(small, tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("epoch")] == ["epoch 1 of 2", "epoch 2 of 2"]
+
+
+def test_paths_are_saved_so_that_they_hold_from_anywhere(monkeypatch, tmp_path: Path, tile_folder: Path) -> None:
+    monkeypatch.chdir(tile_folder.parent)
+    config = check_request(
+        typed(compose_config(["data=folder", f"data.root={tile_folder.name}", "data.groups=~/a.csv"]))
+    )
+    assert config.data.root == str(tile_folder)
+    assert config.data.groups == str(Path.home() / "a.csv")
+
+
+def test_without_a_compiler_training_goes_on_with_a_warning(
+    small: list[str], tmp_path: Path, monkeypatch, caplog
+) -> None:
+    import torch._inductor.config
+
+    torch.compiler.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(tmp_path / "no-compiler")))
+    found = run([*small, "trainer.max_epochs=1", "trainer.compile=default"], tmp_path / "run")
+    assert found["status"] == "completed"
+    assert "trainer.compile=default is not possible here, training goes on without it" in caplog.text
+
+
 @pytest.mark.parametrize("changed", ["data.residency=device", "data.residency=memmap"])
 def test_the_same_seed_gives_the_same_predictions_whatever_the_residency(
     changed: str, small: list[str], tmp_path: Path
@@ -213,9 +305,37 @@ def data(small: list[str]) -> PreparedData:
 
 
 @pytest.mark.gpu
-def test_a_gpu_trains_in_bfloat16_with_resident_tiles(small: list[str], tmp_path: Path) -> None:
-    found = run([*small, "trainer=gpu", "trainer.max_epochs=2"], tmp_path / "run")
-    assert found["status"] == "completed"
+@pytest.mark.parametrize("mode", ["none", "default", "reduce-overhead"])
+def test_a_gpu_trains_in_half_precision_with_resident_tiles(
+    mode: str, small: list[str], tmp_path: Path, monkeypatch
+) -> None:
+    seen: set[tuple[torch.dtype, str]] = set()
+    original = Classifier.training_step
+
+    def watch(self: Classifier, batch, batch_idx: int):
+        loss = original(self, batch, batch_idx)
+        seen.add((self._trained[-1][2].dtype, batch.tiles.device.type))
+        return loss
+
+    monkeypatch.setattr(Classifier, "training_step", watch)
+    run([*small, "trainer=gpu", f"trainer.compile={mode}"], tmp_path / "run")
+    half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    assert seen == {(half, "cuda")}
+    table = predictions(tmp_path / "run")
+    plain = run([*small, "trainer=gpu", "trainer.precision=32-true"], tmp_path / "plain")
+    assert len(table) == sum(plain["tiles"]["val"].values())
+    assert table["logit"].nunique() > 1
+
+
+@pytest.mark.gpu
+def test_tiles_stay_on_the_gpu_when_they_fit(small_config: Config, data: PreparedData, tmp_path: Path) -> None:
+    import lightning as L
+
+    from histolight.data.loader import DeviceTiles
+
+    datamodule = TileDataModule(data, small_config)
+    datamodule.trainer = L.Trainer(accelerator="gpu", devices=1, logger=False, default_root_dir=tmp_path)
+    assert isinstance(datamodule._tiles(torch.device("cuda", 0)), DeviceTiles)
 
 
 def test_validation_is_never_augmented_and_training_is(

@@ -58,7 +58,9 @@ def requested_config(overrides: Sequence[str]) -> DictConfig:
             raise RequestError(
                 "run=DIR continues a run as it is, with no other override: to change something use like=DIR"
             )
-        return saved_config(Path(composed.run).expanduser())
+        directory = Path(composed.run).expanduser()
+        runs.read_metrics(directory)
+        return saved_config(directory)
     if composed.like is not None:
         return like_config(saved_config(Path(composed.like).expanduser()), overrides)
     return composed
@@ -66,21 +68,20 @@ def requested_config(overrides: Sequence[str]) -> DictConfig:
 
 def _request(overrides: list[str]) -> tuple[Config, Path, bool]:
     """Say what to train, where, and whether it continues a run."""
-    run = compose_config(overrides).run
-    if run is not None:
-        directory = Path(run).expanduser()
-        if runs.read_metrics(directory)["status"] == "completed":
-            raise RequestError(f"{directory} is completed: nothing to continue (like={directory} starts a new run)")
-        return typed(requested_config(overrides)), directory, True
     composed = requested_config(overrides)
     config = typed(composed)
+    if overrides and overrides[0].startswith("run="):
+        directory = Path(compose_config(overrides).run).expanduser()
+        if runs.read_metrics(directory)["status"] == "completed":
+            raise RequestError(f"{directory} is completed: nothing to continue (like={directory} starts a new run)")
+        return config, directory, True
     if not composed.hydra.run.dir:
         raise RequestError("hydra.run.dir is empty: give the folder for this run")
     directory = Path(composed.hydra.run.dir).expanduser()
     if not runs.is_main_process():
         # Lightning starts the other processes of a DDP training with this same command: they share one folder.
         return config, Path(os.environ.get(SHARED_DIRECTORY, directory)), False
-    if not any(override.startswith("hydra.run.dir=") for override in overrides):
+    if not any(override.lstrip("+").startswith("hydra.run.dir=") for override in overrides):
         directory = _unused(directory)
     elif (directory / "metrics.json").exists():
         raise RequestError(

@@ -135,6 +135,44 @@ def test_training_run_continue_and_like(folder: str, here: Path, capsys: pytest.
     assert (config.seed, config.data.root, config.like) == (3, str(root), "first")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "is damaged: it is not a configuration"),
+        ("", "is damaged: it is not a configuration"),
+        ("data: {source: synthetic, rot: 3}\n", "is damaged: Key 'rot' not in 'DataConfig'"),
+        ("data: {batch_size: many}\n", "is damaged: Value 'many'"),
+        ("data: {batch_size: -1}\n", "data.batch_size=-1 is out of range"),
+        ("data: [\n", "is damaged: "),
+    ],
+)
+@pytest.mark.parametrize("how", ["run", "like"])
+def test_a_damaged_configuration_is_one_line(how: str, text: str, message: str, here: Path, capsys) -> None:
+    (here / "run").mkdir()
+    (here / "run" / "config.yaml").write_text(text)
+    (here / "run" / "metrics.json").write_text('{"status": "interrupted"}')
+    assert main(["train", f"{how}=run"]) == 2
+    assert message in one_line(capsys)
+    assert [path.name for path in here.iterdir()] == ["run"]
+
+
+def test_the_configuration_of_a_saved_run_is_printed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "run").mkdir()
+    (here / "run" / "config.yaml").write_text("data: {source: synthetic, batch_size: 7}\n")
+    assert main(["train", "--cfg", "job", "like=run", "seed=3"]) == 0
+    printed = OmegaConf.create(capsys.readouterr().out)
+    assert (printed.data.batch_size, printed.seed, printed.like) == (7, 3, "run")
+
+
+def test_runs_named_in_the_same_second_have_a_folder_each(here: Path) -> None:
+    from histolight.commands.train import _unused
+
+    assert _unused(here / "run-12.00") == here / "run-12.00"
+    (here / "run-12.00").mkdir()
+    (here / "run-12.00-2").mkdir()
+    assert _unused(here / "run-12.00") == here / "run-12.00-3"
+
+
 def test_an_interrupted_run_is_continued_by_its_folder(here: Path, capsys, monkeypatch) -> None:
     from histolight.models.classifier import Classifier
 

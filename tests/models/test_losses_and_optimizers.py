@@ -57,6 +57,13 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_nothing() -> None:
     assert found[-1] == pytest.approx(0.1 / 25 / 1e4)
 
 
+@pytest.mark.parametrize(("pct_start", "steps"), [(0.1, 10), (0.5, 2), (0.3, 1)])
+def test_one_cycle_that_cannot_rise_and_fall_is_refused(pct_start: float, steps: int) -> None:
+    with pytest.raises(RequestError, match=f"can't rise and fall over {steps} steps: use a smaller data.batch_size"):
+        rates(SchedulerConfig(pct_start=pct_start), steps)
+    rates(SchedulerConfig(pct_start=pct_start), steps + 1)
+
+
 def test_cosine_falls_from_the_peak_and_constant_stays() -> None:
     found = rates(SchedulerConfig(name="cosine"), 100)
     assert found == sorted(found, reverse=True)
