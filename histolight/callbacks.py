@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from histolight.data.loader import Batch
 from histolight.errors import HistolightError
 from histolight.models.classifier import Classifier
+from histolight.runs import write_atomically
 
 EVERY = 10  # steps between two readings of the loss: each reading waits for the device
 
@@ -148,6 +152,16 @@ class BestAndLast(ModelCheckpoint):
         paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
         scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": scores})
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place; Lightning's own may copy it there from another disk, which can be cut."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the file, or leave the one before it."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomically(Path(path), buffer.getbuffer())
 
 
 class TileGrid(L.Callback):

@@ -53,8 +53,8 @@ def is_main_process() -> bool:
     return all(rank in (None, "0") for rank in ranks)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it there, so that no reader ever sees half of it.
+def write_atomically(path: Path, content: str | memoryview) -> None:
+    """Write a file beside its place and rename it there, so that no reader ever sees half of it.
 
     Of several processes that share a training only the main one writes.
     """
@@ -63,7 +63,7 @@ def write_atomically(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
         beside.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from scipy.special import expit
 
 from histolight import runs
-from histolight.callbacks import BestAndLast, EpochLines, Progress, Speed, TileGrid, peak_memory_mb
+from histolight.callbacks import AtomicCheckpoints, BestAndLast, EpochLines, Progress, Speed, TileGrid, peak_memory_mb
 from histolight.compose import to_yaml
 from histolight.config import Config, TrainerConfig
 from histolight.data.datamodule import TileDataModule
@@ -228,6 +228,7 @@ def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool 
             profiler=None if settings.profiler == "none" else settings.profiler,
             logger=_logger(config, directory),
             callbacks=callbacks,
+            plugins=[AtomicCheckpoints()],
             default_root_dir=directory,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
