@@ -268,7 +268,9 @@ class _Sweep:
             self._folders[digest] = self._new_folder(values, config)
         folder = self._folders[digest]
         place = (f"hydra.sweep.dir={_quoted(str(self.directory))}", f"hydra.sweep.subdir={_quoted(folder)}")
-        point = Point((*overrides, *place), self.directory / folder)
+        # Hydra lays a point's overrides over those of its own node, and would take a "+hydra.…" twice for a mistake.
+        own = [override for override in overrides if not re.match(r"\+*hydra[./]", override)]
+        point = Point((*own, *place), self.directory / folder)
         if all(known.directory != point.directory for known in self.points):
             self.points.append(point)
         return point

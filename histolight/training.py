@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
-import pandas as pd
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from scipy.special import expit
 
 from histolight import runs
 from histolight.callbacks import AtomicCheckpoints, BestAndLast, EpochLines, Progress, Speed, TileGrid, peak_memory_mb
@@ -28,16 +25,13 @@ from histolight.config import Config, TrainerConfig
 from histolight.data.datamodule import TileDataModule
 from histolight.data.prepare import PreparedData, prepare
 from histolight.errors import DataError, HistolightError, InterruptionError, RequestError, command_line
-from histolight.evaluation import figures
-from histolight.evaluation.intervals import Interval, metric_intervals
+from histolight.evaluation import measure
 from histolight.evaluation.metrics import best_threshold
 from histolight.models.backbones import check_name, check_weights
 from histolight.models.classifier import Classifier
 from histolight.models.losses import positive_weight
 
-WORST = 32  # tiles in the figure of the worst calls
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-THRESHOLDED = ("accuracy", "balanced_accuracy", "f1", "sensitivity", "specificity")
 
 log = logging.getLogger("histolight")
 
@@ -285,54 +279,23 @@ def _measure_parts(
             continue
         run = trainer.validate if part == "val" else trainer.test
         run(classifier, datamodule=datamodule, ckpt_path=str(best), weights_only=True, verbose=False)
-        table = predictions_table(data.part(part), classifier)
+        assert classifier.predictions is not None
+        rows, logits = (tensor.numpy() for tensor in classifier.predictions)
+        table = measure.predictions_table(data.part(part), rows, logits)
         runs.write_csv(directory / "predictions" / f"{part}.csv", table)
         if part == "val":
             scores, labels = (torch.tensor(table[name].to_numpy()) for name in ("score", "label"))
             found["threshold"] = best_threshold(scores, labels)
-        found[part] = _intervals(table, 0.5, config)
-        at_threshold = _intervals(table, found["threshold"], config)
-        found[f"{part}_at_threshold"] = {name: at_threshold[name] for name in THRESHOLDED}
+        found |= measure.measure_part(part, table, found["threshold"], config.data.seed)
         if runs.is_main_process():
-            _draw(trainer, table, data, part, found, directory)
+            drawn = measure.draw_part(
+                part, table, data.part(part)["row"].to_numpy(), data.tiles, found, data.split_kind
+            )
+            measure.save_figures(drawn, part, directory)
+            if isinstance(trainer.logger, TensorBoardLogger):
+                for name, figure in drawn.items():
+                    trainer.logger.experiment.add_figure(f"{part}/{name}", figure, trainer.global_step)
     return found
-
-
-def predictions_table(part: pd.DataFrame, classifier: Classifier) -> pd.DataFrame:
-    """Put the logits that a classifier has just given into a table: id, label, group, logit, score (float32)."""
-    assert classifier.predictions is not None
-    rows, logits = (tensor.numpy() for tensor in classifier.predictions)
-    logit = pd.Series(logits, index=rows).loc[part["row"]].to_numpy()
-    return part[["id", "label", "group"]].assign(logit=logit, score=expit(logit))
-
-
-def _intervals(table: pd.DataFrame, threshold: float, config: Config) -> dict[str, Interval]:
-    logits, labels, groups = (table[name].to_numpy() for name in ("logit", "label", "group"))
-    return metric_intervals(logits, labels, threshold, groups, seed=config.data.seed)
-
-
-def _draw(
-    trainer: L.Trainer, table: pd.DataFrame, data: PreparedData, part: str, found: dict[str, Any], directory: Path
-) -> None:
-    scores, labels = table["score"].to_numpy(), table["label"].to_numpy()
-    auroc = found[part]["auroc"]
-    title = f"{part}: AUROC {auroc.value:.4f} [{auroc.low:.4f}, {auroc.high:.4f}], {data.split_kind} split"
-    errors = np.where(labels == 1, 1 - scores, scores)
-    worst = np.argsort(-errors, kind="stable")[:WORST]
-    tiles = data.tiles.gather(data.part(part)["row"].to_numpy()[worst])
-    captions = [f"{'tumour' if labels[i] else 'benign'}, score {scores[i]:.2f}" for i in worst]
-    drawn = {
-        "roc": figures.roc_figure(scores, labels, title),
-        "precision_recall": figures.precision_recall_figure(scores, labels, title),
-        "reliability": figures.reliability_figure(scores, labels, title),
-        "confusion": figures.confusion_figure(scores, labels, found["threshold"], part),
-        "worst_calls": figures.tile_grid_figure(tiles, captions, f"{part}: the worst calls (label, score of tumour)"),
-    }
-    (directory / "figures").mkdir(exist_ok=True)
-    for name, figure in drawn.items():
-        figure.savefig(directory / "figures" / f"{part}_{name}.png", dpi=120)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_figure(f"{part}/{name}", figure, trainer.global_step)
 
 
 def _log_hyperparameters(trainer: L.Trainer, config: Config, found: dict[str, Any]) -> None:

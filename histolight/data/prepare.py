@@ -12,12 +12,28 @@ import pandas as pd
 
 from histolight.config import DataConfig
 from histolight.data import checks
-from histolight.data.pack import Tiles, open_pack
+from histolight.data.pack import Pack, Tiles, open_pack
 from histolight.data.sources import load_source
 from histolight.data.splits import make_split
-from histolight.data.table import sample
+from histolight.data.table import Source, sample
 
 log = logging.getLogger("histolight")
+
+
+@dataclass(frozen=True)
+class PackedTiles:
+    """Tiles that can be read, not split.
+
+    Attributes:
+        table: One row a tile, sorted by id: ``id``, ``label`` (unless unlabelled), ``group``, ``split`` (the source's
+            own, or missing), ``row``.
+        pack: The pack that ``row`` points into.
+        fingerprint: Hex digest of which tiles these are: ids, labels, slides, pixels. The same on every machine.
+    """
+
+    table: pd.DataFrame
+    pack: Pack
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class PreparedData:
         table: One row a tile, sorted by id: ``id``, ``label``, ``group``, ``split`` (train/val/test), ``row``.
         tiles: The tile store that ``row`` points into.
         split_kind: ``random``, ``slide`` or ``given``: what the parts have in common, and so what a figure means.
-        fingerprint: Hex digest of which tiles these are: ids, labels, slides, pixels. The same on every machine.
+        fingerprint: As in :class:`PackedTiles`.
         warnings: Findings that don't stop a training: columns id, problem, detail.
     """
 
@@ -48,6 +64,24 @@ class PreparedData:
         return int(self.table["group"].nunique())
 
 
+def load_tiles(source: Source, config: DataConfig, part: str | None = None) -> PackedTiles:
+    """Pack the tiles of a source, labelled or not, and sample them.
+
+    Args:
+        source: The source.
+        config: The data part of a configuration.
+        part: Keep only this part of the source's own split.
+
+    Raises:
+        DataError: Tiles can't be decoded; it lists all of them.
+        HistolightError: The pack can't be written.
+    """
+    pack = open_pack(source, Path(config.cache).expanduser() if config.cache else None, config.image_size)
+    table = source.table if part is None else source.table[source.table["split"] == part]
+    table = sample(table, config.limit, config.seed)
+    return PackedTiles(table, pack, _fingerprint(table, pack.hashes[table["row"].to_numpy()]))
+
+
 def prepare(config: DataConfig) -> PreparedData:
     """Find the tiles, check them, pack them, sample them and split them.
 
@@ -58,22 +92,21 @@ def prepare(config: DataConfig) -> PreparedData:
     """
     source = load_source(config)
     checks.check_table(source.table, config)
-    pack = open_pack(source, Path(config.cache).expanduser() if config.cache else None, config.image_size)
-    table = sample(source.table, config.limit, config.seed)
-    split, kind = make_split(table, config)
-    table = table.assign(split=split)
+    packed = load_tiles(source, config)
+    pack = packed.pack
+    split, kind = make_split(packed.table, config)
+    table = packed.table.assign(split=split)[["id", "label", "group", "split", "row"]]
     found = [checks.find_duplicates(table, pack.hashes), checks.find_near_blank(table, pack.contrast)]
     for _, message in found:
         if message:
             log.warning("%s", message)
     warnings = pd.concat([problems for problems, _ in found], ignore_index=True)
-    fingerprint = _fingerprint(table, pack.hashes[table["row"].to_numpy()])
-    return PreparedData(table, pack.tiles, kind, fingerprint, warnings)
+    return PreparedData(table, pack.tiles, kind, packed.fingerprint, warnings)
 
 
 def _fingerprint(table: pd.DataFrame, hashes: np.ndarray) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for column in ("id", "label", "group"):
+    for column in (name for name in ("id", "label", "group") if name in table):
         digest.update("\n".join(table[column].fillna("").astype(str)).encode())
     digest.update(hashes.astype("<u8").tobytes())
     return digest.hexdigest()

@@ -1,0 +1,96 @@
+"""From logits to predictions, figures with intervals and pictures: what a training and an evaluation both write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy.special import expit
+
+from histolight.data.pack import Tiles
+from histolight.evaluation import figures
+from histolight.evaluation.intervals import Interval, metric_intervals
+
+WORST = 32  # tiles in the figure of the worst calls
+THRESHOLDED = ("accuracy", "balanced_accuracy", "f1", "sensitivity", "specificity")
+
+
+def predictions_table(part: pd.DataFrame, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
+    """Put logits beside the tiles that they were given for.
+
+    Args:
+        part: Tiles with ``id``, ``label``, ``group`` and ``row``.
+        rows: ``(N,)`` int64, the tiles of the logits, in any order.
+        logits: ``(N,)`` float32.
+
+    Returns:
+        One row a tile, in the order of ``part``: id, label, group, logit, score (its sigmoid, float32).
+    """
+    logit = pd.Series(logits, index=rows).loc[part["row"]].to_numpy()
+    return part[["id", "label", "group"]].assign(logit=logit, score=expit(logit))
+
+
+def intervals(table: pd.DataFrame, threshold: float, seed: int) -> dict[str, Interval]:
+    """Measure a table of predictions at a threshold, each figure with its interval."""
+    logits, labels, groups = (table[name].to_numpy() for name in ("logit", "label", "group"))
+    return metric_intervals(logits, labels, threshold, groups, seed=seed)
+
+
+def measure_part(part: str, table: pd.DataFrame, threshold: float, seed: int) -> dict[str, dict[str, Interval]]:
+    """Measure one part as ``metrics.json`` has it.
+
+    Args:
+        part: Its name.
+        table: Its predictions.
+        threshold: The one that was chosen on validation.
+        seed: Of the bootstrap.
+
+    Returns:
+        ``<part>``: all figures, with calls at 0.5; ``<part>_at_threshold``: those that depend on the threshold, at it.
+    """
+    at_threshold = intervals(table, threshold, seed)
+    return {
+        part: intervals(table, 0.5, seed),
+        f"{part}_at_threshold": {name: at_threshold[name] for name in THRESHOLDED},
+    }
+
+
+def draw_part(
+    part: str, table: pd.DataFrame, rows: np.ndarray, tiles: Tiles, found: dict[str, Any], split: str
+) -> dict[str, Figure]:
+    """Draw ROC, precision-recall, reliability, confusion and the worst calls of one part.
+
+    Args:
+        part: Its name.
+        table: Its predictions.
+        rows: ``(N,)`` int64, where the tiles of the table lie.
+        tiles: The tile store.
+        found: From :func:`measure_part`, and ``threshold``.
+        split: How the tiles were chosen, for the titles: ``random``, ``slide``, ``given`` or ``other``.
+    """
+    scores, labels = table["score"].to_numpy(), table["label"].to_numpy()
+    auroc = found[part]["auroc"]
+    tiles_of = "other tiles" if split == "other" else f"{split} split"
+    title = f"{part}: AUROC {auroc.value:.4f} [{auroc.low:.4f}, {auroc.high:.4f}], {tiles_of}"
+    errors = np.where(labels == 1, 1 - scores, scores)
+    worst = np.argsort(-errors, kind="stable")[:WORST]
+    captions = [f"{'tumour' if labels[i] else 'benign'}, score {scores[i]:.2f}" for i in worst]
+    return {
+        "roc": figures.roc_figure(scores, labels, title),
+        "precision_recall": figures.precision_recall_figure(scores, labels, title),
+        "reliability": figures.reliability_figure(scores, labels, title),
+        "confusion": figures.confusion_figure(scores, labels, found["threshold"], part),
+        "worst_calls": figures.tile_grid_figure(
+            tiles.gather(rows[worst]), captions, f"{part}: the worst calls (label, score of tumour)"
+        ),
+    }
+
+
+def save_figures(drawn: dict[str, Figure], part: str, directory: Path) -> None:
+    """Save figures as ``figures/<part>_<name>.png``."""
+    (directory / "figures").mkdir(exist_ok=True)
+    for name, figure in drawn.items():
+        figure.savefig(directory / "figures" / f"{part}_{name}.png", dpi=120)
