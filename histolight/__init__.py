@@ -1,1 +1,18 @@
-"""histolight: which model finds metastatic tissue in histology tiles best, and how sure are we?"""
+"""Which model finds metastatic tissue in histology tiles best, and how sure are we?"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from histolight.api import Run, Verdict, compare, load_run, sweep, train
+
+__all__ = ["Run", "Verdict", "compare", "load_run", "sweep", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the API with its first use, so that ``histolight --help`` answers without it."""
+    if name in __all__:
+        return getattr(importlib.import_module("histolight.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

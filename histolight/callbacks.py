@@ -13,12 +13,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from histolight.data.loader import Batch
 from histolight.errors import HistolightError
+from histolight.loggers import log_tiles
 from histolight.models.classifier import Classifier
 from histolight.runs import write_atomically
 
@@ -165,14 +165,14 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class TileGrid(L.Callback):
-    """Show the first batch of augmented training tiles in TensorBoard: what the network really sees."""
+    """Show the first batch of augmented training tiles: what the network really sees."""
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Log the grid at the very first step."""
-        if trainer.global_step == 0 and isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_images("augmented training tiles", batch.tiles[:32].float().cpu(), 0)
+        if trainer.global_step == 0:
+            log_tiles(trainer.logger, "augmented training tiles", batch.tiles[:32], 0)
 
 
 def peak_memory_mb() -> float:

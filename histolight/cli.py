@@ -14,8 +14,13 @@ from collections.abc import Sequence
 from histolight.errors import HistolightError, RequestError, nearest
 
 COMMANDS = {
+    "explore": "look at a set of tiles before training: classes, slides, colours, copies, what is damaged",
     "train": "train, validate and (where there is a test part) test: writes a run directory",
     "compare": "rank runs, with intervals and paired tests: table, figures and report.html",
+    "evaluate": "measure a finished run on its own tiles, or on other labelled ones",
+    "predict": "score unlabelled tiles with one run or an ensemble: predictions.csv, submission.csv",
+    "explain": "show where in its tiles a trained network looks (Grad-CAM), and how much of that is the centre",
+    "export": "write a trained network as ONNX, checked against torch on real tiles",
 }
 
 HELP = """\
@@ -34,11 +39,14 @@ options:
 exit status: 0 done; 1 it failed while working; 2 the request, or the data it names, was wrong
 
 examples:
+  histolight explore data=kaggle data.root=FOLDER
   histolight train
   histolight train data=kaggle data.root=FOLDER model=resnet34 trainer.max_epochs=3
   histolight train run=outputs/runs/NAME             continue an interrupted run
   histolight train -m model=resnet18,resnet34 data.fold=0,1,2,3,4 name=folds
   histolight compare runs=outputs/sweeps/folds
+  histolight evaluate run=outputs/runs/NAME data=folder data.root=FOLDER calibrate=true
+  histolight predict runs=outputs/sweeps/folds data=kaggle data.root=FOLDER tta=dihedral
 """
 
 
@@ -115,8 +123,8 @@ def _print_command_help(command: str) -> int:
 def _print_config(which: str, overrides: list[str]) -> int:
     from omegaconf import OmegaConf
 
-    from histolight.commands.train import requested_config
     from histolight.compose import to_yaml, typed
+    from histolight.requests import requested_config
 
     config = requested_config(overrides)
     typed(config)

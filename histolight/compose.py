@@ -98,6 +98,24 @@ def like_config(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return result
 
 
+def saved_config(directory: Path) -> DictConfig:
+    """Read ``config.yaml`` of a run directory.
+
+    Raises:
+        RequestError: It is missing or damaged.
+    """
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise RequestError(f"{directory} is not a run directory: it has no config.yaml")
+    try:
+        saved = OmegaConf.load(path)
+        if not isinstance(saved, DictConfig) or "data" not in saved:
+            raise RequestError("it is not a configuration")
+        return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), saved))
+    except Exception as error:
+        raise RequestError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+
+
 def quote_paths(overrides: Sequence[str]) -> list[str]:
     """Quote the values of path keys that Hydra's grammar can't read bare: ``~``, parentheses, ``=``, umlauts ...
 

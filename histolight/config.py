@@ -194,10 +194,16 @@ class LoggerConfig:
     """Where the curves go.
 
     Attributes:
-        name: ``tensorboard`` or ``csv``.
+        name: ``tensorboard``, ``csv``, ``mlflow`` or ``wandb`` (Weights & Biases).
+        project: MLflow's experiment, or Weights & Biases' project.
+        uri: MLflow's tracking URI; null is an SQLite store inside the run directory.
+        offline: Weights & Biases keeps its files in the run directory and touches no network.
     """
 
-    name: str = _choice("tensorboard", "csv")
+    name: str = _choice("tensorboard", "csv", "mlflow", "wandb")
+    project: str = "histolight"
+    uri: str | None = None
+    offline: bool = True
 
 
 @dataclass

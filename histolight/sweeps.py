@@ -476,7 +476,9 @@ def _train_and_record(config: DictConfig, point: Point) -> None:
                 resume = (point.directory / "checkpoints" / "last.ckpt").is_file()
                 request = check_request(typed(config))
                 _free_memory()
-                train(request, prepare_data(request, point.directory), point.directory, resume, progress=False)
+                data = prepare_data(request, point.directory)
+                swept = _read_index(Path(HydraConfig.get().sweep.dir))["swept"]
+                train(request, data, point.directory, resume, progress=False, compared=swept)
             except (HistolightError, KeyboardInterrupt):
                 raise
             except BaseException as error:

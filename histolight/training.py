@@ -9,16 +9,15 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from histolight import runs
+from histolight import loggers, runs
 from histolight.callbacks import AtomicCheckpoints, BestAndLast, EpochLines, Progress, Speed, TileGrid, peak_memory_mb
 from histolight.compose import to_yaml
 from histolight.config import Config, TrainerConfig
@@ -47,6 +46,7 @@ def check_request(config: Config) -> Config:
         weights = None if config.data.source == "synthetic" else "imagenet"
     check_name(config.model.name)
     check_weights(weights)
+    loggers.check_logger(config.logger)
     if config.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise RequestError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu or trainer=auto")
     devices, gpus = config.trainer.devices, torch.cuda.device_count()
@@ -83,7 +83,12 @@ def prepare_data(config: Config, directory: Path) -> PreparedData:
 
 
 def train(
-    config: Config, data: PreparedData, directory: Path, resume: bool = False, progress: bool = True
+    config: Config,
+    data: PreparedData,
+    directory: Path,
+    resume: bool = False,
+    progress: bool = True,
+    compared: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Train, choose the best epoch by validation AUROC, measure it, and write the run directory.
 
@@ -92,7 +97,8 @@ def train(
         data: From :func:`prepare_data`.
         directory: The run directory; ``config.yaml`` in it says how to continue.
         resume: Continue from ``checkpoints/last.ckpt`` where there is one.
-        progress: Show Lightning's progress bar.
+        progress: Show how far it is.
+        compared: The keys that a sweep varies, to be the columns of TensorBoard's HPARAMS table; None is all keys.
 
     Returns:
         What ``metrics.json`` holds; of several processes that share the training only the main one returns it.
@@ -102,7 +108,7 @@ def train(
     """
     if resume:
         _check_same_tiles(data, directory)
-    with runs.recorded(directory), _faults_in_one_line(directory):
+    with runs.recorded(directory), _faults_in_one_line(directory), loggers.closed_at_the_end():
         _write_beginning(config, data, directory)
         L.seed_everything(config.seed, verbose=False)
         train_labels = data.part("train")["label"].to_numpy()
@@ -129,7 +135,7 @@ def train(
                 raise InterruptionError(
                     f"interrupted in epoch {trainer.current_epoch}: continue with {again}"
                 ) from error
-        _log_hyperparameters(trainer, config, found)
+        _log_hyperparameters(trainer, config, found, compared)
         runs.update_metrics(
             directory,
             **found,
@@ -220,7 +226,7 @@ def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool 
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip,
             profiler=None if settings.profiler == "none" else settings.profiler,
-            logger=_logger(config, directory),
+            logger=loggers.build_logger(config, directory),
             callbacks=callbacks,
             plugins=[AtomicCheckpoints()],
             default_root_dir=directory,
@@ -238,12 +244,6 @@ def resolve_precision(settings: TrainerConfig) -> str:
     if settings.accelerator == "cpu" or not torch.cuda.is_available():
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-
-
-def _logger(config: Config, directory: Path) -> Logger:
-    if config.logger.name == "csv":
-        return CSVLogger(directory, name="csv", version="")
-    return TensorBoardLogger(directory, name="tensorboard", version="", default_hp_metric=False)
 
 
 def _write_beginning(config: Config, data: PreparedData, directory: Path) -> None:
@@ -292,27 +292,26 @@ def _measure_parts(
                 part, table, data.part(part)["row"].to_numpy(), data.tiles, found, data.split_kind
             )
             measure.save_figures(drawn, part, directory)
-            if isinstance(trainer.logger, TensorBoardLogger):
-                for name, figure in drawn.items():
-                    trainer.logger.experiment.add_figure(f"{part}/{name}", figure, trainer.global_step)
+            for name, figure in drawn.items():
+                loggers.log_figure(trainer.logger, f"{part}/{name}", figure, trainer.global_step)
     return found
 
 
-def _log_hyperparameters(trainer: L.Trainer, config: Config, found: dict[str, Any]) -> None:
-    """Fill TensorBoard's HPARAMS tab: once, flat, with the final figures (without them it shows hp_metric = -1)."""
-    flat = {
+def _log_hyperparameters(
+    trainer: L.Trainer, config: Config, found: dict[str, Any], compared: Collection[str] | None
+) -> None:
+    """Log the final figures with the hyperparameters; TensorBoard's table of them shows only those compared."""
+    flat = {"seed": config.seed} | {
         f"{section}.{key}": str(value) if value is None or isinstance(value, list) else value
         for section, values in dataclasses.asdict(config).items()
         if isinstance(values, dict)
         for key, value in values.items()
     }
-    if isinstance(trainer.logger, TensorBoardLogger):
-        parts = [part for part in ("val", "test") if part in found]
-        final = {
-            f"final/{part}_{name}": found[part][name].value for part in parts for name in ("auroc", "accuracy", "nll")
-        }
-        trainer.logger.log_hyperparams({**flat, "seed": config.seed}, final)
-        trainer.logger.save()
+    if compared is not None and config.logger.name == "tensorboard":
+        flat = {key: value for key, value in flat.items() if key in compared}
+    parts = [part for part in ("val", "test") if part in found]
+    final = {f"final/{part}_{name}": found[part][name].value for part in parts for name in ("auroc", "accuracy", "nll")}
+    loggers.log_final(trainer.logger, flat, final, trainer.global_step)
 
 
 class _quiet_lightning(warnings.catch_warnings):  # noqa: N801  # used like a function

@@ -42,6 +42,12 @@ def mobilenet_weights() -> Path:
 
 
 @pytest.fixture(scope="session")
+def timm_weights() -> Path:
+    """ImageNet weights of timm's tf_efficientnet_lite0."""
+    return _shared("weights", "tf_efficientnet_lite0-imagenet.pth")
+
+
+@pytest.fixture(scope="session")
 def tile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders with 60 tiles of 32x32: noise, with a darker centre in class 1. Easy, but not at once."""
     root = tmp_path_factory.mktemp("tiles")

@@ -202,9 +202,7 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(small: list[str], tmp_pat
     failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
-    assert re.search(
-        r"histolight: .* can't be written \(File too large\): make room", failed.stderr
-    )
+    assert re.search(r"histolight: .* can't be written \(File too large\): make room", failed.stderr)
     assert json.loads((tmp_path / "run/metrics.json").read_text())["status"] == "failed"
     assert not list((tmp_path / "run/checkpoints").glob("*.ckpt"))
     assert run(small, tmp_path / "run", resume=True)["status"] == "completed"

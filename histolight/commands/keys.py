@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from histolight.errors import RequestError
+from histolight import runs
+from histolight.errors import RequestError, nearest
+
+if TYPE_CHECKING:
+    from histolight.config import Config
 
 
 def own_keys(overrides: Sequence[str], keys: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -65,3 +72,76 @@ def read_paths(key: str, value: str) -> list[Path]:
     if not paths:
         raise RequestError(f"{key}=[] is empty: give run directories, {key}=[DIR,DIR]")
     return paths
+
+
+def run_config(run: Path, overrides: Sequence[str], own: Sequence[str], taken: Sequence[str], command: str) -> Config:
+    """Lay overrides over the configuration that a run was trained with; another ``data`` keeps its tile size.
+
+    Args:
+        run: The run directory.
+        overrides: The command line without the command's own keys.
+        own: The command's own keys, for messages.
+        taken: Groups and keys of a training's configuration that mean something to this command.
+        command: Its name.
+
+    Raises:
+        RequestError: A key is not taken here, or the run's configuration is missing or damaged.
+    """
+    # Hydra: not for commands that compose nothing.
+    from histolight.compose import config_groups, like_config, saved_config, typed
+    from histolight.config import valid_keys
+
+    given = {override.partition("=")[0] for override in overrides}
+    for key in sorted(given - set(taken)):
+        if key in (*valid_keys(), *config_groups()):
+            raise RequestError(
+                f"{key}= has no place in histolight {command}, which takes the run as it is; it takes "
+                f"{', '.join((*own, *taken))}"
+            )
+        raise RequestError(f"{key} is not a key of histolight {command}: {nearest(key, (*own, *taken))}")
+    runs.read_metrics(run)
+    saved = saved_config(run)
+    config = like_config(saved, overrides)
+    if "data" in given:
+        for key in {"image_size", "batch_size", "cache"} - {key.removeprefix("data.") for key in given}:
+            config.data[key] = saved.data[key]
+    return typed(config)
+
+
+def new_folder(place: str | None, kind: str, name: str, partial: str = "") -> Path:
+    """Choose where a command writes: ``hydra.run.dir``, or ``outputs/<kind>/<name>-<time>``.
+
+    Args:
+        place: ``hydra.run.dir``, or None.
+        kind: Such as ``evaluations``.
+        name: Of what the command works on; other characters than those of a file's name become dashes.
+        partial: Name of the file with which the command continues what was interrupted.
+
+    Raises:
+        RequestError: The folder holds files, and nothing that was interrupted.
+    """
+    slug = re.sub(r"[^\w.-]+", "-", name).strip("-") or kind
+    folder = read_path(place) if place else Path("outputs", kind, f"{slug}-{datetime.now():%F_%H-%M-%S}")
+    try:
+        files = {path.name for path in folder.iterdir()} - {runs.lock_file(folder).name}
+    except FileNotFoundError:
+        return folder
+    except OSError as error:
+        raise RequestError(
+            f"{folder} can't be used ({error.strerror}): choose another, hydra.run.dir=FOLDER"
+        ) from error
+    if files and partial not in files:
+        raise RequestError(f"{folder} holds files already: choose another folder with hydra.run.dir=FOLDER")
+    return folder
+
+
+def choice(values: Mapping[str, str], key: str, *valid: str) -> str:
+    """Read a key of a few words; the first one is the default.
+
+    >>> choice({"tta": "flips"}, "tta", "none", "flips"), choice({}, "tta", "none", "flips")
+    ('flips', 'none')
+    """
+    value = values.get(key, valid[0])
+    if value not in valid:
+        raise RequestError(f"{key}={value} is not known: {nearest(value, valid)}")
+    return value

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -211,7 +212,7 @@ def _build(source: Source, folder: Path, image_size: int, workers: int) -> None:
     measures: dict[str, np.ndarray] = {name: np.zeros(count, dtype) for name, dtype in _MEASURES.items()}
     ids = source.table.set_index("row")["id"].sort_index()
     problems: list[tuple[str, str, str]] = []
-    with tqdm(total=count, desc="packing", unit="tile", disable=None) as bar:
+    with tqdm(total=count, desc="packing", unit="tile", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
         for block in blocks:
             for name, values in block.measures.items():
                 measures[name][block.start : block.start + len(values)] = values

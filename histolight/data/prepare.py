@@ -93,15 +93,18 @@ def prepare(config: DataConfig) -> PreparedData:
     source = load_source(config)
     checks.check_table(source.table, config)
     packed = load_tiles(source, config)
-    pack = packed.pack
     split, kind = make_split(packed.table, config)
     table = packed.table.assign(split=split)[["id", "label", "group", "split", "row"]]
+    return PreparedData(table, packed.pack.tiles, kind, packed.fingerprint, find_warnings(table, packed.pack))
+
+
+def find_warnings(table: pd.DataFrame, pack: Pack) -> pd.DataFrame:
+    """Log and list the findings on labelled tiles that stop nothing: columns id, problem, detail."""
     found = [checks.find_duplicates(table, pack.hashes), checks.find_near_blank(table, pack.contrast)]
     for _, message in found:
         if message:
             log.warning("%s", message)
-    warnings = pd.concat([problems for problems, _ in found], ignore_index=True)
-    return PreparedData(table, pack.tiles, kind, packed.fingerprint, warnings)
+    return pd.concat([problems for problems, _ in found], ignore_index=True)
 
 
 def _fingerprint(table: pd.DataFrame, hashes: np.ndarray) -> str:

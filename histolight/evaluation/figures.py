@@ -14,7 +14,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, precision_
 from histolight.evaluation.intervals import ECE_BINS
 
 CENTRE = 32  # pixels: the label says whether the centre 32x32 holds tumour
-INK, ACCENT, PALE = "#1f2933", "#8a2b6e", "#c9ced6"
+INK, ACCENT, PALE, QUIET = "#1f2933", "#8a2b6e", "#c9ced6", "#5b6672"
 
 
 def roc_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:
@@ -27,30 +27,44 @@ def roc_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:
     """
     false_positive, sensitivity, _ = roc_curve(labels, scores)
     figure, axes = _square(title, "1 - specificity", "sensitivity")
-    axes.plot([0, 1], [0, 1], color=PALE, linewidth=1)
+    axes.plot([0, 1], [0, 1], color=PALE, linewidth=1, label="chance")
     axes.plot(false_positive, sensitivity, color=ACCENT, linewidth=2)
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
     return figure
 
 
 def precision_recall_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:
-    """Draw precision against recall, with the prevalence, which is what chance reaches."""
+    """Draw precision against recall, with the prevalence, which is what chance reaches.
+
+    The area under the steps is the average precision.
+    """
     precision, recall, _ = precision_recall_curve(labels, scores)
     figure, axes = _square(title, "recall (sensitivity)", "precision")
-    axes.axhline(np.mean(labels), color=PALE, linewidth=1)
-    axes.plot(recall, precision, color=ACCENT, linewidth=2, drawstyle="steps-pre")
+    axes.axhline(np.mean(labels), color=PALE, linewidth=1, label="chance: the share of positive tiles")
+    # The points come in falling recall: each one's precision holds from the next lower recall up to its own.
+    axes.plot(recall, precision, color=ACCENT, linewidth=2, drawstyle="steps-post")
+    axes.legend(loc="lower left", fontsize=8, frameon=False)
     return figure
 
 
 def reliability_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:
-    """Draw the share of positive tiles against the mean score, in 15 bins of equal width."""
+    """Draw the share of positive tiles against the mean score, in 15 bins of equal width, and the tiles of each bin."""
     share, score = calibration_curve(labels, scores, n_bins=ECE_BINS)
     figure, axes = _square(title, "mean score of the bin", "share of positive tiles")
-    axes.plot([0, 1], [0, 1], color=PALE, linewidth=1)
-    axes.plot(score, share, "o-", color=ACCENT, linewidth=2, markersize=5)
     counts = axes.twinx()
-    counts.hist(scores, bins=ECE_BINS, range=(0, 1), color=INK, alpha=0.12)
-    counts.set_yticks([])
+    counts.hist(scores, bins=ECE_BINS, range=(0, 1), color=INK, alpha=0.12, label="tiles per bin (right axis)")
+    counts.set_ylabel("tiles per bin", color=QUIET)
+    counts.tick_params(colors=QUIET, length=0)
+    counts.spines[:].set_visible(False)
     counts.set_box_aspect(1)
+    axes.set_zorder(counts.get_zorder() + 1)  # the curve in front of the bars
+    axes.patch.set_visible(False)
+    axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle="--", label="perfectly calibrated")
+    axes.plot(score, share, "o-", color=ACCENT, linewidth=2, markersize=5, label="this model")
+    handles, names = (
+        one + other for one, other in zip(*(each.get_legend_handles_labels() for each in (axes, counts)), strict=True)
+    )
+    axes.legend(handles, names, loc="upper left", fontsize=8, frameon=False)
     return figure
 
 
@@ -61,12 +75,31 @@ def confusion_figure(scores: np.ndarray, labels: np.ndarray, threshold: float, t
     matrix = confusion_matrix(labels, scores > threshold, labels=[0, 1])
     display = ConfusionMatrixDisplay(matrix, display_labels=["benign", "tumour"])
     display.plot(ax=axes, cmap="PuRd", colorbar=False, values_format=",d")
+    axes.set(xlabel="called", ylabel="labelled")
     axes.set_title(f"{title}, threshold {threshold:.3f}", fontsize=10, color=INK)
     return figure
 
 
+def worst_calls(scores: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
+    """Find the wrong calls, the surest one first.
+
+    Args:
+        scores: ``(N,)`` in [0, 1]; a tile is called positive when its score is above the threshold.
+        labels: ``(N,)``, 0 or 1.
+        threshold: In [0, 1].
+
+    Returns:
+        ``(wrong,)`` int64, places in ``scores``.
+
+    >>> worst_calls(np.array([0.9, 0.6, 0.2, 0.45]), np.array([0, 1, 1, 1]), 0.5).tolist()
+    [0, 2, 3]
+    """
+    wrong = np.flatnonzero((scores > threshold) != (labels == 1))
+    return wrong[np.argsort(-np.abs(scores[wrong] - labels[wrong]), kind="stable")]
+
+
 def tile_grid_figure(tiles: np.ndarray, captions: Sequence[str], title: str, columns: int = 8) -> Figure:
-    """Draw tiles in a grid with the centre, which decides the label, framed.
+    """Draw tiles in a grid with the centre, which decides the label, framed; without tiles the title alone.
 
     Args:
         tiles: ``(N, S, S, 3)`` uint8.
@@ -74,18 +107,25 @@ def tile_grid_figure(tiles: np.ndarray, captions: Sequence[str], title: str, col
         title: What they are.
         columns: Tiles per line.
     """
-    lines = max(1, -(-len(tiles) // columns))
+    lines = -(-len(tiles) // columns)
     figure = Figure(figsize=(1.35 * columns, 1.6 * lines + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=11, color=INK)
+    if not lines:
+        return figure
     for number, axes in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
         axes.set_axis_off()
         if number < len(tiles):
-            size = tiles.shape[1]
-            corner = (size - CENTRE) / 2 - 0.5
             axes.imshow(tiles[number])
-            axes.add_patch(Rectangle((corner, corner), CENTRE, CENTRE, fill=False, edgecolor="white", linewidth=0.8))
+            frame_centre(axes, tiles.shape[1])
             axes.set_title(captions[number], fontsize=7, color=INK)
     return figure
+
+
+def frame_centre(axes: Axes, size: int) -> None:
+    """Frame the centre of a tile, S pixels high and wide, that was drawn."""
+    corner = (size - CENTRE) / 2 - 0.5
+    for colour, width in ((INK, 1.8), ("white", 0.8)):  # to be seen on glass and on nuclei
+        axes.add_patch(Rectangle((corner, corner), CENTRE, CENTRE, fill=False, edgecolor=colour, linewidth=width))
 
 
 def _square(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +73,30 @@ def draw_part(
         split: How the tiles were chosen, for the titles: ``random``, ``slide``, ``given`` or ``other``.
     """
     scores, labels = table["score"].to_numpy(), table["label"].to_numpy()
-    auroc = found[part]["auroc"]
-    tiles_of = "other tiles" if split == "other" else f"{split} split"
-    title = f"{part}: AUROC {auroc.value:.4f} [{auroc.low:.4f}, {auroc.high:.4f}], {tiles_of}"
-    errors = np.where(labels == 1, 1 - scores, scores)
-    worst = np.argsort(-errors, kind="stable")[:WORST]
-    captions = [f"{'tumour' if labels[i] else 'benign'}, score {scores[i]:.2f}" for i in worst]
+    where = f"{part}, {'other tiles' if split == 'other' else f'{split} split'}"
+    wrong = figures.worst_calls(scores, labels, found["threshold"])
+    shown = wrong[:WORST]
+    captions = [f"{'tumour' if labels[i] else 'benign'}, score {scores[i]:.2f}" for i in shown]
+    calls = f"threshold {found['threshold']:.3f} calls {len(wrong):,} of {len(labels):,} tiles wrong"
+    if len(shown) < len(wrong):
+        calls += f"; the {len(shown)} worst"
     return {
-        "roc": figures.roc_figure(scores, labels, title),
-        "precision_recall": figures.precision_recall_figure(scores, labels, title),
-        "reliability": figures.reliability_figure(scores, labels, title),
-        "confusion": figures.confusion_figure(scores, labels, found["threshold"], part),
-        "worst_calls": figures.tile_grid_figure(
-            tiles.gather(rows[worst]), captions, f"{part}: the worst calls (label, score of tumour)"
+        "roc": figures.roc_figure(scores, labels, f"{where}\n{_figure_text('AUROC', found[part]['auroc'])}"),
+        "precision_recall": figures.precision_recall_figure(
+            scores, labels, f"{where}\n{_figure_text('average precision', found[part]['average_precision'])}"
         ),
+        "reliability": figures.reliability_figure(
+            scores, labels, f"{where}\n{_figure_text('ECE', found[part]['ece'])}"
+        ),
+        "confusion": figures.confusion_figure(scores, labels, found["threshold"], where),
+        "worst_calls": figures.tile_grid_figure(tiles.gather(rows[shown]), captions, f"{where}: {calls}"),
     }
+
+
+def _figure_text(name: str, found: Interval) -> str:
+    if math.isnan(found.low):
+        return f"{name} {found.value:.4f}, no interval"
+    return f"{name} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
 
 
 def save_figures(drawn: dict[str, Figure], part: str, directory: Path) -> None:

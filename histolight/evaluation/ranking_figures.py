@@ -121,8 +121,8 @@ def heatmap_figure(group: Group, keys: tuple[str, str], labels: tuple[str, str])
     return figure
 
 
-def cost_figure(group: Group, cost: str, label: str, names: Sequence[str]) -> Figure:
-    """Draw the AUROC of every row against what it costs."""
+def cost_figure(group: Group, cost: str, label: str) -> Figure:
+    """Draw the AUROC of every row against what it costs; few rows are marked with their rank."""
     costs = np.array([row.mean(cost) for row in group.rows]) / (1e6 if cost == "parameters" else 1)
     aurocs = np.array([row.mean("auroc") for row in group.rows])
     figure, axes = _axes(label, "AUROC")
@@ -130,11 +130,11 @@ def cost_figure(group: Group, cost: str, label: str, names: Sequence[str]) -> Fi
     axes.plot(costs[0], aurocs[0], "o", color=ACCENT, markersize=8)
     known = costs[np.isfinite(costs)]
     _scale(axes, known, ticks=False)
-    if len(names) <= NAMED:
-        for name, x, y in zip(names, costs, aurocs, strict=True):
+    if len(group.rows) <= NAMED:
+        for rank, (x, y) in enumerate(zip(costs, aurocs, strict=True), start=1):
             right = x > np.sqrt(known.min() * known.max())
             offset, side = ((-7, 5), "right") if right else ((7, 5), "left")
-            axes.annotate(name, (x, y), offset, textcoords="offset points", fontsize=8, color=INK, ha=side)
+            axes.annotate(f"#{rank}", (x, y), offset, textcoords="offset points", fontsize=8, color=INK, ha=side)
     axes.margins(0.12)
     return figure
 

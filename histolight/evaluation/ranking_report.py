@@ -156,7 +156,7 @@ def _auroc(row: Row) -> str:
 def _gain(row: Row) -> str:
     assert row.test is not None
     difference, p = row.test.difference, _p(row.test.p)
-    value = f"{difference.difference:+.4f} [{difference.low:.4f}, {difference.high:.4f}]"
+    value = f"{difference.difference:+z.4f} [{difference.low:.4f}, {difference.high:.4f}]"
     return f"{value}, p {p if p.startswith('<') else f'= {p}'} after Holm"
 
 
@@ -217,8 +217,8 @@ def _test_cells(row: Row) -> tuple[Cell, Cell]:
     gap = row.test.difference
     if math.isnan(gap.p):
         reason = row.test.method if row.test.method.startswith("no test") else "no test: too few tiles or slides"
-        return Cell(f"{-gap.difference:+.4f}", reason), Cell("n/a")
-    return Cell(f"{-gap.difference:+.4f}", f"[{-gap.high:+.4f}, {-gap.low:+.4f}]"), Cell(_p(row.test.p))
+        return Cell(f"{-gap.difference:+z.4f}", reason), Cell("n/a")
+    return Cell(f"{-gap.difference:+z.4f}", f"[{-gap.high:+z.4f}, {-gap.low:+z.4f}]"), Cell(_p(row.test.p))
 
 
 def _figure_cell(row: Row, name: str) -> Cell:
@@ -376,7 +376,7 @@ def group_figures(group: Group, ranking: Ranking) -> Iterator[tuple[str, Figure,
     for cost, label in (("seconds", "training seconds"), ("parameters", "parameters (millions)")):
         if len({row.mean(cost) for row in group.rows if not math.isnan(row.mean(cost))}) > 1:
             caption = f"AUROC against {label.partition(' (')[0]}; the best row large. Up and to the left is better."
-            yield f"cost_{cost}", figures.cost_figure(group, cost, label, names), caption
+            yield f"cost_{cost}", figures.cost_figure(group, cost, label), caption
 
 
 def write_report(ranking: Ranking, directory: Path, title: str) -> None:

@@ -51,17 +51,20 @@ class Picture:
     """A picture.
 
     Attributes:
-        png: The file's bytes.
+        data: The file's bytes, PNG or JPEG.
         caption: What it shows, in a sentence; also the text for those who can't see it.
+        wide: Whether it takes the page's whole width; on a phone it can then be moved sideways.
     """
 
-    png: bytes
+    data: bytes
     caption: str
+    wide: bool = False
 
     @property
     def source(self) -> str:
         """The picture as a data URI."""
-        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+        kind = "jpeg" if self.data.startswith(b"\xff\xd8") else "png"
+        return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,7 @@ th, td { padding: .45rem .4rem; text-align: right; vertical-align: top; border-b
 th { vertical-align: bottom; font-weight: 600; color: var(--quiet); border-bottom: 2px solid var(--ink); }
 th.word, td.word { text-align: left; overflow-wrap: break-word; }
 td:not(.word) { white-space: nowrap; }
+td:first-child:nth-last-child(2) { width: 14rem; color: var(--quiet); }
 td small { display: block; color: var(--quiet); font-size: .85em; font-weight: 400; }
 tr.marked td { background: #faf3f8; }
 table.marked td.lead { font-weight: 600; }
@@ -176,6 +180,8 @@ tr.marked td.lead { color: var(--accent); font-weight: 700; }
 .pictures { margin-top: 2rem; columns: 2 26rem; column-gap: 2.5rem; }
 figure { margin: 0 0 2rem; break-inside: avoid; }
 img { display: block; width: 100%; max-width: 36rem; height: auto; }
+figure.wide { column-span: all; overflow-x: auto; }
+figure.wide img { max-width: 62rem; }
 figcaption { margin-top: .5rem; font-size: .85rem; color: var(--quiet); max-width: 36rem; overflow-wrap: anywhere; }
 footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--line); font-size: .8rem;
   color: var(--quiet); overflow-wrap: anywhere; }
@@ -190,7 +196,11 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--line)
   td, td:not(.word) { text-align: left; border: 0; padding: .15rem 0; white-space: normal; overflow-wrap: anywhere; }
   td::before { content: attr(data-label); display: block; font-size: .72rem; color: var(--quiet); }
   td:not(.word) small { display: inline; }
+  td:first-child:has(+ td:not(.word)), td:nth-child(2):last-child { grid-column: 1 / -1; width: auto; }
+  td:first-child:has(+ td:not(.word)) { font-weight: 600; }
   td:empty { display: none; }
+  figure.wide img { width: auto; min-width: 44rem; }
+  figure.wide figcaption { position: sticky; left: 0; }
 }
 @media print {
   @page { size: A4 landscape; margin: 12mm; }
@@ -231,9 +241,11 @@ _TEMPLATE = """\
 {%- if section.table %}
 {%- set table = section.table %}
 <table{% if table.marked %} class="marked"{% endif %}>
+{%- if table.columns|select|list %}
 <thead><tr>
 {%- for column in table.columns %}<th{% if loop.index0 < table.words %} class="word"{% endif %}>{{ column }}</th>
 {%- endfor %}</tr></thead>
+{%- endif %}
 <tbody>
 {%- for row in table.rows %}
 <tr{% if loop.first and table.marked %} class="marked"{% endif %}>
@@ -256,7 +268,7 @@ _TEMPLATE = """\
 {%- if section.pictures %}
 <div class="pictures">
 {%- for picture in section.pictures %}
-<figure><img src="{{ picture.source }}" alt="{{ picture.caption }}">
+<figure{% if picture.wide %} class="wide"{% endif %}><img src="{{ picture.source }}" alt="{{ picture.caption }}">
 <figcaption>{{ picture.caption }}</figcaption></figure>
 {%- endfor %}
 </div>

@@ -53,9 +53,12 @@ def check_name(name: str) -> None:
     """Raise :class:`RequestError`, with the nearest names, for a network that nobody knows."""
     if name.startswith("timm/"):
         timm = _import_timm(name)
-        architecture = name.removeprefix("timm/").split(".")[0]
-        if not timm.is_model(architecture):
-            raise RequestError(f"model.name={name} is not known: {nearest(architecture, timm.list_models())}")
+        architecture, _, tag = name.removeprefix("timm/").partition(".")
+        known = [
+            f"timm/{model}" for model in timm.list_models(f"{architecture}.*" if tag else "", pretrained=bool(tag))
+        ]
+        if name not in known:
+            raise RequestError(f"model.name={name} is not known: {nearest(name, known)}")
     else:
         known = torchvision.models.list_models(module=torchvision.models)
         if name not in known:

@@ -81,7 +81,7 @@ def test_a_sweep_killed_half_way_and_started_again_ends_with_every_point_and_one
 
     for point, rate in ((first, 1e-3), (second, 1e-2)):
         shown, final = hyperparameters(point / "tensorboard")
-        assert (shown["optimizer.lr"], shown["data.fold"]) == (rate, 0)
+        assert shown == {"optimizer.lr": rate, "data.fold": 0}
         assert final["final/val_auroc"] == pytest.approx(metrics(point)["val"]["auroc"]["value"])
         assert "hp_metric" not in final
 
@@ -116,6 +116,7 @@ def serial(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
         ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"]),
+        ("hydra_ray_launcher", ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2"]),
     ],
 )
 def test_a_parallel_sweep_gives_what_the_serial_one_gives(
@@ -134,7 +135,8 @@ def test_a_parallel_sweep_gives_what_the_serial_one_gives(
     cache = f"data.cache={tmp_path / 'cache'}"
     assert main(["train", "-m", *small, cache, *TWO_POINTS, "hydra.sweep.dir=sweep", *launcher]) == 0
     logs = "".join(path.read_text() for path in tmp_path.rglob("*_log.err"))  # submitit's
-    assert (capfd.readouterr().err + logs).count("packing:   0%") == 1  # however many began together
+    if "ray" not in plugin:  # whose workers' output comes through, or not, as it pleases
+        assert (capfd.readouterr().err + logs).count("packing:   0%") == 1  # however many began together
     for name in ("0_lr=0.001", "1_lr=0.01"):
         here, there = (pd.read_csv(folder / name / "predictions" / "val.csv") for folder in (Path("sweep"), serial))
         pd.testing.assert_frame_equal(here, there, atol=1e-4)

@@ -165,6 +165,11 @@ def test_a_truncated_file_is_refused(root):
         load_source(config(root))
 
 
-def test_there_are_no_unlabelled_tiles(root):
-    with pytest.raises(RequestError, match="data=pcam has no unlabelled tiles"):
-        load_source(config(root), labelled=False)
+def test_the_test_tiles_can_be_predicted_without_any_other_file(root, parts):
+    for path in root.glob("*.h5"):
+        if path.name != f"{PREFIX}test_x.h5":
+            path.unlink()
+    source = load_source(config(root), labelled=False)
+    assert "label" not in source.table
+    assert source.table["id"].tolist() == [f"test_{row:07d}" for row in range(len(parts["test"][0]))]
+    np.testing.assert_array_equal(source.arrays[0], parts["test"][0])

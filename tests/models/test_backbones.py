@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,40 @@ def test_real_mobilenet_weights_load(mobilenet_weights: Path) -> None:
     load_weights(backbone.network, backbone.head, ModelConfig("mobilenet_v2", str(path)), 96)
     state = torch.load(path, weights_only=True)
     assert torch.equal(backbone.network.features[0][0].weight, state["features.0.0.weight"])
+
+
+def test_timm_gives_one_logit_and_its_own_statistics() -> None:
+    backbone = build_backbone("timm/tf_efficientnet_lite0", 96)
+    assert backbone.network.get_submodule(backbone.head).out_features == 1
+    assert (backbone.mean, backbone.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert build_backbone("timm/resnet18", 96).mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("timm/tf_efficientnet_lit0", "timm/tf_efficientnet_lite0"), ("timm/resnet18.a1_in2k", "timm/resnet18.a1_in1k")],
+)
+def test_an_unknown_name_of_timm_is_answered_with_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(RequestError, match=f"model.name={name} is not known: did you mean .*{near}"):
+        check_name(name)
+    check_name(near)
+
+
+def test_without_timm_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(RequestError, match=r"needs timm: install histolight with its extra, histolight\[timm\]"):
+        check_name("timm/resnet18")
+
+
+def test_real_timm_weights_give_timms_features(timm_weights: Path) -> None:
+    import timm
+
+    backbone = build_backbone("timm/tf_efficientnet_lite0", 96)
+    config = ModelConfig("timm/tf_efficientnet_lite0", str(timm_weights))
+    load_weights(backbone.network, backbone.head, config, 96)
+    original = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    original.load_state_dict(torch.load(timm_weights, weights_only=True))
+    tiles = torch.rand(2, 3, 96, 96)
+    with torch.inference_mode():
+        expected = original.eval().forward_features(tiles)
+        torch.testing.assert_close(backbone.network.eval().forward_features(tiles), expected)

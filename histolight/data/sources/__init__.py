@@ -25,7 +25,7 @@ def load_source(config: DataConfig, labelled: bool = True) -> Source:
     """
     module = importlib.import_module(f"histolight.data.sources.{config.source}")
     if not labelled and not hasattr(module, "load_unlabelled"):
-        raise RequestError(f"data={config.source} has no unlabelled tiles to predict: use data=kaggle or data=folder")
+        raise RequestError(f"data={config.source} has no unlabelled tiles to predict: use data=kaggle, pcam or folder")
     try:
         source: Source = module.load(config) if labelled else module.load_unlabelled(config)
     except OSError as error:

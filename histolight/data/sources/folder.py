@@ -65,6 +65,11 @@ def _class_folders(root: Path, classes: list[str] | None) -> list[str]:
     else:
         negative = [name for name in folders if name.lower() in _NEGATIVE]
         positive = [name for name in folders if name.lower() in _POSITIVE]
+        if entries and not folders:
+            raise RequestError(
+                f"data.root={root} has files but no class folders such as 0 and 1: tiles without labels can only be "
+                "predicted, with histolight predict"
+            )
         if len(folders) != 2 or len(negative) != 1 or len(positive) != 1:
             raise RequestError(
                 f"data.root={root} has no two class folders such as 0 and 1; {found}; "

@@ -27,6 +27,11 @@ def load(config: DataConfig) -> Source:
             tiles without an id: all of them.
     """
     root = data_root(config)
+    if not (root / "train_labels.csv").exists() and (root / "sample_submission.csv").exists():
+        raise RequestError(
+            f"{root / 'train_labels.csv'} is missing: the test tiles beside it have no labels and can only be "
+            "predicted, with histolight predict"
+        )
     labels = read_csv(root / "train_labels.csv", ("id", "label"))
     rows = _id_problems(labels["id"])
     rows += [

@@ -7,6 +7,7 @@ holds ``y`` (N, 1, 1, 1); ``_meta.csv``, where present, names the slide of each 
 from __future__ import annotations
 
 import gzip
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,7 @@ def load(config: DataConfig) -> Source:
         HistolightError: A ``.gz`` can't be unpacked into the cache.
     """
     root = data_root(config)
-    names = {(part, kind): f"{_PREFIX}{part}_{kind}.h5" for part in _PARTS.values() for kind in "xy"}
-    missing = [name for name in names.values() if not (root / name).exists() and not (root / f"{name}.gz").exists()]
-    if missing:
-        raise RequestError(f"data.root={root} lacks {', '.join(missing)} (each as .h5 or .h5.gz)")
-    paths = {key: root / name if (root / name).exists() else root / f"{name}.gz" for key, name in names.items()}
+    paths = _find(root, [(part, kind) for part in _PARTS.values() for kind in "xy"])
     tables, arrays = [], []
     for split, part in _PARTS.items():
         array = _open_tiles(_plain(paths[part, "x"], config), config.image_size)
@@ -51,10 +48,39 @@ def load(config: DataConfig) -> Source:
         tables.append(table)
         arrays.append(array)
     table = pd.concat(tables, ignore_index=True)
-    table["row"] = np.arange(len(table), dtype=np.int64)
-    stats = [(path.name, path.stat()) for path in (paths[part, "x"] for part in _PARTS.values())]
+    return _source(table, [paths[part, "x"] for part in _PARTS.values()], arrays, config)
+
+
+def load_unlabelled(config: DataConfig) -> Source:
+    """List the test tiles; of the six files only theirs, without the labels, needs to be there.
+
+    Raises:
+        RequestError: The file is missing, or not what it should be.
+        HistolightError: A ``.gz`` can't be unpacked into the cache.
+    """
+    path = _find(data_root(config), [("test", "x")])["test", "x"]
+    array = _open_tiles(_plain(path, config), config.image_size)
+    table = pd.DataFrame({"id": pd.Series(_ids("test", len(array)), dtype=object), "split": "test", "group": None})
+    return _source(table, [path], [array], config)
+
+
+def _find(root: Path, files: list[tuple[str, str]]) -> dict[tuple[str, str], Path]:
+    """Find the file of each (part, x or y), plain or gzipped."""
+    names = {(part, kind): f"{_PREFIX}{part}_{kind}.h5" for part, kind in files}
+    missing = [name for name in names.values() if not (root / name).exists() and not (root / f"{name}.gz").exists()]
+    if missing:
+        raise RequestError(f"data.root={root} lacks {', '.join(missing)} (each as .h5 or .h5.gz)")
+    return {key: root / name if (root / name).exists() else root / f"{name}.gz" for key, name in names.items()}
+
+
+def _source(table: pd.DataFrame, paths: list[Path], arrays: list[Any], config: DataConfig) -> Source:
+    stats = [(path.name, path.stat()) for path in paths]
     identity = fingerprint("pcam", config.image_size, ((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
-    return Source(table, "pcam", identity, None, tuple(arrays))
+    return Source(table.assign(row=np.arange(len(table), dtype=np.int64)), "pcam", identity, None, tuple(arrays))
+
+
+def _ids(split: str, count: int) -> list[str]:
+    return [f"{split}_{row:07d}" for row in range(count)]
 
 
 def _plain(path: Path, config: DataConfig) -> Path:
@@ -83,7 +109,13 @@ def _plain(path: Path, config: DataConfig) -> Path:
 
 def _unpack(path: Path, plain: Path) -> None:
     partial = plain.with_suffix(".partial")
-    bar = tqdm(total=path.stat().st_size, desc=f"unpacking {path.name}", unit="B", unit_scale=True, disable=None)
+    bar = tqdm(
+        total=path.stat().st_size,
+        desc=f"unpacking {path.name}",
+        unit="B",
+        unit_scale=True,
+        mininterval=0.1 if sys.stderr.isatty() else 30,
+    )
     try:
         with bar, open(path, "rb") as packed, gzip.open(packed) as unpacked, open(partial, "wb") as out:
             while chunk := unpacked.read(2**20):
@@ -130,7 +162,7 @@ def _read_labels(path: Path, split: str, count: int) -> pd.DataFrame:
     dataset.file.close()
     if labels is None:
         raise RequestError(f"{path}: y is {shape}, but x has {count} tiles; both must come from the same download")
-    ids = [f"{split}_{row:07d}" for row in range(count)]
+    ids = _ids(split, count)
     wrong = np.flatnonzero(~np.isin(labels, (0, 1)))
     if len(wrong):
         problems = problem_frame([(ids[row], "label is not 0 or 1", str(labels[row])) for row in wrong])

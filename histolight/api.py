@@ -1,0 +1,138 @@
+"""histolight from Python: what the commands do, with objects in the place of printed lines."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from histolight import runs
+from histolight.compose import saved_config, typed
+from histolight.config import Config
+from histolight.errors import RequestError
+from histolight.requests import training_request
+
+if TYPE_CHECKING:
+    from histolight.models.classifier import Classifier
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory.
+
+    Attributes:
+        directory: Where it lies.
+    """
+
+    directory: Path
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds by now."""
+        return runs.read_metrics(self.directory)
+
+    @property
+    def config(self) -> Config:
+        """The configuration that it was trained with."""
+        return typed(saved_config(self.directory))
+
+    def predictions(self, part: str = "val") -> pd.DataFrame:
+        """Read the predictions for ``val`` or ``test``: ``id``, ``label``, ``group``, ``logit``, ``score``.
+
+        Raises:
+            RequestError: The run has no such predictions.
+        """
+        path = self.directory / "predictions" / f"{part}.csv"
+        if not path.is_file():
+            raise RequestError(f"{path} is missing: the run has no {part} part, or did not finish")
+        return pd.read_csv(path, dtype={"id": str, "group": str})
+
+    def classifier(self) -> Classifier:
+        """Load the network of the best epoch, in evaluation mode, on the CPU.
+
+        Raises:
+            RequestError: The run is not completed, or its checkpoint is missing or damaged.
+        """
+        from histolight.inference import load_classifier
+
+        return load_classifier(self.directory)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a comparison of runs allows one to say.
+
+    Attributes:
+        answer: In words, the best row first.
+        table: One row a configuration, ranked: what ``comparison.csv`` holds.
+    """
+
+    answer: list[str]
+    table: pd.DataFrame
+
+
+def train(overrides: Sequence[str] = ()) -> Run:
+    """Train one run as ``histolight train`` does.
+
+    Args:
+        overrides: As on the command line, such as ``["data=kaggle", "data.root=DIR", "model=resnet34"]``.
+
+    Raises:
+        HistolightError: As the command: :class:`RequestError` for a wrong request or wrong data, else what went wrong.
+    """
+    config, directory, resume = training_request(overrides)
+    from histolight import training  # imports torch: not before it must
+
+    config = training.check_request(config)
+    with runs.claimed(directory) if runs.is_main_process() else contextlib.nullcontext():
+        data = training.prepare_data(config, directory)
+        slides = data.slides or "no known"
+        split = f"split: {data.split_kind}"
+        print(f"{len(data.table):,} tiles, {slides} slides, {split}; writing {directory}", file=sys.stderr)
+        training.train(config, data, directory, resume)
+    return Run(directory)
+
+
+def sweep(overrides: Sequence[str]) -> list[Run]:
+    """Train every point of a sweep as ``histolight train -m`` does; a failed one says why in its ``metrics``.
+
+    Raises:
+        HistolightError: As the command, but for the faults of single points.
+    """
+    from histolight.sweeps import run_sweep
+
+    return [Run(point.directory) for point in run_sweep(overrides).points]
+
+
+def load_run(directory: str | Path) -> Run:
+    """Open a run directory.
+
+    Raises:
+        RequestError: It is none.
+    """
+    run = Run(Path(directory).expanduser())
+    runs.read_metrics(run.directory)
+    return run
+
+
+def compare(folders: str | Path | Sequence[str | Path], by: str | None = None) -> Verdict:
+    """Compare runs as ``histolight compare`` does, without writing anything.
+
+    Args:
+        folders: A sweep, a folder of runs, a run, or several of these.
+        by: A configuration key, each value of which is shown at its own best point.
+
+    Raises:
+        RequestError: There is no run to compare.
+    """
+    from histolight.evaluation.ranking import compare_runs
+    from histolight.evaluation.ranking_report import answer, comparison_csv
+
+    several = [folders] if isinstance(folders, str | Path) else folders
+    ranking = compare_runs([Path(folder).expanduser() for folder in several], by)
+    return Verdict(answer(ranking), comparison_csv(ranking))

@@ -1,0 +1,79 @@
+"""``histolight explore``: what a set of tiles holds, what it looks like, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from histolight import runs
+from histolight.commands.keys import new_folder
+from histolight.compose import compose_config, typed
+from histolight.config import DataConfig
+from histolight.errors import DataError, RequestError
+
+USAGE = """\
+keys (KEY=VALUE):
+  data=SOURCE data.root=DIR data.groups=FILE data.classes=[NEGATIVE,POSITIVE] data.limit=N data.image_size=N
+                     the tiles: synthetic, kaggle, pcam or folder
+  data.seed=N        draws the tiles that are shown, and those of data.limit
+  data.cache=DIR     folder for packs
+  name=NAME          name of the folder; the source's name unless given
+  hydra.run.dir=DIR  where the page goes; outputs/explore/NAME-TIME unless given
+
+exit status: 2 also where tiles are damaged or labels wrong: then the page shows which
+"""
+
+
+def main(overrides: list[str], multirun: bool = False) -> int:
+    """Run the command; return the exit status."""
+    if multirun:
+        raise RequestError("-m sweeps over trainings: use it with histolight train")
+    config, title, directory = parse_request(overrides)
+    with runs.claimed(directory):
+        sentences = explore(config, directory, title)
+    print("\n".join(sentences))
+    print(f"report       {directory / 'report.html'}")
+    return 0
+
+
+def parse_request(overrides: Sequence[str]) -> tuple[DataConfig, str, Path]:
+    """Say which tiles to look at, what to call them, and where the page goes.
+
+    Raises:
+        RequestError: A key is unknown or has no place here, a value is wrong, or the folder holds files.
+    """
+    composed = compose_config(overrides)
+    keys = [override.partition("=")[0].lstrip("+") for override in overrides]
+    for key in keys:
+        if key not in ("data", "name", "hydra.run.dir") and not key.startswith("data."):
+            raise RequestError(
+                f"{key}= has no place in histolight explore; it takes data, data.*, name and hydra.run.dir"
+            )
+    config = typed(composed)
+    given = composed.hydra.run.dir if "hydra.run.dir" in keys else None
+    directory = new_folder(given, "explore", config.name)
+    return config.data, f"Tiles of {config.name}", directory
+
+
+def explore(config: DataConfig, directory: Path, title: str) -> list[str]:
+    """Check the tiles, look at them and write the page; return what it says first.
+
+    Raises:
+        DataError: Tiles or labels are not fit to train on; the page shows them.
+        HistolightError: The tiles can't be found or packed, or the page can't be written.
+    """
+    from histolight.data.checks import check_table
+    from histolight.data.prepare import load_tiles
+    from histolight.data.sources import load_source
+    from histolight.evaluation.exploration_report import write_exploration, write_problems
+
+    table = None
+    try:
+        source = load_source(config)
+        check_table(source.table, config)
+        table = source.table
+        tiles = load_tiles(source, config)
+    except DataError as error:
+        write_problems(error.problems, table, directory, title)
+        raise DataError(f"{error}; all of them: {directory / 'report.html'}", error.problems) from error
+    return write_exploration(tiles, config, directory, title)

@@ -1,0 +1,109 @@
+"""A finished run looked at again: its tiles as they were, and a folder for what is made of it (explain, export)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histolight.commands.keys import own_keys, read_path
+from histolight.errors import RequestError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from histolight.config import Config
+    from histolight.data.pack import Tiles
+
+
+@dataclass(frozen=True)
+class FinishedPart:
+    """One part of the tiles of a finished run, with what the run said of them.
+
+    Attributes:
+        config: The run's configuration.
+        metrics: Its ``metrics.json``.
+        predictions: ``id``, ``label``, ``group``, ``logit``, ``score`` and ``row``, the tile's place in ``tiles``.
+        tiles: The tile store.
+    """
+
+    config: Config
+    metrics: dict[str, Any]
+    predictions: pd.DataFrame
+    tiles: Tiles
+
+
+def read_part(run: Path, part: str) -> FinishedPart:
+    """Read a run's predictions for ``val`` or ``test`` and find their tiles again.
+
+    Raises:
+        RequestError: The run is not completed or has no such part, or its tiles are not those of its training.
+    """
+    import pandas as pd
+
+    from histolight import runs
+    from histolight.compose import saved_config, typed
+    from histolight.data.prepare import prepare
+    from histolight.inference import first_problem
+
+    metrics = runs.read_metrics(run)
+    if metrics["status"] != "completed":
+        raise RequestError(f"{run} is {metrics['status']}, not completed: continue it with histolight train run={run}")
+    if part not in metrics:
+        raise RequestError(f"{run} has no {part} part: train with data.test_fraction=0.2, or use part=val")
+    config = typed(saved_config(run))
+    with first_problem():
+        data = prepare(config.data)
+    path = run / "predictions" / f"{part}.csv"
+    try:
+        table = pd.read_csv(path, dtype={"id": "str", "group": "str", "logit": "float32", "score": "float32"})
+        places = data.part(part).set_index("id")["row"].reindex(table["id"])
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(f"{path} is missing or damaged ({reason}): the run can't be used without it") from error
+    if data.fingerprint != metrics.get("data_fingerprint") or places.isna().any():
+        raise RequestError(
+            f"the tiles, their labels, slides or split ({config.data.root or config.data.source}) are no longer those "
+            f"that {run} was trained on: restore them"
+        )
+    return FinishedPart(config, metrics, table.assign(row=places.to_numpy(dtype="int64")), data.tiles)
+
+
+def read_run_and_folder(
+    command: str, overrides: Sequence[str], keys: Sequence[str], multirun: bool
+) -> tuple[Path, Path, dict[str, str]]:
+    """Read ``run=…`` and ``hydra.run.dir=…``.
+
+    Args:
+        command: The command's name.
+        overrides: As on the command line.
+        keys: All the command's keys.
+        multirun: Whether ``-m`` was given.
+
+    Returns:
+        The run, an unused folder (``outputs/COMMAND/RUN-TIME`` unless given), and the values of all keys.
+
+    Raises:
+        RequestError: A key is unknown, ``run`` is missing, or the folder holds something already.
+
+    >>> read_run_and_folder("export", ["run=a b", "hydra.run.dir=out"], ["run", "hydra.run.dir"], False)[:2]
+    (PosixPath('a b'), PosixPath('out'))
+    """
+    if multirun:
+        raise RequestError(f"-m sweeps over trainings: use it with histolight train, and {command} what it made")
+    values, others = own_keys(overrides, keys)
+    if others:
+        key = others[0].partition("=")[0]
+        raise RequestError(f"{key} is not a key of histolight {command}: {nearest(key, keys)}")
+    if "run" not in values:
+        raise RequestError(f"run= is missing: histolight {command} run=FOLDER, with a run directory")
+    run = read_path(values["run"])
+    name = re.sub(r"[^\w.-]+", "-", run.resolve().name).strip("-") or "run"
+    default = Path("outputs", command, f"{name}-{datetime.now():%F_%H-%M-%S}")
+    directory = read_path(values["hydra.run.dir"]) if "hydra.run.dir" in values else default
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise RequestError(f"hydra.run.dir={directory} holds something already: choose another folder")
+    return run, directory, values

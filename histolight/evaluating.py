@@ -1,0 +1,238 @@
+"""One evaluation of a finished run: on the parts of its own tiles, or on tiles of another source."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from histolight import runs
+from histolight.compose import to_yaml
+from histolight.config import Config, DataConfig
+from histolight.data.prepare import PackedTiles, find_warnings, load_tiles
+from histolight.errors import RequestError
+from histolight.evaluation import figures, measure
+from histolight.evaluation.calibration import fit_temperature
+from histolight.evaluation.run_report import write_run_report
+from histolight.inference import first_problem, list_tiles, load_classifiers, predict_logits
+
+SPLITS = {
+    "random": "random split, slides unknown: tiles of one slide may sit on both sides, other slides will be harder",
+    "slide": "split by slide",
+    "given": "the source's own split",
+}
+RANKING = ("auroc", "average_precision")  # what no temperature changes
+
+
+@dataclass(frozen=True)
+class EvaluatedTiles:
+    """The tiles to evaluate.
+
+    Attributes:
+        config: Where they come from.
+        packed: The tiles.
+        parts: The rows of each part: ``val`` and ``test`` of a run's own tiles, ``test`` of others.
+        split: ``random``, ``slide`` or ``given``, as the run's own parts were made; ``other`` for other tiles.
+        notes: What a reader of the figures must hear of.
+    """
+
+    config: DataConfig
+    packed: PackedTiles
+    parts: dict[str, pd.DataFrame]
+    split: str
+    notes: list[str]
+
+
+def evaluate(
+    run: Path,
+    config: Config,
+    directory: Path,
+    other: Collection[str] = (),
+    tta: str = "none",
+    calibrate: bool = False,
+) -> dict[str, Any]:
+    """Measure a finished run and write ``metrics.json``, predictions, figures and ``report.html``.
+
+    Args:
+        run: The run directory.
+        config: Its configuration, or one with other tiles, another batch size or another device.
+        directory: An empty folder for the evaluation.
+        other: Which keys of ``data`` ask for other tiles than the run's own.
+        tta: As in :func:`histolight.inference.tile_views`.
+        calibrate: Measure the scores also as a temperature changes them, fitted on the run's validation predictions.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        RequestError: The run is not completed, its tiles changed, or the given tiles can't be measured: of another
+            size, without labels, of one class, or those that it was trained on.
+        HistolightError: Out of memory, or logits that are not finite.
+    """
+    classifiers = load_classifiers([run], config.data.image_size)
+    trained = runs.read_metrics(run)
+    temperature = run_temperature(run) if calibrate else None
+    tiles = find_tiles(run, trained, config.data, other)
+    config = dataclasses.replace(config, data=tiles.config)
+    warnings = find_warnings(pd.concat(tiles.parts.values()), tiles.packed.pack)
+    found: dict[str, Any] = {"threshold": trained["threshold"], "temperature": temperature}
+    tables, drawn, notes = {}, {}, list(tiles.notes)
+    for part, table in tiles.parts.items():
+        rows = table["row"].to_numpy()
+        batches = predict_logits(
+            classifiers, tiles.packed.pack.tiles, rows, config.trainer, config.data.batch_size, tta
+        )
+        tables[part] = measure.predictions_table(table, rows, np.concatenate(list(batches))[:, 0])
+        found |= measure.measure_part(part, tables[part], found["threshold"], config.data.seed)
+        drawn[part] = measure.draw_part(part, tables[part], rows, tiles.packed.pack.tiles, found, tiles.split)
+        if temperature is not None:
+            calibrated = calibrated_table(tables[part], temperature)
+            all_figures = measure.intervals(calibrated, 0.5, config.data.seed)
+            found[f"{part}_calibrated"] = all_figures | {name: found[part][name] for name in RANKING}
+            drawn[part]["reliability_calibrated"] = figures.reliability_figure(
+                calibrated["score"].to_numpy(),
+                calibrated["label"].to_numpy(),
+                f"{part}: ECE {all_figures['ece'].value:.4f} at temperature {temperature:.3f}",
+            )
+        if tiles.split != "other":
+            notes.append(_agreement(run, part, tables[part], tta, config))
+    for part, table in tables.items():
+        runs.write_csv(directory / "predictions" / f"{part}.csv", table)
+        measure.save_figures(drawn[part], part, directory)
+    if len(warnings):
+        runs.write_csv(directory / "data_problems.csv", warnings)
+    runs.write_atomically(directory / "config.yaml", to_yaml(_absolute(config)))
+    runs.update_metrics(
+        directory,
+        status="completed",
+        reason=None,
+        run=str(run.resolve()),
+        tta=tta,
+        split=tiles.split,
+        slides=int(pd.concat(tiles.parts.values())["group"].nunique()),
+        tiles={
+            part: {str(label): int((table["label"] == label).sum()) for label in (0, 1)}
+            for part, table in tables.items()
+        },
+        origin={part: _origin(part, tiles.split, config.data) for part in tables},
+        notes=notes + _calibration_notes(found, tables, run, tta),
+        data_fingerprint=tiles.packed.fingerprint,
+        selected_on="val",
+        **found,
+        **runs.provenance(),
+    )
+    write_run_report(directory)
+    return runs.read_metrics(directory)
+
+
+def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, other: Collection[str]) -> EvaluatedTiles:
+    """Find the run's own parts, or, where the keys in ``other`` ask for other tiles, those.
+
+    The tiles decide: a run's own, however they are named, are measured by its own parts.
+    """
+    with first_problem():
+        source = list_tiles(config)
+        packed = load_tiles(source, config)
+    splits = pd.read_csv(run / "splits.csv", dtype=str, keep_default_na=False).set_index("id")["split"]
+    if packed.fingerprint == trained["data_fingerprint"]:
+        split = packed.table["id"].map(splits)
+        if split.isna().any():
+            raise RequestError(f"{run / 'splits.csv'} is damaged: it lacks {split.isna().sum()} of the run's tiles")
+        parts = {part: packed.table[split == part] for part in ("val", "test") if (split == part).any()}
+        return EvaluatedTiles(config, packed, parts, trained["split"], [])
+    if not other:
+        raise RequestError(
+            f"the tiles, their labels or slides are no longer those that {run} was trained and validated on: restore "
+            "them, or evaluate other tiles with data=SOURCE data.root=FOLDER"
+        )
+    if not {"data", "data.limit"} & set(other):
+        config = dataclasses.replace(config, limit=None)  # the run's own limit says nothing about other tiles
+    part = "test" if (source.table["split"] == "test").any() else None
+    packed = load_tiles(source, config, part)
+    labels = packed.table["label"].unique()
+    if len(labels) < 2:
+        raise RequestError(f"all {len(packed.table)} tiles have the label {labels[0]}: the figures need both classes")
+    seen = int(packed.table["id"].isin(splits.index[splits != "test"]).sum())
+    if seen and not {"data", "data.root"} & set(other):
+        raise RequestError(
+            f"{seen} of these {len(packed.table)} tiles trained or chose {run}: without {', '.join(sorted(other))} its "
+            "own validation and test tiles are measured; or give other tiles with data=SOURCE data.root=FOLDER"
+        )
+    note = (
+        f"{seen:,} of these tiles have the id of one that trained or chose the run: if they are the same, this flatters"
+    )
+    return EvaluatedTiles(config, packed, {"test": packed.table}, "other", [note] if seen else [])
+
+
+def run_temperature(run: Path) -> float:
+    """Fit the temperature of a run on the predictions of its validation tiles.
+
+    Raises:
+        RequestError: They are missing, or no temperature is best.
+    """
+    table = _predictions(run, "val")
+    return fit_temperature(table["logit"], table["label"])
+
+
+def calibrated_table(table: pd.DataFrame, temperature: float) -> pd.DataFrame:
+    """Divide the logits of a table of predictions by a temperature."""
+    logit = table["logit"] / np.float32(temperature)
+    return table.assign(logit=logit, score=expit(logit))
+
+
+def _predictions(run: Path, part: str) -> pd.DataFrame:
+    path = run / "predictions" / f"{part}.csv"
+    if not path.is_file():
+        raise RequestError(f"{path} is missing: the run can't be calibrated or compared without it")
+    return pd.read_csv(path, dtype={"id": str, "logit": np.float32}, keep_default_na=False, na_values={"group": [""]})
+
+
+def _agreement(run: Path, part: str, table: pd.DataFrame, tta: str, config: Config) -> str:
+    """Say whether these are the figures of the training, and if not, why and how far apart the logits are."""
+    if tta != "none":
+        return f"{part}: not the training's own figures, which are without tta"
+    recorded = _predictions(run, part).set_index("id")["logit"].reindex(table["id"]).to_numpy()
+    apart = float(np.abs(recorded - table["logit"].to_numpy()).max())
+    if apart == 0:
+        return f"{part}: the same logits, bit for bit, as in the training"
+    why = (
+        "the training augmented these tiles (data.augment_val)"
+        if config.data.augment_val and part == "val"
+        else ("another device, precision or batch size")
+    )
+    return f"{part}: logits differ from the training's by up to {apart:.2g} ({why})"
+
+
+def _origin(part: str, split: str, data: DataConfig) -> str:
+    if split == "other":
+        return f"data={data.source} data.root={data.root}, which chose nothing"
+    chose = "on which the epoch and the threshold were chosen" if part == "val" else "which chose nothing"
+    return f"the run's own {part} part, {chose}; {SPLITS[split]}"
+
+
+def _calibration_notes(found: dict[str, Any], tables: dict[str, pd.DataFrame], run: Path, tta: str) -> list[str]:
+    if found["temperature"] is None:
+        return []
+    notes = [f"temperature {found['temperature']:.4f}, fitted on the validation predictions of {run}"]
+    for part in tables:
+        before, after = found[part], found[f"{part}_calibrated"]
+        moved = [f"{name.upper()} {before[name].value:.4f} to {after[name].value:.4f}" for name in ("nll", "ece")]
+        notes.append(f"{part}: {', '.join(moved)}{', on the tiles that it was fitted on' if part == 'val' else ''}")
+    if tta != "none":
+        notes.append("the temperature was fitted to logits without tta")
+    return notes
+
+
+def _absolute(config: Config) -> Config:
+    """Make the paths hold from any working directory."""
+    data = config.data
+    paths = {key: getattr(data, key) for key in ("root", "cache", "groups")}
+    full = {key: os.path.abspath(os.path.expanduser(path)) for key, path in paths.items() if path}
+    return dataclasses.replace(config, data=dataclasses.replace(data, **full))

@@ -1,0 +1,148 @@
+"""A trained network as ONNX: uint8 tiles in, scores out, with all that a user must know in the file."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import tempfile
+import warnings
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from histolight.data.datamodule import to_floats
+from histolight.errors import HistolightError, RequestError
+from histolight.models.classifier import Classifier
+
+TOLERANCE = 1e-4  # largest difference in probability that is let through
+BATCH = 48  # tiles run through both at once; the rest is a smaller batch, which must work too
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def check_packages() -> None:
+    """Raise :class:`RequestError` where a package of the extra ``onnx`` is missing."""
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise RequestError(
+            f"histolight export needs {', '.join(missing)}: install histolight with its extra, histolight[onnx]"
+        )
+
+
+class TileScorer(nn.Module):
+    """A classifier with everything before and behind it, from the pixels of a file to a probability."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map tiles ``(N, S, S, 3)`` uint8 to scores in [0, 1] and logits, float32 ``(N,)`` each."""
+        logits = self.classifier(to_floats(tiles))
+        return logits.sigmoid(), logits
+
+
+def export_onnx(classifier: Classifier, tiles: npt.NDArray[np.uint8], path: Path, metadata: dict[str, Any]) -> float:
+    """Write a network as ONNX; a file that differs from torch on real tiles is not written.
+
+    Its input is ``tiles`` (N, S, S, 3) uint8 with any N of at least 1, its outputs are ``score`` and ``logit``, (N,)
+    float32.
+
+    Args:
+        classifier: In evaluation mode, on the CPU.
+        tiles: ``(M, S, S, 3)`` uint8, M at least 1: real tiles to compare on.
+        path: The file.
+        metadata: Put into the file: strings as they are, everything else as JSON.
+
+    Returns:
+        The largest difference in probability between onnxruntime and torch over the tiles.
+
+    Raises:
+        RequestError: A package is missing.
+        HistolightError: The network can't be exported, or the difference is above 1e-4.
+    """
+    check_packages()
+    scorer = TileScorer(classifier).eval()
+    example = torch.zeros(2, *tiles.shape[1:], dtype=torch.uint8)
+    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                scorer,
+                (example,),
+                dynamo=True,
+                input_names=["tiles"],
+                output_names=["score", "logit"],
+                dynamic_shapes={"tiles": {0: torch.export.Dim("batch")}},
+                verbose=False,
+            )
+    except Exception as error:  # whatever the exporter meets in a network that it does not know
+        reason = " ".join(str(error).split())[:200]
+        raise HistolightError(f"this network can't be written as ONNX ({reason}): export another run") from error
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+    assert program is not None
+    for key, value in metadata.items():
+        program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export") as folder:
+        beside = Path(folder, path.name)
+        program.save(beside, external_data=False)
+        difference = _difference(scorer, beside, tiles)
+        if not difference <= TOLERANCE:
+            raise HistolightError(
+                f"the exported network differs from torch by {difference:.1e} in probability, above {TOLERANCE:.0e}: "
+                "nothing was written; another version of torch or onnxruntime may agree"
+            )
+        beside.replace(path)
+    return difference
+
+
+def describe(classifier: Classifier, run: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Collect what a user of the file must know.
+
+    Args:
+        classifier: The network.
+        run: The run's name.
+        metrics: What its ``metrics.json`` holds.
+    """
+    parts = [part for part in ("val", "test") if part in metrics]
+    return {
+        "model": classifier.model_config.name,
+        "classes": ["benign", "tumour"],
+        "meaning": "score: probability that the centre 32x32 pixels hold tumour",
+        "image_size": classifier.image_size,
+        "mean": classifier.mean.flatten().tolist(),
+        "std": classifier.std.flatten().tolist(),
+        "normalisation": "inside: give uint8 RGB tiles",
+        "threshold": metrics["threshold"],
+        "run": run,
+        "split": metrics["split"],
+        "auroc": {part: metrics[part]["auroc"] for part in parts},
+        "data_fingerprint": metrics["data_fingerprint"],
+        "versions": {name: version(name) for name in ("histolight", "torch", *PACKAGES)},
+        "exported": f"{date.today():%Y-%m-%d}",
+        "use": "research only; not a medical device, not for diagnosis",
+    }
+
+
+def _difference(scorer: TileScorer, path: Path, tiles: npt.NDArray[np.uint8]) -> float:
+    """Largest difference in probability, over batches and over a tile alone; NaN where one side is not a number."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    batches = [tiles[start : start + BATCH] for start in range(0, len(tiles), BATCH)]
+    found = 0.0
+    for batch in (tiles[:1], *batches):
+        with torch.inference_mode():
+            expected = scorer(torch.from_numpy(batch))[0].numpy()
+        found = np.maximum(found, np.abs(session.run(["score"], {"tiles": batch})[0] - expected).max())
+    return float(found)

@@ -1,0 +1,262 @@
+"""One tiny training, and evaluations of it: on its own tiles and on others."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+
+from histolight import cli, runs
+from histolight.commands.evaluate import main
+from histolight.errors import RequestError
+from histolight.inference import load_classifier
+
+SIZE = 32
+
+
+def write_tiles(root: Path, count: int, seed: int, size: int = SIZE) -> Path:
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        tile = random.normal(170, 40, (size, size, 3))
+        tile[8:24, 8:24] -= 45 * (number % 2)
+        path = root / str(number % 2) / f"seed{seed}_{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tile.clip(0, 255).astype(np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a validation and a test part, its tiles beside it."""
+    from histolight.compose import compose_config, typed
+    from histolight.data.prepare import prepare
+    from histolight.training import check_request, train
+
+    place = tmp_path_factory.mktemp("trained")
+    write_tiles(place / "tiles", 60, seed=0)
+    overrides = [
+        *("data=folder", f"data.root={place}/tiles", f"data.cache={place}/cache", f"data.image_size={SIZE}"),
+        *("data.batch_size=8", "data.test_fraction=0.2", "model.name=shufflenet_v2_x0_5", "model.weights=null"),
+        *("trainer=cpu", "trainer.max_epochs=2", "logger=csv"),
+    ]
+    config = check_request(typed(compose_config(overrides)))
+    train(config, prepare(config.data), place / "run", progress=False)
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiles(tmp_path_factory.mktemp("others") / "tiles", 30, seed=1)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out pictures and page, which other tests look at and which take most of the time."""
+    monkeypatch.setattr("histolight.evaluation.measure.draw_part", lambda *arguments: {})
+    monkeypatch.setattr("histolight.evaluating.write_run_report", lambda directory: None)
+
+
+def metrics_of(directory: Path) -> dict:
+    return json.loads((directory / "metrics.json").read_text())
+
+
+def files(*folders: Path) -> list[Path]:
+    return sorted(path for folder in folders for path in folder.rglob("*"))
+
+
+def test_its_own_parts_have_exactly_the_figures_of_the_training(trained, here, capsys) -> None:
+    before = files(trained)
+    assert main([f"run={trained}"]) == 0
+    assert files(trained) == before
+    (place,) = Path("outputs/evaluations").iterdir()
+    assert place.name.startswith("run-20")
+    found, recorded = metrics_of(place), metrics_of(trained)
+    for name in ("val", "test", "val_at_threshold", "test_at_threshold", "threshold", "split", "data_fingerprint"):
+        assert found[name] == recorded[name], name
+    assert found["tiles"] == {part: recorded["tiles"][part] for part in ("val", "test")}
+    for part in ("val", "test"):
+        name = f"predictions/{part}.csv"
+        assert (place / name).read_bytes() == (trained / name).read_bytes()
+        for figure in ("roc", "precision_recall", "reliability", "confusion", "worst_calls"):
+            assert (place / "figures" / f"{part}_{figure}.png").is_file()
+    printed = capsys.readouterr().out
+    assert "test: the same logits, bit for bit, as in the training" in printed
+    assert "the run's own test part, which chose nothing; random split, slides unknown" in printed
+    auroc = found["test"]["auroc"]
+    assert f"{auroc['value']:.4f} [{auroc['low']:.4f}, {auroc['high']:.4f}]" in printed
+
+
+def test_other_tiles_calibrated(trained, others, here, capsys) -> None:
+    """With validation predictions that are too sure by a factor of three."""
+    run = shutil.copytree(trained, here / "run")
+    random = np.random.default_rng(0)
+    true = random.normal(0, 2, 500)
+    logits = (3 * true).astype(np.float32)
+    labels = (random.random(500) < expit(true)).astype(int)
+    table = pd.DataFrame({"id": [f"{number}" for number in range(500)], "label": labels, "group": None})
+    runs.write_csv(run / "predictions" / "val.csv", table.assign(logit=logits, score=expit(logits)))
+
+    assert main([f"run={run}", "data=folder", f"data.root={others}", "calibrate=true", "hydra.run.dir=out"]) == 0
+    found = metrics_of(Path("out"))
+    assert (found["status"], found["split"], found["tiles"]) == ("completed", "other", {"test": {"0": 15, "1": 15}})
+    assert "val" not in found
+    predictions = pd.read_csv("out/predictions/test.csv")
+    paths = [
+        others / str(label) / f"{name}.png" for name, label in zip(predictions["id"], predictions["label"], strict=True)
+    ]
+    tiles = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in paths]))
+    expected = load_classifier(trained)(tiles.permute(0, 3, 1, 2).float() / 255)
+    np.testing.assert_allclose(predictions["logit"], expected, rtol=1e-3, atol=1e-4)
+
+    assert found["test"]["auroc"]["value"] == pytest.approx(roc_auc_score(predictions["label"], predictions["score"]))
+    called = predictions["score"] > found["threshold"]
+    assert found["threshold"] == metrics_of(trained)["threshold"]
+    assert found["test_at_threshold"]["accuracy"]["value"] == pytest.approx(
+        accuracy_score(predictions["label"], called)
+    )
+
+    slope = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(logits[:, None].astype(float), labels)
+    assert found["temperature"] == pytest.approx(1 / slope.coef_[0, 0], rel=1e-4)
+    scores = expit(predictions["logit"] / found["temperature"])
+    assert found["test_calibrated"]["nll"]["value"] == pytest.approx(log_loss(predictions["label"], scores), rel=1e-4)
+    before = log_loss(predictions["label"], predictions["score"])
+    assert found["test"]["nll"]["value"] == pytest.approx(before, rel=1e-4)
+    for name in ("auroc", "average_precision", "accuracy"):
+        assert found["test_calibrated"][name]["value"] == found["test"][name]["value"]
+    assert Image.open("out/figures/test_reliability_calibrated.png").size[0] > 300
+    assert "which chose nothing" in Path("out/report.html").read_text()
+    assert OmegaConf.load("out/config.yaml").data.root == str(others)
+
+    printed = capsys.readouterr().out
+    assert f"test: 15 benign and 15 tumour tiles, data=folder data.root={others}, which chose nothing" in printed
+    assert f"temperature {found['temperature']:.4f}, fitted on the validation predictions of" in printed
+    assert f"NLL {before:.4f} to {found['test_calibrated']['nll']['value']:.4f}" in printed
+
+
+def test_tta_averages_the_views(trained, others, here, undrawn) -> None:
+    main([f"run={trained}", "data=folder", f"data.root={others}", "data.limit=10", "tta=dihedral", "hydra.run.dir=out"])
+    predictions = pd.read_csv("out/predictions/test.csv")
+    assert len(predictions) == 10
+    paths = [
+        others / str(label) / f"{name}.png" for name, label in zip(predictions["id"], predictions["label"], strict=True)
+    ]
+    tiles = np.stack([np.asarray(Image.open(path)) for path in paths])
+    views = [np.rot90(tiles, turn, axes=(1, 2)) for turn in range(4)]
+    views += [np.flip(view, 2) for view in views]
+    classifier = load_classifier(trained)
+    logits = [classifier(torch.from_numpy(view.copy()).permute(0, 3, 1, 2).float() / 255) for view in views]
+    np.testing.assert_allclose(predictions["logit"], torch.stack(logits).mean(0), rtol=1e-3, atol=1e-4)
+
+
+def test_its_own_tiles_in_another_place_are_its_own_and_never_augmented(trained, here, undrawn, capsys) -> None:
+    run = shutil.copytree(trained, here / "run")
+    config = OmegaConf.load(run / "config.yaml")
+    config.data.root, config.data.augment_val = "/nowhere", True
+    OmegaConf.save(config, run / "config.yaml")
+    moved = shutil.copytree(trained.parent / "tiles", here / "moved")
+    main([f"run={run}", f"data.root={moved}", "hydra.run.dir=out"])
+    assert metrics_of(Path("out"))["test"] == metrics_of(trained)["test"]
+    assert "val: the same logits, bit for bit" in capsys.readouterr().out
+
+
+def test_of_a_source_with_its_own_split_the_test_part_is_measured(trained, here, undrawn) -> None:
+    random = np.random.default_rng(0)
+    for part, count in (("train", 4), ("valid", 4), ("test", 6)):
+        with h5py.File(f"camelyonpatch_level_2_split_{part}_x.h5", "w") as file:
+            file["x"] = random.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+        with h5py.File(f"camelyonpatch_level_2_split_{part}_y.h5", "w") as file:
+            file["y"] = (np.arange(count) % 2).astype(np.uint8).reshape(-1, 1, 1, 1)
+    main([f"run={trained}", "data=pcam", "data.root=.", "hydra.run.dir=out"])
+    ids = pd.read_csv("out/predictions/test.csv")["id"].tolist()
+    assert ids == [f"test_{row:07d}" for row in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "run= is missing: histolight evaluate run=DIR"),
+        (["run=nowhere"], "nowhere is not a folder"),
+        (["run=."], "is not a run directory: it has no metrics.json"),
+        (["run=unfinished"], "unfinished is failed, not completed"),
+        (["run={run}", "tta=flip"], "tta=flip is not known: did you mean flips?"),
+        (["run={run}", "calibrate=yes"], "calibrate=yes is not known: valid: false, true"),
+        (["run={run}", "model=resnet18"], "model= has no place in histolight evaluate"),
+        (["run={run}", "optimizer.lr=1"], "optimizer.lr= has no place in histolight evaluate"),
+        (["run={run}", "data.val_fraction=0.3"], "data.val_fraction= has no place in histolight evaluate"),
+        (["run={run}", "data.rot=x"], "data.rot is not a key of histolight evaluate: did you mean data.root"),
+        (["run={run}", "data=folder", "data.root=/nowhere"], "data.root=/nowhere is not a folder"),
+        (["run={run}", "data=folder", "data.root=flat"], "has files but no class folders .* histolight predict"),
+        (["run={run}", "data=kaggle", "data.root=unlabelled"], "train_labels.csv is missing: .* histolight predict"),
+        (["run={run}", "data=folder", "data.root=empty"], "has no two class folders"),
+        (["run={run}", "data=folder", "data.root=large"], "wrong size: 4 .*48x48 pixels where data.image_size=32"),
+        (["run={run}", "data=folder", "data.root=large", "data.image_size=48"], "trained on tiles of 32 pixels"),
+        (["run={run}", "data.limit=40"], "tiles trained or chose .*without data.limit its own"),
+        (["run=other_tiles"], "no longer those that other_tiles was trained and validated on"),
+        (["run={run}", "trainer.accelerator=tpu"], "trainer.accelerator=tpu is not known"),
+        (["run={run}", "hydra.run.dir={run}"], "holds files already: choose another folder"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_leaves_nothing(
+    overrides: list[str], message: str, trained: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty").mkdir()
+    Path("unlabelled/test").mkdir(parents=True)
+    Path("unlabelled/sample_submission.csv").write_text("id,label\na,0\n")
+    Path("flat").mkdir()
+    Image.fromarray(np.zeros((SIZE, SIZE, 3), np.uint8)).save("flat/a.png")
+    write_tiles(Path("large"), 4, 0, size=48)
+    shutil.copytree(trained, "unfinished", ignore=shutil.ignore_patterns("checkpoints"))
+    runs.update_metrics(Path("unfinished"), status="failed", reason="x")
+    shutil.copytree(trained, "other_tiles")
+    runs.update_metrics(Path("other_tiles"), data_fingerprint="0" * 32)
+    before = files(trained, here)
+    assert cli.main(["evaluate", *(override.format(run=trained) for override in overrides)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("histolight:")]
+    assert re.search(message, line), line
+    assert files(trained, here) == before
+
+
+def test_tiles_of_one_class_are_refused(trained, others, here) -> None:
+    table = pd.DataFrame({"id": ["seed1_000"], "label": [0]})
+    (here / "kaggle" / "train").mkdir(parents=True)
+    Image.open(others / "0" / "seed1_000.png").save(here / "kaggle" / "train" / "seed1_000.tif")
+    table.to_csv(here / "kaggle" / "train_labels.csv", index=False)
+    with pytest.raises(RequestError, match="all 1 tiles have the label 0: the figures need both classes"):
+        main([f"run={trained}", "data=kaggle", "data.root=kaggle"])
+    assert not Path("outputs").exists()
+
+
+def test_predictions_that_say_nothing_are_not_calibrated(trained, here) -> None:
+    run = shutil.copytree(trained, here / "run")
+    path = run / "predictions" / "val.csv"
+    table = pd.read_csv(path)
+    table.assign(logit=4.0 * table["label"] - 2).to_csv(path, index=False)
+    with pytest.raises(RequestError, match="finds no temperature: .* are all on the right side of 0.5"):
+        main([f"run={run}", "calibrate=true"])
+    path.unlink()
+    with pytest.raises(RequestError, match=r"val\.csv is missing"):
+        main([f"run={run}", "calibrate=true"])
+    assert not Path("outputs").exists()
+
+
+def test_multirun_is_refused() -> None:
+    with pytest.raises(RequestError, match="-m sweeps over trainings"):
+        main(["run=x"], multirun=True)
