@@ -99,7 +99,7 @@ def evaluate(
             drawn[part]["reliability_calibrated"] = figures.reliability_figure(
                 calibrated["score"].to_numpy(),
                 calibrated["label"].to_numpy(),
-                f"{part}: ECE {all_figures['ece'].value:.4f} at temperature {temperature:.3f}",
+                f"{part}, temperature {temperature:.3f}\nECE {all_figures['ece'].value:.4f}",
             )
         if tiles.split != "other":
             notes.append(_agreement(run, part, tables[part], tta, config))
@@ -165,10 +165,12 @@ def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, other: Co
             f"{seen} of these {len(packed.table)} tiles trained or chose {run}: without {', '.join(sorted(other))} its "
             "own validation and test tiles are measured; or give other tiles with data=SOURCE data.root=FOLDER"
         )
-    note = (
-        f"{seen:,} of these tiles have the id of one that trained or chose the run: if they are the same, this flatters"
-    )
-    return EvaluatedTiles(config, packed, {"test": packed.table}, "other", [note] if seen else [])
+    notes = []
+    if packed.table["group"].isna().all():
+        notes.append("slides unknown: the intervals take each tile for a sample of its own, and are likely too short")
+    if seen:
+        notes.append(f"{seen:,} of these tiles have the id of one that trained or chose the run: is it the same tile?")
+    return EvaluatedTiles(config, packed, {"test": packed.table}, "other", notes)
 
 
 def run_temperature(run: Path) -> float:

@@ -26,6 +26,7 @@ from histolight.data.prepare import PreparedData, prepare
 from histolight.errors import DataError, HistolightError, InterruptionError, RequestError, command_line
 from histolight.evaluation import measure
 from histolight.evaluation.metrics import best_threshold
+from histolight.evaluation.run_report import write_run_report
 from histolight.models.backbones import check_name, check_weights
 from histolight.models.classifier import Classifier
 from histolight.models.losses import positive_weight
@@ -144,7 +145,13 @@ def train(
             parameters=sum(parameter.numel() for parameter in classifier.parameters()),
             epochs=trainer.current_epoch,
         )
-    return runs.read_metrics(directory) if runs.is_main_process() else {}
+    if not runs.is_main_process():
+        return {}
+    try:
+        write_run_report(directory)
+    except HistolightError as error:  # the run itself is complete
+        log.warning("the run has no report.html: %s", error)
+    return runs.read_metrics(directory)
 
 
 @contextlib.contextmanager
@@ -287,6 +294,7 @@ def _measure_parts(
             scores, labels = (torch.tensor(table[name].to_numpy()) for name in ("score", "label"))
             found["threshold"] = best_threshold(scores, labels)
         found |= measure.measure_part(part, table, found["threshold"], config.data.seed)
+        runs.update_metrics(directory, **found)  # before anything is drawn, which can fail
         if runs.is_main_process():
             drawn = measure.draw_part(
                 part, table, data.part(part)["row"].to_numpy(), data.tiles, found, data.split_kind

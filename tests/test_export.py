@@ -65,7 +65,7 @@ def exported(tiles: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
-# benchmarks/onnx.py exports every network of conf/model, which takes minutes.
+# benchmarks/export.py exports every network of conf/model, which takes minutes.
 def test_a_network_of_another_family_is_exported_with_parity(tiles: np.ndarray, tmp_path: Path) -> None:
     assert export_onnx(classifier("convnext_tiny"), tiles, tmp_path / "model.onnx", {}) <= 1e-4
 

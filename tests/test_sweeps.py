@@ -216,7 +216,7 @@ def test_a_name_that_is_taken_is_refused(trainings: Trainings, tmp_path: Path) -
         run_sweep(["name=X", CPU, "seed=1,2", "trainer.max_epochs=3"])
     with (
         FileLock(tmp_path / "outputs/sweeps/X/.lock"),
-        pytest.raises(RequestError, match="outputs/sweeps/X is being run by another process"),
+        pytest.raises(RequestError, match="outputs/sweeps/X is in use by another process"),
     ):
         run_sweep(["name=X", CPU, "seed=1,2"])
     (tmp_path / "outputs/sweeps/X/sweep.json").write_text('{"base": ')
@@ -301,7 +301,7 @@ def test_a_launcher_that_cannot_start_is_one_line(trainings: Trainings, monkeypa
 def test_any_fault_fails_its_point_only_and_is_recorded(
     fault: BaseException, reason: str, traceback: bool, small: list[str], tmp_path: Path, monkeypatch
 ) -> None:
-    def train(config: Any, data: Any, directory: Path, resume: bool, progress: bool) -> None:
+    def train(config: Any, data: Any, directory: Path, resume: bool, **options: Any) -> None:
         if config.seed == 1:
             raise fault
         with runs.recorded(directory):
@@ -330,7 +330,7 @@ def test_any_fault_fails_its_point_only_and_is_recorded(
 def test_a_wrong_value_fails_its_point_only(
     axis: str, reason: str, small: list[str], tile_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(config: Any, data: Any, directory: Path, resume: bool, progress: bool) -> None:
+    def train(config: Any, data: Any, directory: Path, resume: bool, **options: Any) -> None:
         with runs.recorded(directory):
             runs.update_metrics(directory, val={"auroc": {"value": 0.5}})
 

@@ -38,7 +38,7 @@ def slides_figure(slides: pd.DataFrame) -> Figure:
         counts.bar(places, slides[name], 0.9, bottom=below, color=colour, label=name)
         below += slides[name].to_numpy()
     counts.set_ylabel("tiles")
-    counts.legend(fontsize=8, frameon=False)
+    counts.legend(fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     shares.bar(places, slides["tumour_share"], 0.9, color=COLOURS[1])
     shares.axhline(slides["tumour"].sum() / slides["tiles"].sum(), color=INK, linewidth=0.8, linestyle="--")
     shares.set(ylabel="tumour share", ylim=(0, 1), xlabel=f"the {len(slides)} slides, the largest first")

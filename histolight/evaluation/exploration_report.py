@@ -18,7 +18,7 @@ from histolight.data.prepare import PackedTiles
 from histolight.evaluation import exploration_figures as figures
 from histolight.evaluation.exploration_figures import CLASSES
 from histolight.evaluation.figures import tile_grid_figure
-from histolight.evaluation.report import Cell, Picture, Section, Table, render_page
+from histolight.evaluation.report import Cell, Picture, Section, Table, render_page, select
 from histolight.evaluation.report_parts import problem_table, saved_picture
 from histolight.runs import write_atomically, write_csv
 
@@ -58,7 +58,7 @@ def write_exploration(tiles: PackedTiles, config: DataConfig, directory: Path, t
     sections = [
         _classes(table),
         _slides(slides, folder),
-        _tiles(tiles, config.seed, folder),
+        tile_section(tiles, config.seed, folder),
         _colours(measures, summary, colours, labels, folder),
         _files(config, pack.tiles.image_size),
         _blank(blank, tiles, folder),
@@ -107,15 +107,15 @@ def answer(table: pd.DataFrame, summary: pd.DataFrame, blank: pd.DataFrame, copi
             "sides. data.groups=FILE names the slides."
         )
     elif lacking:
-        sentences.append(f"{_count(lacking, 'tile')} have no known slide: they train, and never validate or test.")
+        sentences.append(f"{lacking:,} without a known slide: such tiles train, and never validate or test.")
     if len(blank):
         sentences.append(f"{len(blank):,} near-blank, {int(blank['label'].sum()):,} of them labelled tumour.")
     if len(copies):
         sets = copies.drop_duplicates("set")
         sentences.append(
-            f"{len(copies):,} tiles in {_count(len(sets), 'set')} are copies of one another, exact or near; "
-            f"{int((sets['labels'] > 1).sum()):,} of the sets hold both labels"
-            + (f", {int((sets['slides'] > 1).sum()):,} several slides." if slides else ".")
+            f"{len(copies):,} tiles in {_count(len(sets), 'set')} are copies of one another, exact or near. "
+            f"Sets with both labels: {int((sets['labels'] > 1).sum()):,}"
+            + (f"; with several slides: {int((sets['slides'] > 1).sum()):,}." if slides else ".")
         )
     best = str(summary["auroc"].idxmax())
     auroc = summary["auroc"].max()
@@ -124,7 +124,9 @@ def answer(table: pd.DataFrame, summary: pd.DataFrame, blank: pd.DataFrame, copi
             f"{best.capitalize()} alone tells the classes apart with AUROC {auroc:.3f}: a network may learn no more."
         )
     else:
-        sentences.append(f"Neither colour nor contrast alone tells the classes apart: the best, {best}, has AUROC {auroc:.3f}.")
+        sentences.append(
+            f"No colour or contrast alone tells the classes apart: the best, {best}, has AUROC {auroc:.3f}."
+        )
     return sentences
 
 
@@ -135,8 +137,8 @@ def methods() -> list[str]:
         f"of the {HASH_BITS} lowest coefficients of the discrete cosine transform of a tile's grey: two tiles whose "
         f"hashes differ in at most {MOST_BITS_APART} bits in one of the eight orientations of the square, and whose "
         f"greys correlate with at least {LEAST_CORRELATION} in one of them. That finds tiles that were turned, "
-        "mirrored, brightened or recompressed; not tiles that were shifted, or that overlap in part. Near-blank tiles take no "
-        "part, as they all look alike.",
+        "mirrored, brightened or recompressed; not tiles that were shifted, or that overlap in part. Near-blank tiles "
+        "take no part, as they all look alike.",
         f"Near-blank: the standard deviation of the grey is below {NEAR_BLANK_CONTRAST:g} of 255.",
         "AUROC alone: how well one number of a tile, read in the better direction, tells the classes apart; 0.5 is "
         "chance. It is measured on all tiles and fitted to none.",
@@ -176,7 +178,8 @@ def _slides(slides: pd.DataFrame, folder: Path) -> Section | None:
     return Section("Slides", [words], pictures=[picture])
 
 
-def _tiles(tiles: PackedTiles, seed: int, folder: Path) -> Section:
+def tile_section(tiles: PackedTiles, seed: int, folder: Path) -> Section:
+    """Show tiles of each class, drawn at random."""
     table = tiles.table
     pictures = []
     for label, name in enumerate(CLASSES):
@@ -189,8 +192,7 @@ def _tiles(tiles: PackedTiles, seed: int, folder: Path) -> Section:
 
 
 def _grid(shown: pd.DataFrame, tiles: PackedTiles, title: str, path: Path, caption: str) -> Picture:
-    slides = shown["group"].fillna("").astype(str)
-    captions = [figures.plain(name) for name in slides]
+    captions = [figures.plain(name) for name in shown["group"].fillna("").astype(str)]
     figure = tile_grid_figure(tiles.pack.tiles.gather(shown["row"].to_numpy()), captions, title, columns=4)
     return saved_picture(figure, path, caption, photographs=True)
 
@@ -262,6 +264,8 @@ def _copies(copies: pd.DataFrame, near: pd.DataFrame, tiles: PackedTiles, folder
         counts = (int(chosen.sum()), len(sets), (sets["labels"] > 1).sum(), (sets["slides"] > 1).sum())
         rows.append([Cell(name), *(Cell(f"{count:,}") for count in counts)])
     table = Table(["copies", "tiles", "in sets", "with both labels", "with several slides"], rows, words=1)
+    if not tiles.table["group"].notna().any():
+        table = select(table, range(4))
     return Section(
         "Copies",
         ["Where a tile trains and its copy validates, every figure flatters; where their labels differ, one is wrong."],

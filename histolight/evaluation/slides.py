@@ -40,7 +40,7 @@ def slide_figures(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
                 "wrong": float((called != positive).mean()),
                 "auroc": float(roc_auc_score(positive, tiles["score"])) if both else np.nan,
                 "sensitivity": float(called[positive].mean()),
-                "specificity": float(1 - called[~positive].mean()),
+                "specificity": float((~called)[~positive].mean()),
             }
         )
     columns = ["slide", "tiles", "tumour", "wrong", "auroc", "sensitivity", "specificity"]

@@ -146,6 +146,7 @@ def test_other_tiles_calibrated(trained, others, here, capsys) -> None:
     assert OmegaConf.load("out/config.yaml").data.root == str(others)
 
     printed = capsys.readouterr().out
+    assert "slides unknown: the intervals take each tile for a sample of its own" in printed
     assert f"test: 15 benign and 15 tumour tiles, data=folder data.root={others}, which chose nothing" in printed
     assert f"temperature {found['temperature']:.4f}, fitted on the validation predictions of" in printed
     assert f"NLL {before:.4f} to {found['test_calibrated']['nll']['value']:.4f}" in printed
@@ -260,3 +261,13 @@ def test_predictions_that_say_nothing_are_not_calibrated(trained, here) -> None:
 def test_multirun_is_refused() -> None:
     with pytest.raises(RequestError, match="-m sweeps over trainings"):
         main(["run=x"], multirun=True)
+
+
+def test_tiles_with_the_ids_of_its_training_are_named(trained, here, undrawn, capsys) -> None:
+    tiles = shutil.copytree(trained.parent / "tiles", here / "tiles")
+    splits = pd.read_csv(trained / "splits.csv").set_index("id")["split"]
+    seen = splits.index[splits != "test"]
+    label = next(path.parent.name for path in tiles.rglob(f"{seen[0]}.png"))
+    (tiles / label / f"{seen[0]}.png").unlink()
+    main([f"run={trained}", "data=folder", f"data.root={tiles}", "hydra.run.dir=out"])
+    assert f"{len(seen) - 1} of these tiles have the id of one that trained or chose the run" in capsys.readouterr().out
