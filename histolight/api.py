@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from histolight import runs
-from histolight.compose import saved_config, typed
+from histolight.compose import compose_config, saved_config, typed
 from histolight.config import Config
 from histolight.errors import RequestError
 from histolight.requests import training_request
 
 if TYPE_CHECKING:
+    from histolight.data.prepare import PackedTiles
     from histolight.models.classifier import Classifier
 
 
@@ -74,6 +75,24 @@ class Verdict:
 
     answer: list[str]
     table: pd.DataFrame
+
+
+def load_tiles(overrides: Sequence[str] = ()) -> PackedTiles:
+    """Find, check and pack tiles: ``table`` has a row for each, ``pack.tiles.gather(rows)`` their pixels.
+
+    Args:
+        overrides: As on the command line, such as ``["data=kaggle", "data.root=DIR", "data.limit=1000"]``.
+
+    Raises:
+        RequestError: There are no such tiles; :class:`DataError` where they are damaged.
+    """
+    from histolight.data import checks, prepare
+    from histolight.data.sources import load_source
+
+    config = typed(compose_config(overrides)).data
+    source = load_source(config)
+    checks.check_table(source.table, config)
+    return prepare.load_tiles(source, config)
 
 
 def train(overrides: Sequence[str] = ()) -> Run:

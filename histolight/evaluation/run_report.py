@@ -138,6 +138,8 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
             "The split is random and the slides are unknown: tiles of one slide may sit on both sides, and on other "
             "slides every figure will be lower."
         )
+    if metrics["split"] == "other" and not slides:
+        sentences.append("Their slides are unknown: the interval takes tiles for independent, and is likely too short.")
     if 0 < slides < FEW_SLIDES:
         sentences.append(f"These are tiles of only {slides} slides: the interval is likely too short.")
     if config.get("data", {}).get("source") == "synthetic":
