@@ -54,6 +54,8 @@ def summary(metrics: dict[str, Any], directory: Path) -> str:
     }
     lines.append(split[metrics["split"]])
     lines.append(f"run          {directory}")
+    if (directory / "report.html").is_file():
+        lines.append(f"report       {directory / 'report.html'}")
     lines.append(_curves(directory))
     return "\n".join(lines)
 
