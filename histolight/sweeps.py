@@ -22,7 +22,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import shutil
 import signal
 import sys
@@ -53,7 +52,7 @@ from tqdm import tqdm
 from histolight import runs
 from histolight.compose import compose_config, conf_directory, quote_paths, to_yaml, typed
 from histolight.config import valid_keys
-from histolight.errors import HistolightError, InterruptionError, RequestError
+from histolight.errors import HistolightError, InterruptionError, RequestError, command_line
 
 NOT_PART_OF_A_POINT = {"name", "run", "like", "data.cache"}
 MACHINE_KEYS = {"data.residency", "trainer.accelerator", "trainer.devices"}  # part of a point only where swept
@@ -601,7 +600,7 @@ def _how_to_continue(sweep: _Sweep, total: int, overrides: list[str], name: str)
             runs.update_metrics(point.directory, status="interrupted", reason="interrupted with its sweep")
     done = sum(point.status == "completed" for point in sweep.points)
     named = overrides if f"name={name}" in overrides else [*overrides, f"name={name}"]
-    command = shlex.join(["histolight", "train", "-m", *named])
+    command = command_line("histolight", "train", "-m", *named)
     return f"interrupted with {done} of {total} points completed: continue with {command}"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from histolight.compose import compose_config, typed
 from histolight.config import Config
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+os.environ.pop("UV_RUN_RECURSION_DEPTH", None)  # commands are printed as for a shell without uv, however pytest began
 torch.set_num_threads(1)  # the tests' networks are small, and pytest-xdist runs a process on each core
 SIZE = 32  # pixels of the tests' tiles
 
