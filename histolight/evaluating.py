@@ -17,11 +17,12 @@ from histolight import runs
 from histolight.compose import to_yaml
 from histolight.config import Config, DataConfig
 from histolight.data.prepare import PackedTiles, find_warnings, load_tiles
+from histolight.data.sources import load_source
 from histolight.errors import RequestError
 from histolight.evaluation import figures, measure
 from histolight.evaluation.calibration import fit_temperature
 from histolight.evaluation.run_report import write_run_report
-from histolight.inference import first_problem, list_tiles, load_classifiers, predict_logits
+from histolight.inference import first_problem, load_classifiers, predict_logits
 
 SPLITS = {
     "random": "random split, slides unknown: tiles of one slide may sit on both sides, other slides will be harder",
@@ -41,6 +42,7 @@ class EvaluatedTiles:
         parts: The rows of each part: ``val`` and ``test`` of a run's own tiles, ``test`` of others.
         split: ``random``, ``slide`` or ``given``, as the run's own parts were made; ``other`` for other tiles.
         notes: What a reader of the figures must hear of.
+        seen: How many of other tiles have the id of one that trained or chose the run.
     """
 
     config: DataConfig
@@ -48,6 +50,7 @@ class EvaluatedTiles:
     parts: dict[str, pd.DataFrame]
     split: str
     notes: list[str]
+    seen: int = 0
 
 
 def evaluate(
@@ -121,7 +124,8 @@ def evaluate(
             part: {str(label): int((table["label"] == label).sum()) for label in (0, 1)}
             for part, table in tables.items()
         },
-        origin={part: _origin(part, tiles.split, config.data) for part in tables},
+        origin={part: _origin(part, tiles.split, config.data, tiles.seen) for part in tables},
+        seen=tiles.seen,
         notes=notes + _calibration_notes(found, tables, run, tta),
         data_fingerprint=tiles.packed.fingerprint,
         selected_on="val",
@@ -138,7 +142,7 @@ def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, other: Co
     The tiles decide: a run's own, however they are named, are measured by its own parts.
     """
     with first_problem():
-        source = list_tiles(config)
+        source = load_source(config)
         packed = load_tiles(source, config)
     splits = pd.read_csv(run / "splits.csv", dtype=str, keep_default_na=False).set_index("id")["split"]
     if packed.fingerprint == trained["data_fingerprint"]:
@@ -170,7 +174,7 @@ def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, other: Co
         notes.append("slides unknown: the intervals take each tile for a sample of its own, and are likely too short")
     if seen:
         notes.append(f"{seen:,} of these tiles have the id of one that trained or chose the run: is it the same tile?")
-    return EvaluatedTiles(config, packed, {"test": packed.table}, "other", notes)
+    return EvaluatedTiles(config, packed, {"test": packed.table}, "other", notes, seen)
 
 
 def run_temperature(run: Path) -> float:
@@ -212,9 +216,10 @@ def _agreement(run: Path, part: str, table: pd.DataFrame, tta: str, config: Conf
     return f"{part}: logits differ from the training's by up to {apart:.2g} ({why})"
 
 
-def _origin(part: str, split: str, data: DataConfig) -> str:
+def _origin(part: str, split: str, data: DataConfig, seen: int) -> str:
     if split == "other":
-        return f"data={data.source} data.root={data.root}, which chose nothing"
+        choice = f"of which {seen:,} may have trained or chose the run" if seen else "which chose nothing"
+        return f"data={data.source} data.root={data.root}, {choice}"
     chose = "on which the epoch and the threshold were chosen" if part == "val" else "which chose nothing"
     return f"the run's own {part} part, {chose}; {SPLITS[split]}"
 

@@ -17,12 +17,10 @@ from scipy.special import log_expit, logsumexp
 from tqdm import tqdm
 
 from histolight import runs
-from histolight.config import DataConfig, TrainerConfig
+from histolight.config import TrainerConfig
 from histolight.data.datamodule import to_floats
 from histolight.data.loader import TileLoader
 from histolight.data.pack import Tiles
-from histolight.data.sources import load_source
-from histolight.data.table import Source
 from histolight.errors import DataError, HistolightError, RequestError
 from histolight.models.classifier import Classifier
 from histolight.training import resolve_precision
@@ -69,12 +67,6 @@ def load_classifiers(directories: Sequence[Path], image_size: int) -> list[Class
                 "give tiles of that size"
             )
     return classifiers
-
-
-def list_tiles(config: DataConfig, labelled: bool = True) -> Source:
-    """List the tiles of a source as :func:`load_source` does."""
-    with first_problem():
-        return load_source(config, labelled)
 
 
 @contextlib.contextmanager

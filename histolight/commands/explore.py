@@ -73,6 +73,11 @@ def explore(config: DataConfig, directory: Path, title: str) -> list[str]:
         check_table(source.table, config)
         table = source.table
         tiles = load_tiles(source, config)
+        labels = tiles.table["label"].unique()
+        if len(labels) < 2:
+            raise RequestError(
+                f"all {len(tiles.table)} tiles have the label {labels[0]}: use a larger data.limit or another data.seed"
+            )
     except DataError as error:
         write_problems(error.problems, table, directory, title)
         raise DataError(f"{error}; all of them: {directory / 'report.html'}", error.problems) from error

@@ -73,12 +73,13 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     request = parse_request(overrides)
     from histolight import inference  # imports torch
     from histolight.data.prepare import load_tiles
+    from histolight.data.sources import load_source
 
     data, settings, directory = request.config.data, request.config.trainer, request.directory
     classifiers = inference.load_classifiers(request.runs, data.image_size)
     precision = inference.inference_precision(settings, inference.inference_device(settings))
     with inference.first_problem():
-        packed = load_tiles(inference.list_tiles(data, labelled=False), data)
+        packed = load_tiles(load_source(data, labelled=False), data)
     views = len(inference.SYMMETRIES[request.tta])
     networks = f"{len(classifiers)} network{'s' if len(classifiers) > 1 else ''}"
     print(

@@ -197,7 +197,7 @@ def tiles_figure(explanation: Explanation, group: str, pairs: int = 2) -> Figure
         for axes in (left, right):
             _frame(axes, explanation.tiles.shape[1])
         part.suptitle(f"{NAMES[tile['label']]}, score {tile['score']:.3f}{share}", fontsize=9, color=INK)
-        part.supxlabel(_short(str(tile["id"])), fontsize=6.5, color="#5b6672")
+        part.supxlabel(_short(str(tile["id"])).replace("$", r"\$"), fontsize=6.5, color="#5b6672")
     return figure
 
 

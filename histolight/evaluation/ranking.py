@@ -42,7 +42,8 @@ METRICS = (
 )
 COSTS = ("parameters", "seconds", "tiles_per_second")
 REPEATED = ("seed", "data.fold")
-BOOKKEEPING = ("name", "run", "like", "data.cache", "logger.name", "trainer.profiler")
+BOOKKEEPING = ("name", "run", "like", "data.cache", "trainer.profiler")
+BOOKKEEPING += ("logger.name", "logger.project", "logger.uri", "logger.offline")
 COLUMNS = ("id", "label", "group", "score")
 DEPTH = 3  # a folder of sweeps, a sweep, a run
 
@@ -280,6 +281,8 @@ def find_runs(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise RequestError(f"{folder} is not a folder: give a sweep, a folder of runs, or a list, runs=[DIR,DIR]")
+    if _is_evaluation(folder):
+        raise RequestError(f"{folder} is an evaluation of a run, not a run: give the run's own folder")
     if (folder / "metrics.json").is_file():
         return [folder]
     found = list(_runs_below(folder, DEPTH))
@@ -292,9 +295,18 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
     children = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
     for child in sorted(children, key=_natural):
         if (child / "metrics.json").is_file() or (child / "config.yaml").is_file():
-            yield child
+            if not _is_evaluation(child):
+                yield child
         elif depth > 1:
             yield from _runs_below(child, depth - 1)
+
+
+def _is_evaluation(folder: Path) -> bool:
+    """Say whether ``histolight evaluate`` wrote this folder, whose files are named as a run's."""
+    try:
+        return "run" in read_metrics(folder)
+    except RequestError:
+        return False
 
 
 def _natural(path: Path) -> tuple[int, str]:

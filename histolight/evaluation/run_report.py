@@ -35,7 +35,7 @@ SPLITS = {
     "random": "The parts were drawn at random, as the slides are unknown: tiles of one slide may sit on both sides.",
     "slide": "The parts were drawn by slide: no slide lies on two sides.",
     "given": "The parts are the source's own.",
-    "other": "These tiles are others than those that the run was trained and validated on.",
+    "other": "These tiles are not the parts that the run was trained and validated on.",
 }
 METHODS = {
     "delong": "AUROC: DeLong's variance on the logit scale.",
@@ -125,6 +125,11 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
         sentences.append(
             "The epoch was chosen by its AUROC on these same tiles, and so was the threshold: the figures are a little "
             "optimistic. A test part (data.test_fraction=0.2) has no part in any choice."
+        )
+    elif metrics.get("seen"):
+        sentences.append(
+            f"{metrics['seen']:,} of these tiles have the id of one that trained or chose the network: where they are "
+            "the same tiles, these figures flatter it."
         )
     else:
         sentences.append("Nothing was chosen on these tiles: neither the epoch nor the threshold.")

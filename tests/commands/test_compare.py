@@ -116,3 +116,14 @@ def test_it_does_without_torch_and_lightning(sweep: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, f"runs={sweep}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_evaluation_beside_the_runs_is_not_one_of_them(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from histolight import runs
+
+    evaluation = fake_run(sweep / "evaluation", 3.0)
+    runs.update_metrics(evaluation, run=str(sweep / "0_resnet18"))
+    assert main([f"runs={sweep}", "hydra.run.dir=out"]) == 0
+    assert "2 runs in 2 rows" in capsys.readouterr().out
+    with pytest.raises(RequestError, match="evaluation is an evaluation of a run, not a run"):
+        main([f"runs={evaluation}", "hydra.run.dir=out2"])

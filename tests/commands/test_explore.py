@@ -126,6 +126,12 @@ def test_a_table_that_is_wrong_is_shown_too(tmp_path: Path, monkeypatch: pytest.
     assert "id without a tile" in Path("out/report.html").read_text()
 
 
+def test_a_sample_of_one_class_is_one_line_and_leaves_nothing(request_of: list[str]) -> None:
+    with pytest.raises(RequestError, match="all 1 tiles have the label"):
+        main([*request_of, "data.limit=1", "hydra.run.dir=out"])
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
