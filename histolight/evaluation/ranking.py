@@ -42,8 +42,8 @@ METRICS = (
 )
 COSTS = ("parameters", "seconds", "tiles_per_second")
 REPEATED = ("seed", "data.fold")
-BOOKKEEPING = ("name", "run", "like", "data.cache", "trainer.profiler")
-BOOKKEEPING += ("logger.name", "logger.project", "logger.uri", "logger.offline")
+LOGGING = ("logger.name", "logger.project", "logger.uri", "logger.offline")
+BOOKKEEPING = ("name", "run", "like", "data.cache", "trainer.profiler", *LOGGING)
 COLUMNS = ("id", "label", "group", "score")
 DEPTH = 3  # a folder of sweeps, a sweep, a run
 
