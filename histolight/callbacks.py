@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.flop_counter import FlopCounterMode
 
 from histolight.data.loader import Batch
 from histolight.errors import HistolightError
@@ -36,6 +37,7 @@ class Speed(L.Callback):
         self.seconds = 0.0
         self.waited = 0.0
         self.loss = math.nan
+        self.anonymous_memory_mb = math.nan  # the most that was seen when the loss was read
         self._begun = self._ended = self._fit_begun = 0.0
         self._elapsed_before = 0.0
         self._tiles_of_epoch = 0
@@ -90,6 +92,7 @@ class Speed(L.Callback):
                     "try a lower optimizer.lr or trainer.clip=1"
                 )
             self._log(trainer)
+            self.anonymous_memory_mb = max(anonymous_memory_mb(), self.anonymous_memory_mb)
         if last:
             seconds = time.perf_counter() - self._begun
             self.tiles += self._tiles_of_epoch
@@ -187,3 +190,23 @@ def peak_memory_mb() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def anonymous_memory_mb() -> float:
+    """Return the memory in MB (1e6 bytes) that is this process's own now: no page cache; NaN where only Linux tells."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return math.nan
+    return next(
+        (int(line.split()[1]) * 1024 / 1e6 for line in status.splitlines() if line.startswith("RssAnon")), math.nan
+    )
+
+
+def flops_per_tile(classifier: Classifier) -> int:
+    """Count the floating-point operations of one tile's way forward, a multiplication and an addition being two."""
+    mode, size = classifier.training, classifier.image_size
+    with FlopCounterMode(display=False) as counter:  # with gradients: without, attention takes an uncounted short cut
+        classifier.eval()(torch.zeros(1, 3, size, size, device=classifier.device))
+    classifier.train(mode)
+    return int(counter.get_total_flops())

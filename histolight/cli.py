@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": "score unlabelled tiles with one run or an ensemble: predictions.csv, submission.csv",
     "explain": "show where in its tiles a trained network looks (Grad-CAM), and how much of that is the centre",
     "export": "write a trained network as ONNX, checked against torch on real tiles",
+    "bench": "measure what the input path, the training step and an epoch cost on this machine",
 }
 
 HELP = """\
@@ -47,6 +48,7 @@ examples:
   histolight compare runs=outputs/sweeps/folds
   histolight evaluate run=outputs/runs/NAME data=folder data.root=FOLDER calibrate=true
   histolight predict runs=outputs/sweeps/folds data=kaggle data.root=FOLDER tta=dihedral
+  histolight bench data=kaggle data.root=FOLDER model=densenet121
 """
 
 

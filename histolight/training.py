@@ -18,7 +18,16 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from histolight import loggers, runs
-from histolight.callbacks import AtomicCheckpoints, BestAndLast, EpochLines, Progress, Speed, TileGrid, peak_memory_mb
+from histolight.callbacks import (
+    AtomicCheckpoints,
+    BestAndLast,
+    EpochLines,
+    Progress,
+    Speed,
+    TileGrid,
+    flops_per_tile,
+    peak_memory_mb,
+)
 from histolight.compose import to_yaml
 from histolight.config import Config, TrainerConfig
 from histolight.data.datamodule import TileDataModule
@@ -115,13 +124,14 @@ def train(
         train_labels = data.part("train")["label"].to_numpy()
         classifier = Classifier.from_config(config, positive_weight(config.loss.pos_weight, train_labels))
         datamodule = TileDataModule(data, config)
+        flops = flops_per_tile(classifier)
         speed = Speed()
         trainer = build_trainer(config, directory, speed, progress)
         if config.trainer.compile != "none":
             compile_backbone(classifier, config.trainer.compile, trainer.strategy.root_device)
         last = directory / "checkpoints" / "last.ckpt"
         checkpoint = str(last) if resume and last.is_file() else None
-        with _quiet_lightning():
+        with quiet_lightning():
             try:
                 trainer.fit(classifier, datamodule, ckpt_path=checkpoint, weights_only=True)
                 # Measuring loads the best epoch, and with it that epoch's totals.
@@ -142,7 +152,9 @@ def train(
             **found,
             **cost,
             peak_memory_mb=peak_memory_mb(),
+            anonymous_memory_mb=speed.anonymous_memory_mb,
             parameters=sum(parameter.numel() for parameter in classifier.parameters()),
+            flops_per_tile=flops,
             epochs=trainer.current_epoch,
         )
     if not runs.is_main_process():
@@ -220,7 +232,7 @@ def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool 
     if settings.patience is not None:
         callbacks.append(EarlyStopping("val/auroc", mode="max", patience=settings.patience))
     torch.set_float32_matmul_precision("high")
-    with _quiet_lightning():
+    with quiet_lightning():
         return L.Trainer(
             max_epochs=settings.max_epochs,
             accelerator=settings.accelerator,
@@ -322,7 +334,7 @@ def _log_hyperparameters(
     loggers.log_final(trainer.logger, flat, final, trainer.global_step)
 
 
-class _quiet_lightning(warnings.catch_warnings):  # noqa: N801  # used like a function
+class quiet_lightning(warnings.catch_warnings):  # noqa: N801  # used like a function
     """Silence Lightning's advertisements and advice that does not apply to loaders without workers."""
 
     def __enter__(self) -> Any:

@@ -11,24 +11,25 @@ from histolight.augment.colour import change_brightness, change_contrast, change
 from histolight.augment.geometry import random_dihedral, random_flips
 from histolight.config import AugmentConfig
 
-__all__ = ["augment_tiles"]
+__all__ = ["as_floats", "augment_tiles"]
 
 
 def augment_tiles(tiles: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
     """Augment a batch as ``conf/augment`` says.
 
     Args:
-        tiles: ``(N, 3, H, W)`` floats in [0, 1].
+        tiles: ``(N, 3, H, W)`` uint8, or floats in [0, 1].
         config: Which changes, and how large.
         generator: Source of the random numbers, on the device of the tiles.
 
     Returns:
-        A new batch of the same shape, dtype and range.
+        A new batch of floats in [0, 1], of the same shape.
     """
     if config.geometry == "flips":
         tiles = random_flips(tiles, generator)
     elif config.geometry == "dihedral":
         tiles = random_dihedral(tiles, generator)
+    tiles = as_floats(tiles)  # only now: bytes are moved about faster
     for change, strength in (
         (change_brightness, config.brightness),
         (change_contrast, config.contrast),
@@ -40,3 +41,8 @@ def augment_tiles(tiles: torch.Tensor, config: AugmentConfig, generator: torch.G
             )
             tiles = change(tiles, factors)
     return tiles
+
+
+def as_floats(tiles: torch.Tensor) -> torch.Tensor:
+    """Turn uint8 into float32 in [0, 1], in the same memory format; floats stay as they are."""
+    return tiles if tiles.is_floating_point() else tiles.float().div_(255)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -9,11 +11,15 @@ def random_flips(tiles: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     """Mirror each tile left-right and top-bottom, each with probability 1/2.
 
     Args:
-        tiles: ``(N, C, H, W)``, any dtype.
+        tiles: ``(N, C, H, W)``, any dtype; fastest as uint8 in channels_last memory.
         generator: Source of the random numbers, on the device of the tiles.
+
+    Returns:
+        A new batch, in channels_last memory.
     """
-    tiles = torch.where(_coins(tiles, generator), tiles.flip(-1), tiles)
-    return torch.where(_coins(tiles, generator), tiles.flip(-2), tiles)
+    across, down = _coins(tiles, generator), _coins(tiles, generator)
+    pixels = tiles.permute(0, 2, 3, 1)
+    return _choose([pixels, pixels.flip(2)], across, down)
 
 
 def random_dihedral(tiles: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -22,12 +28,33 @@ def random_dihedral(tiles: torch.Tensor, generator: torch.Generator) -> torch.Te
     Every one of them is a transposition or not, followed by a flip or not along each axis.
 
     Args:
-        tiles: ``(N, C, S, S)``, any dtype.
+        tiles: ``(N, C, S, S)``, any dtype; fastest as uint8 in channels_last memory.
         generator: Source of the random numbers, on the device of the tiles.
+
+    Returns:
+        A new batch, in channels_last memory.
     """
-    return random_flips(torch.where(_coins(tiles, generator), tiles.transpose(-1, -2), tiles), generator)
+    transposed, across, down = (_coins(tiles, generator) for _ in range(3))
+    pixels = tiles.permute(0, 2, 3, 1)
+    turned = pixels.transpose(1, 2).contiguous()
+    return _choose([pixels, pixels.flip(2), turned, turned.flip(2)], 2 * transposed + across, down)
+
+
+def _choose(versions: Sequence[torch.Tensor], version: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """Take each tile from one of several batches ``(N, H, W, C)``, upside down where ``down`` is 1.
+
+    Whole rows of pixels are gathered: several times faster on a CPU than choosing pixel by pixel, and nothing that a
+    GPU has to be waited for.
+    """
+    count, height, width, channels = versions[0].shape
+    row = torch.arange(height, device=down.device)
+    row = torch.where(down.bool().unsqueeze(1), row.flip(0), row)
+    tile = version * count + torch.arange(count, device=down.device)
+    rows = (tile.unsqueeze(1) * height + row).flatten()
+    chosen = torch.cat(list(versions)).flatten(0, 1).index_select(0, rows)
+    return chosen.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _coins(tiles: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     coins = torch.randint(2, (len(tiles),), device=tiles.device, generator=generator, dtype=torch.uint8)
-    return coins.bool().view(-1, 1, 1, 1)
+    return coins.long()

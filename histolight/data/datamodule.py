@@ -6,8 +6,8 @@ import lightning as L
 import numpy as np
 import torch
 
-from histolight.augment import augment_tiles
-from histolight.config import Config
+from histolight.augment import as_floats, augment_tiles
+from histolight.config import AugmentConfig, Config
 from histolight.data.loader import Batch, DeviceTiles, TileLoader
 from histolight.data.pack import Tiles
 from histolight.data.prepare import PreparedData
@@ -42,13 +42,10 @@ class TileDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Turn uint8 NHWC into floats in [0, 1], NCHW in channels_last memory, and augment training tiles."""
-        tiles = to_floats(batch.tiles)
         trainer = self.trainer
         assert trainer is not None
-        if trainer.training or (self.config.data.augment_val and trainer.validating | trainer.sanity_checking):
-            generator = torch.Generator(tiles.device).manual_seed(batch.seed)
-            tiles = augment_tiles(tiles, self.config.augment, generator)
-        return batch._replace(tiles=tiles.contiguous(memory_format=torch.channels_last))
+        augment = trainer.training or (self.config.data.augment_val and trainer.validating | trainer.sanity_checking)
+        return augmented(batch, self.config.augment) if augment else batch._replace(tiles=to_floats(batch.tiles))
 
     def _loader(self, part: str, training: bool = False) -> TileLoader:
         trainer, table = self.trainer, self.data.part(part)
@@ -88,6 +85,13 @@ class TileDataModule(L.LightningDataModule):
         return self._store
 
 
+def augmented(batch: Batch, augment: AugmentConfig) -> Batch:
+    """Augment a batch as its own seed says: uint8 ``(N, S, S, 3)`` to ``(N, 3, S, S)`` floats, channels_last."""
+    generator = torch.Generator(batch.tiles.device).manual_seed(batch.seed)
+    tiles = augment_tiles(batch.tiles.permute(0, 3, 1, 2), augment, generator)
+    return batch._replace(tiles=tiles.contiguous(memory_format=torch.channels_last))
+
+
 def to_floats(tiles: torch.Tensor) -> torch.Tensor:
     """Turn ``(N, S, S, 3)`` uint8 into ``(N, 3, S, S)`` float32 in [0, 1]; the memory layout is channels_last."""
-    return tiles.permute(0, 3, 1, 2).float().div_(255)
+    return as_floats(tiles.permute(0, 3, 1, 2))

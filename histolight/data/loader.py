@@ -106,11 +106,13 @@ class TileLoader:
         rows = self.rows[places]
         seed = int(np.random.SeedSequence([self.seed, epoch, step, self.share[0]]).generate_state(1)[0])
         labels, row_numbers = torch.from_numpy(self.labels[places]), torch.from_numpy(rows)
+        if self.pin:
+            labels, row_numbers = labels.pin_memory(), row_numbers.pin_memory()
         if isinstance(self.tiles, DeviceTiles):
             return Batch(self.tiles.gather(row_numbers), labels, row_numbers, seed)
-        tiles = torch.from_numpy(self.tiles.gather(rows))
-        if self.pin:
-            tiles, labels, row_numbers = tiles.pin_memory(), labels.pin_memory(), row_numbers.pin_memory()
+        size = self.tiles.image_size
+        tiles = torch.empty((len(rows), size, size, 3), dtype=torch.uint8, pin_memory=self.pin)
+        self.tiles.gather(rows, out=tiles.numpy())
         return Batch(tiles, labels, row_numbers, seed)
 
 
