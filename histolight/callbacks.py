@@ -186,7 +186,6 @@ def peak_memory_mb() -> float:
         import resource  # not on Windows
     except ImportError:
         return math.nan
-    import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -24,12 +24,14 @@ import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from filelock import FileLock, Timeout
 
 from histolight.errors import HistolightError, InterruptionError, RequestError
+
+if TYPE_CHECKING:
+    import pandas as pd  # half a second, which --help and --cfg need not pay
 
 PACKAGES = (
     "histolight",
