@@ -41,7 +41,7 @@ from histolight.data.prepare import PreparedData, prepare
 from histolight.data.sources import load_source
 from histolight.models.classifier import Classifier
 from histolight.models.losses import binary_loss, positive_weight
-from histolight.models.optimizers import build_optimizer
+from histolight.models.optimizers import build_optimizer, parameter_groups
 from histolight.requests import requested_config
 from histolight.training import build_trainer, check_request, compile_backbone, quiet_lightning, resolve_precision
 
@@ -225,7 +225,8 @@ def _bare_steps(config: Config, batch: Batch, weight: float, device: torch.devic
     if config.trainer.compile != "none":
         compile_backbone(classifier, config.trainer.compile, device)
     trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-    optimizer = build_optimizer(trained, config.optimizer)
+    groups = parameter_groups(classifier.backbone, classifier.head, config.optimizer)
+    optimizer = build_optimizer(groups, config.optimizer)
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(resolve_precision(config.trainer))
     scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
     for number in itertools.count(1):

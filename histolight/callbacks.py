@@ -12,9 +12,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 from histolight.data.loader import Batch
@@ -155,6 +156,23 @@ class BestAndLast(ModelCheckpoint):
         paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
         scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": scores})
+
+
+class MovingAverage(WeightAveraging):
+    """Lightning's averaging of weights and batch-norm statistics, exponential, for validation and checkpoints.
+
+    Args:
+        decay: Part of itself that the average keeps each step.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Begin to average; afterwards let go of it, since a checkpoint that is measured holds its own."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            self._average_model = None
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

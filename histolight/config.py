@@ -95,6 +95,7 @@ class ModelConfig:
         dropout: Probability in front of the last layer.
         normalize: ``imagenet`` uses ImageNet's mean and standard deviation, ``none`` leaves pixels in [0, 1], ``auto``
             follows the weights.
+        pooling: ``mean`` averages the last feature map, ``centre`` only over the centre third, where the label lies.
     """
 
     name: str = "densenet121"
@@ -102,6 +103,7 @@ class ModelConfig:
     freeze: str = _choice("none", "backbone")
     dropout: float = _number(0.0, least=0, below=1)
     normalize: str = _choice("auto", "imagenet", "none")
+    pooling: str = _choice("mean", "centre")
 
 
 @dataclass
@@ -109,16 +111,19 @@ class OptimizerConfig:
     """The optimizer.
 
     Attributes:
-        name: ``adam`` (weight decay as an L2 term), ``adamw`` (decoupled) or ``sgd`` (Nesterov momentum).
+        name: ``adam`` (weight decay as an L2 term), ``adamw`` (decoupled, and none on biases and normalisation layers)
+            or ``sgd`` (Nesterov momentum).
         lr: The peak learning rate, whatever the schedule.
         weight_decay: Strength of the weight decay.
         momentum: Momentum of ``sgd``; the others ignore it.
+        backbone_lr_factor: The backbone's learning rate is this times ``lr``, that of the last layer ``lr``.
     """
 
     name: str = _choice("adam", "adamw", "sgd")
     lr: float = _number(1e-3, above=0, most=100)
     weight_decay: float = _number(1e-5, least=0)
     momentum: float = _number(0.9, least=0, below=1)
+    backbone_lr_factor: float = _number(1.0, above=0)
 
 
 @dataclass
@@ -170,6 +175,8 @@ class TrainerConfig:
         deterministic: Bit-for-bit repeatable on a GPU too, more slowly.
         accumulate: Batches per optimizer step.
         clip: Largest gradient norm; null does not clip.
+        ema: Validate and keep an exponential moving average of the weights, of which each step keeps this part, such as
+            0.99; null keeps the weights themselves.
         patience: Stop after so many epochs without a better validation AUROC; null runs all (early stopping cuts the
             anneal off).
         profiler: ``simple`` or ``pytorch`` prints where the time goes.
@@ -185,6 +192,7 @@ class TrainerConfig:
     deterministic: bool = False
     accumulate: int = _number(1, least=1)
     clip: float | None = _number(None, above=0)
+    ema: float | None = _number(None, above=0, below=1)
     patience: int | None = _number(None, least=1)
     profiler: str = _choice("none", "simple", "pytorch")
 

@@ -22,6 +22,7 @@ from histolight.callbacks import (
     AtomicCheckpoints,
     BestAndLast,
     EpochLines,
+    MovingAverage,
     Progress,
     Speed,
     TileGrid,
@@ -218,6 +219,7 @@ def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool 
         speed,
         *([Progress(speed)] if bar else [EpochLines(speed)] if progress else []),
         TileGrid(),
+        *([MovingAverage(settings.ema)] if settings.ema is not None else []),
         BestAndLast(
             directory / "checkpoints",
             filename="best",

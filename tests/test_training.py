@@ -125,8 +125,11 @@ def predictions(directory: Path) -> pd.DataFrame:
     return pd.read_csv(directory / "predictions" / "val.csv")
 
 
-def test_an_interrupted_run_continues_to_the_same_result(small: list[str], tmp_path: Path, monkeypatch) -> None:
-    overrides = [*small, "trainer.max_epochs=3", "model.dropout=0.3"]
+@pytest.mark.parametrize("option", ["model.dropout=0.3", "trainer.ema=0.9"])
+def test_an_interrupted_run_continues_to_the_same_result(
+    option: str, small: list[str], tmp_path: Path, monkeypatch
+) -> None:
+    overrides = [*small, "trainer.max_epochs=3", option]
     whole = run(overrides, tmp_path / "whole")
 
     original = Classifier.training_step
@@ -148,6 +151,32 @@ def test_an_interrupted_run_continues_to_the_same_result(small: list[str], tmp_p
     assert continued["status"] == "completed"
     assert continued["val"] == whole["val"]
     pd.testing.assert_frame_equal(predictions(tmp_path / "cut"), predictions(tmp_path / "whole"), check_exact=True)
+
+
+def test_the_moving_average_is_what_is_validated_measured_and_kept(
+    small: list[str], tmp_path: Path, monkeypatch
+) -> None:
+    weights: list[torch.Tensor] = []
+    in_validation: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        Classifier, "on_train_batch_end", lambda self, *_: weights.append(self.backbone.fc.weight.detach().clone())
+    )
+    validate = Classifier.validation_step
+
+    def watch(self: Classifier, batch, batch_idx: int) -> None:
+        in_validation.append(self.backbone.fc.weight.detach().clone())
+        validate(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "validation_step", watch)
+    run([*small, "trainer.max_epochs=1", "trainer.ema=0.7"], tmp_path / "run")
+    average = weights[0]
+    for weight in weights[1:]:
+        average = 0.7 * average + 0.3 * weight
+    kept = Classifier.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    torch.testing.assert_close(kept.backbone.fc.weight.detach(), average)
+    assert not torch.allclose(average, weights[-1], rtol=1e-3)
+    assert len(in_validation) > 1
+    assert all(torch.equal(weight, kept.backbone.fc.weight) for weight in in_validation)
 
 
 def test_a_run_that_was_moved_still_knows_its_best_epoch(small: list[str], tmp_path: Path, monkeypatch) -> None:

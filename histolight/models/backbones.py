@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from urllib.error import URLError
 import torch
 import torchvision
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from histolight.config import ModelConfig
@@ -29,6 +30,9 @@ HALF: tuple[Statistics, Statistics] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # Networks with further outputs for training, which torchvision builds on request and which fail on small tiles. With
 # its own weights torchvision turns ImageNet's statistics into (0.5, 0.5) inside them.
 AUXILIARY = ("googlenet", "inception_v3")
+# Where networks of timm average the last feature map, and the layers that make it in those of torchvision.
+_POOLS = ("global_pool", "head.global_pool")
+_LAST_MAPS = ("features", "layer4", "conv5", "layers", "trunk_output")
 PIXELS: tuple[Statistics, Statistics] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -65,13 +69,14 @@ def check_name(name: str) -> None:
             raise RequestError(f"model.name={name} is not known: {nearest(name, known)}")
 
 
-def build_backbone(name: str, image_size: int, dropout: float = 0.0) -> Backbone:
+def build_backbone(name: str, image_size: int, dropout: float = 0.0, pooling: str = "mean") -> Backbone:
     """Build a network from random weights with one logit.
 
     Args:
         name: A classification network of torchvision, or ``timm/NAME``.
         image_size: Height and width of the tiles in pixels.
         dropout: Probability of an extra dropout in front of the last layer; a network's own dropout stays.
+        pooling: ``mean``, or ``centre``: see :func:`centre_weights`.
 
     Raises:
         RequestError: The name is unknown, or the network can't work at this size.
@@ -96,6 +101,10 @@ def build_backbone(name: str, image_size: int, dropout: float = 0.0) -> Backbone
         head = [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
         statistics = HALF if name in AUXILIARY else IMAGENET
     _check_size(network, name, image_size)
+    if pooling == "centre":
+        if isinstance(network.get_submodule(head), nn.Conv2d):  # whose bias comes before the average
+            raise _not_averaged(name)
+        _pool_centre(network, name, image_size)
     if dropout > 0:
         network.set_submodule(head, nn.Sequential(nn.Dropout(dropout), network.get_submodule(head)))
     return Backbone(network, head, *statistics)
@@ -114,6 +123,71 @@ def _check_size(network: nn.Module, name: str, image_size: int) -> None:
         raise RequestError(
             f"model.name={name} gives an output of shape {tuple(shape)}, not one logit: choose another network"
         )
+
+
+def centre_weights(height: int, width: int) -> torch.Tensor:
+    """Weigh the cells of a feature map by how much of each lies in the centre third of the tile.
+
+    The mean of the map times these weights is the mean over that third: of a 96x96 tile the 32x32 that the label is
+    about.
+
+    Returns:
+        float32 (height, width) with a mean of 1.
+
+    >>> centre_weights(6, 6)[2]
+    tensor([0., 0., 9., 9., 0., 0.])
+    """
+
+    def overlap(cells: int) -> torch.Tensor:
+        start = torch.arange(cells, dtype=torch.float64) / cells
+        inside = (start + 1 / cells).clamp(max=2 / 3) - start.clamp(min=1 / 3)
+        return inside.clamp(min=0) / inside.clamp(min=0).mean()
+
+    return torch.outer(overlap(height), overlap(width)).float()
+
+
+def _pool_centre(network: nn.Module, name: str, image_size: int) -> None:
+    """Weigh the last feature map, which the network then averages as before: no key of its state dict changes."""
+    layers = dict(network.named_modules())
+    pool, last = (next((layers[key] for key in keys if key in layers), None) for keys in (_POOLS, _LAST_MAPS))
+
+    def change_map(change: Callable[[torch.Tensor], torch.Tensor]) -> RemovableHandle:
+        if pool is not None:
+            return pool.register_forward_pre_hook(lambda _, features: change(features[0]))
+        assert last is not None
+        return last.register_forward_hook(lambda _, __, features: change(features))
+
+    def logit(change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        training, handle = network.training, change_map(change)
+        try:
+            with torch.inference_mode():
+                return network.eval()(torch.linspace(-2, 2, 3 * image_size**2).view(1, 3, image_size, image_size))
+        finally:
+            handle.remove()
+            network.train(training)
+
+    def only_corner(features: torch.Tensor) -> torch.Tensor:
+        corner = features.new_zeros(features.shape[-2:])
+        corner[0, 0] = corner.numel()
+        return features * corner
+
+    def corner_everywhere(features: torch.Tensor) -> torch.Tensor:
+        return features[..., :1, :1].expand_as(features).clone()
+
+    if (pool or last) is None:
+        raise _not_averaged(name)
+    # In a network that averages its last map, both have the same effect.
+    without = logit(torch.zeros_like)
+    if not torch.allclose(logit(only_corner) - without, logit(corner_everywhere) - without, rtol=0.01, atol=0):
+        raise _not_averaged(name)
+    change_map(lambda features: features * centre_weights(*features.shape[-2:]).to(features))
+
+
+def _not_averaged(name: str) -> RequestError:
+    return RequestError(
+        f"model.pooling=centre needs a network that averages its last feature map, and model.name={name} does not: "
+        "use model.pooling=mean, or a ResNet, DenseNet, MobileNet, EfficientNet or ConvNeXt"
+    )
 
 
 def _too_small(name: str, image_size: int) -> RequestError:

@@ -16,7 +16,7 @@ from histolight.data.loader import Batch
 from histolight.evaluation.metrics import classification_metrics
 from histolight.models.backbones import PIXELS, build_backbone, load_weights
 from histolight.models.losses import binary_loss
-from histolight.models.optimizers import build_optimizer, build_scheduler
+from histolight.models.optimizers import build_optimizer, build_scheduler, parameter_groups
 
 Seen = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows (N,), labels (N,), logits (N,)
 
@@ -57,7 +57,9 @@ class Classifier(L.LightningModule):
         self.pos_weight = pos_weight
         self.image_size = image_size
 
-        backbone = build_backbone(self.model_config.name, image_size, self.model_config.dropout)
+        backbone = build_backbone(
+            self.model_config.name, image_size, self.model_config.dropout, self.model_config.pooling
+        )
         self.backbone, self.head = backbone.network, backbone.head
         self.backbone.to(memory_format=torch.channels_last)
         mean, std = PIXELS if self.model_config.normalize == "none" else (backbone.mean, backbone.std)
@@ -93,13 +95,13 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and a schedule that steps with it."""
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = build_optimizer(trainable, self.optimizer_config)
+        groups = parameter_groups(self.backbone, self.head, self.optimizer_config)
+        optimizer = build_optimizer(groups, self.optimizer_config)
         steps = int(self.trainer.estimated_stepping_batches)
         if self.scheduler_config.total_epochs is not None:
             assert self.trainer.max_epochs is not None
             steps = steps * self.scheduler_config.total_epochs // self.trainer.max_epochs
-        scheduler = build_scheduler(optimizer, self.scheduler_config, self.optimizer_config.lr, steps)
+        scheduler = build_scheduler(optimizer, self.scheduler_config, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,32 +13,45 @@ from histolight.config import OptimizerConfig, SchedulerConfig
 from histolight.errors import RequestError
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Build the optimizer; fused where PyTorch has a fused one for the device of the parameters."""
-    parameters = list(parameters)
-    fused = all(parameter.device.type in ("cuda", "cpu") for parameter in parameters)
+def parameter_groups(network: nn.Module, head: str, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Sort the trainable parameters by the learning rate and the weight decay that they get.
+
+    Args:
+        network: The backbone with its last layer.
+        head: Dotted name of that layer inside ``network``.
+        config: ``adamw`` decays no biases and no parameters of normalisation layers, which have one dimension;
+            ``backbone_lr_factor`` is the factor of everything but the head.
+
+    Returns:
+        Groups for an optimizer, in the order of the parameters: a single one where all get the same.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            lr = config.lr * (1 if name.startswith(f"{head}.") else config.backbone_lr_factor)
+            decay = 0.0 if config.name == "adamw" and parameter.ndim <= 1 else config.weight_decay
+            groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Build the optimizer of :func:`parameter_groups`; fused where PyTorch has a fused one for their device."""
+    fused = all(parameter.device.type in ("cuda", "cpu") for group in groups for parameter in group["params"])
     if config.name == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.momentum > 0,
-            weight_decay=config.weight_decay,
-            fused=fused,
-        )
+        nesterov = config.momentum > 0
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
-    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+    return kind(groups, lr=config.lr, fused=fused)
 
 
 def build_scheduler(
-    optimizer: torch.optim.Optimizer, config: SchedulerConfig, peak: float, total_steps: int
+    optimizer: torch.optim.Optimizer, config: SchedulerConfig, total_steps: int
 ) -> lr_scheduler.LRScheduler:
     """Build the schedule, to be stepped after every batch.
 
     Args:
-        optimizer: Whose learning rate it sets.
+        optimizer: Its learning rates, one a group, are the highest.
         config: Which schedule.
-        peak: The highest learning rate.
         total_steps: Optimizer steps until the schedule's end.
 
     Raises:
@@ -52,7 +65,7 @@ def build_scheduler(
             )
         return lr_scheduler.OneCycleLR(
             optimizer,
-            max_lr=peak,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=total_steps,
             pct_start=config.pct_start,
             div_factor=config.div_factor,

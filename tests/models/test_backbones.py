@@ -11,7 +11,7 @@ import torchvision
 
 from histolight.config import ModelConfig
 from histolight.errors import HistolightError, RequestError
-from histolight.models.backbones import build_backbone, check_name, check_weights, load_weights
+from histolight.models.backbones import build_backbone, centre_weights, check_name, check_weights, load_weights
 
 # RegNets can't be built on the meta device, and the large ones have the blocks of the small ones.
 LARGE = re.compile(r"regnet_\w_(3_2|8|16|32|128)gf")
@@ -187,3 +187,43 @@ def test_real_timm_weights_give_timms_features(timm_weights: Path) -> None:
     with torch.inference_mode():
         expected = original.eval().forward_features(tiles)
         torch.testing.assert_close(backbone.network.eval().forward_features(tiles), expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 7, 9])
+def test_centre_weights_are_the_areas_of_the_centre_third(size: int) -> None:
+    fine = torch.zeros(size * 3, size * 3)  # each cell split into 3 x 3
+    fine[size : 2 * size, size : 2 * size] = 1
+    area = torch.nn.functional.avg_pool2d(fine[None, None], 3)[0, 0]
+    torch.testing.assert_close(centre_weights(size, size), area / area.mean())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v2", "timm/tf_efficientnet_lite0"])
+def test_centre_pooling_averages_the_centre_of_the_last_map(name: str) -> None:
+    if name.startswith("timm/"):
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    centre = build_backbone(name, 288, pooling="centre").network.eval()
+    plain = build_backbone(name, 288).network.eval()
+    plain.load_state_dict(centre.state_dict())
+    maps: list[torch.Tensor] = []
+    head_inputs: list[torch.Tensor] = []
+    place = "global_pool" if name.startswith("timm/") else "layer4" if name == "resnet18" else "features"
+    layer = plain.get_submodule(place)
+    if place == "global_pool":
+        layer.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
+    else:
+        layer.register_forward_hook(lambda _, __, output: maps.append(output.clone()))
+    head = build_backbone(name, 288).head
+    centre.get_submodule(head).register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0]))
+    tiles = torch.randn(2, 3, 288, 288)
+    with torch.inference_mode():
+        plain(tiles), centre(tiles)
+    assert maps[0].shape[-2:] == (9, 9)
+    expected = maps[0][..., 3:6, 3:6].relu() if name == "densenet121" else maps[0][..., 3:6, 3:6]
+    torch.testing.assert_close(head_inputs[0], expected.mean((-2, -1)), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "alexnet", "squeezenet1_1", "vit_b_32", "swin_t", "googlenet"])
+def test_networks_that_average_no_map_cannot_pool_the_centre(name: str) -> None:
+    with pytest.raises(RequestError, match=f"model.pooling=centre needs .* model.name={name} does not: use "):
+        build_backbone(name, 96, pooling="centre")

@@ -9,7 +9,7 @@ import torch
 from histolight.config import OptimizerConfig, SchedulerConfig
 from histolight.errors import RequestError
 from histolight.models.losses import binary_loss, positive_weight
-from histolight.models.optimizers import build_optimizer, build_scheduler
+from histolight.models.optimizers import build_optimizer, build_scheduler, parameter_groups
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("balanced", 3 / 2), ("inverse", 2 / 3), (None, 1.0), ("2.5", 2.5)])
@@ -39,8 +39,8 @@ def test_loss_of_half_precision_logits_is_computed_in_float32() -> None:
 
 def rates(config: SchedulerConfig, steps: int, peak: float = 0.1, name: str = "adam") -> list[float]:
     parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = build_optimizer([parameter], OptimizerConfig(name=name, lr=peak))
-    scheduler = build_scheduler(optimizer, config, peak, steps)
+    optimizer = build_optimizer([{"params": [parameter], "lr": peak}], OptimizerConfig(name=name))
+    scheduler = build_scheduler(optimizer, config, steps)
     result = []
     for _ in range(steps):
         result.append(optimizer.param_groups[0]["lr"])
@@ -74,10 +74,38 @@ def test_cosine_falls_from_the_peak_and_constant_stays() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")])
 def test_optimizers_by_name(name: str, kind: str) -> None:
-    optimizer = build_optimizer(
-        [torch.nn.Parameter(torch.ones(1))], OptimizerConfig(name=name, lr=0.5, weight_decay=0.1)
-    )
+    config = OptimizerConfig(name=name, lr=0.5, weight_decay=0.1)
+    network = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
+    optimizer = build_optimizer(parameter_groups(network, "0", config), config)
     assert type(optimizer).__name__ == kind
-    assert optimizer.defaults["lr"] == 0.5
-    assert optimizer.defaults["weight_decay"] == 0.1
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.5, 0.1)]
     assert optimizer.defaults.get("momentum", 0.9) == 0.9
+
+
+@pytest.mark.parametrize(("name", "of_biases"), [("adam", 0.1), ("sgd", 0.1), ("adamw", 0.0)])
+def test_adamw_alone_decays_no_biases_and_no_normalisation(name: str, of_biases: float) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 1))
+    groups = parameter_groups(network, "2", OptimizerConfig(name=name, weight_decay=0.1))
+    decays = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert [decays[id(parameter)] for parameter in network.parameters()] == [0.1, *[of_biases] * 3, 0.1, of_biases]
+
+
+def test_the_backbone_learns_at_its_own_peak_and_a_frozen_part_not_at_all() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    network[0].bias.requires_grad_(False)
+    config = OptimizerConfig(lr=0.1, backbone_lr_factor=0.2)
+    groups = parameter_groups(network, "1", config)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert rates == {
+        id(network[0].weight): pytest.approx(0.02),
+        id(network[1].weight): 0.1,
+        id(network[1].bias): 0.1,
+    }
+    optimizer = build_optimizer(groups, config)
+    scheduler = build_scheduler(optimizer, SchedulerConfig(), 100)
+    peaks = [0.0, 0.0]
+    for _ in range(100):
+        peaks = [max(peak, group["lr"]) for peak, group in zip(peaks, optimizer.param_groups, strict=True)]
+        optimizer.step()
+        scheduler.step()
+    assert peaks == [pytest.approx(0.02), pytest.approx(0.1)]
