@@ -274,6 +274,63 @@ def test_the_same_seed_gives_the_same_predictions_whatever_the_residency(
     pd.testing.assert_frame_equal(predictions(tmp_path / "a"), predictions(tmp_path / "b"), check_exact=True)
 
 
+def plain_losses(config: Config, data: PreparedData, device: str) -> list[float]:
+    """Train as a tutorial would: float32, contiguous NCHW, an optimizer that is not fused, no Lightning."""
+    import lightning as L
+
+    part = data.part("train")
+    tiles = torch.from_numpy(data.tiles.gather(part["row"].to_numpy())).permute(0, 3, 1, 2).float().contiguous() / 255
+    labels = torch.tensor(part["label"].to_numpy()).float()
+    L.seed_everything(config.seed, verbose=False)
+    weight = float((labels == 0).sum() / (labels == 1).sum())
+    network = Classifier.from_config(config, weight).to(memory_format=torch.contiguous_format).to(device).train()
+    settings = config.optimizer
+    optimizer = torch.optim.SGD(
+        network.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
+    )
+    criterion = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(weight, device=device))
+    losses = []
+    for epoch in range(config.trainer.max_epochs):
+        order = np.random.default_rng([config.seed, epoch]).permutation(len(labels))
+        for step in range(len(labels) // config.data.batch_size):
+            places = order[step * config.data.batch_size :][: config.data.batch_size]
+            optimizer.zero_grad()
+            loss = criterion(network(tiles[places].to(device)), labels[places].to(device))
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss))
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("device", "compiled", "tolerance"),
+    [
+        ("cpu", "none", 1e-3),
+        pytest.param("gpu", "none", 0.05, marks=pytest.mark.gpu),
+        pytest.param("gpu", "reduce-overhead", 0.05, marks=pytest.mark.gpu),
+    ],
+)
+def test_the_fast_path_has_the_losses_of_a_plain_loop(
+    device: str, compiled: str, tolerance: float, small: list[str], data: PreparedData, tmp_path: Path, monkeypatch
+) -> None:
+    overrides = [*small, "augment=none", "scheduler=constant", f"trainer={device}"]
+    # Small batches under batch norm and the first steps of Adam magnify what rounding does.
+    overrides += ["optimizer=sgd", "optimizer.lr=0.003", "data.batch_size=24", "trainer.max_epochs=3"]
+    losses: list[float] = []
+    original = Classifier.training_step
+
+    def watch(self: Classifier, batch, batch_idx: int):
+        loss = original(self, batch, batch_idx)
+        losses.append(float(loss.detach()))
+        return loss
+
+    monkeypatch.setattr(Classifier, "training_step", watch)
+    run([*overrides, f"trainer.compile={compiled}"], tmp_path / "run")
+    expected = plain_losses(typed(compose_config(overrides)), data, "cuda" if device == "gpu" else "cpu")
+    np.testing.assert_allclose(losses, expected, rtol=tolerance, atol=tolerance)
+    assert len(set(losses)) == 6
+
+
 def test_another_seed_trains_another_network_on_the_same_tiles(
     small: list[str], finished: Path, tmp_path: Path
 ) -> None:
