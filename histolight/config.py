@@ -75,12 +75,15 @@ class AugmentConfig:
         brightness: Factor drawn from [1 - b, 1 + b].
         contrast: Likewise, about the tile's mean grey.
         saturation: Likewise, about each pixel's grey.
+        stain: Amounts of haematoxylin, eosin and DAB become ``a * amount + b``, a drawn from [1 - s, 1 + s] and b from
+            [-s, s] for each stain.
     """
 
     geometry: str = _choice("none", "flips", "dihedral")
     brightness: float = _number(0.0, least=0, most=1)
     contrast: float = _number(0.0, least=0, most=1)
     saturation: float = _number(0.0, least=0, most=1)
+    stain: float = _number(0.0, least=0, most=1)
 
 
 @dataclass
