@@ -77,6 +77,12 @@ class AugmentConfig:
         saturation: Likewise, about each pixel's grey.
         stain: Amounts of haematoxylin, eosin and DAB become ``a * amount + b``, a drawn from [1 - s, 1 + s] and b from
             [-s, s] for each stain.
+        hue: Colours are turned by a part of the circle drawn from [-h, h].
+        gamma: Pixels are raised to a power drawn from [1 - g, 1 + g].
+        blur: Standard deviation in pixels of a Gaussian blur, drawn from [0, b].
+        noise: Standard deviation of Gaussian noise, drawn from [0, n]; a pixel is 0 to 1.
+        shift: Pixels to each side, drawn from [-s, s] along each axis, not whole.
+        scale: Factor about the middle, drawn from [1 - s, 1 + s].
     """
 
     geometry: str = _choice("none", "flips", "dihedral")
@@ -84,6 +90,12 @@ class AugmentConfig:
     contrast: float = _number(0.0, least=0, most=1)
     saturation: float = _number(0.0, least=0, most=1)
     stain: float = _number(0.0, least=0, most=1)
+    hue: float = _number(0.0, least=0, most=0.5)
+    gamma: float = _number(0.0, least=0, below=1)
+    blur: float = _number(0.0, least=0, most=5)
+    noise: float = _number(0.0, least=0, most=1)
+    shift: float = _number(0.0, least=0, most=8)
+    scale: float = _number(0.0, least=0, most=0.25)
 
 
 @dataclass

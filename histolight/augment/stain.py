@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import torch
 
+from histolight.augment.colour import mix_channels
+
 DARKEST = 1 / 255  # darker pixels count as this one, the darkest that 8 bits tell from black: log 0 is no density
 
-_RGB_OF_HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))  # density of one unit of each stain
+# The density in red, green and blue of one unit of each stain.
+_RGB_OF_HED = torch.tensor(((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)), dtype=torch.float64)
+_HED_OF_RGB = torch.linalg.inv(_RGB_OF_HED)
 
 
 def change_stains(tiles: torch.Tensor, factors: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
@@ -30,8 +34,7 @@ def change_stains(tiles: torch.Tensor, factors: torch.Tensor, offsets: torch.Ten
         A new batch in [0, 1]. Factors of 1 and offsets of 0 return the tiles but for rounding, and black, which becomes
         1/255.
     """
-    rgb_of_hed = torch.tensor(_RGB_OF_HED, device=tiles.device, dtype=tiles.dtype)
-    hed_of_rgb = torch.linalg.inv(torch.tensor(_RGB_OF_HED, dtype=torch.float64)).to(rgb_of_hed)
+    rgb_of_hed, hed_of_rgb = _RGB_OF_HED.to(tiles), _HED_OF_RGB.to(tiles)
     # Taking apart, changing and putting together are one 3x3 matrix.
     change = (hed_of_rgb.unsqueeze(0).unsqueeze(3) * factors.view(-1, 1, 3, 1) * rgb_of_hed).sum(2)
     added = (offsets.unsqueeze(2) * rgb_of_hed).sum(1)
@@ -41,21 +44,3 @@ def change_stains(tiles: torch.Tensor, factors: torch.Tensor, offsets: torch.Ten
 def log_light(tiles: torch.Tensor) -> torch.Tensor:
     """Turn pixels in [0, 1] into minus their optical density, the natural logarithm, at least log(1/255)."""
     return tiles.clamp_min(DARKEST).log_()
-
-
-def mix_channels(tiles: torch.Tensor, matrices: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Multiply every pixel, a row vector, by its tile's matrix and add its tile's offset.
-
-    The products are written out: a GPU would round a matrix product to TF32.
-
-    Args:
-        tiles: ``(N, 3, H, W)``.
-        matrices: ``(N, 3, C)``.
-        offsets: ``(N, C)``.
-
-    Returns:
-        A new batch, ``(N, C, H, W)``.
-    """
-    weights = matrices[..., None, None]
-    mixed = torch.addcmul(offsets[..., None, None], tiles[:, 0:1], weights[:, 0])
-    return mixed.addcmul_(tiles[:, 1:2], weights[:, 1]).addcmul_(tiles[:, 2:3], weights[:, 2])
