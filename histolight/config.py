@@ -83,6 +83,10 @@ class AugmentConfig:
         noise: Standard deviation of Gaussian noise, drawn from [0, n]; a pixel is 0 to 1.
         shift: Pixels to each side, drawn from [-s, s] along each axis, not whole.
         scale: Factor about the middle, drawn from [1 - s, 1 + s].
+        cutmix: Probability that a box of another tile replaces a part of a tile. The label is mixed by the part of the
+            centre 32x32 that is replaced: it stays where the box does not touch the centre.
+        mixup: Tiles that are not cut, and their labels, are blended with another's; its share is drawn from Beta(m, m),
+            0 blends none.
     """
 
     geometry: str = _choice("none", "flips", "dihedral")
@@ -96,6 +100,8 @@ class AugmentConfig:
     noise: float = _number(0.0, least=0, most=1)
     shift: float = _number(0.0, least=0, most=8)
     scale: float = _number(0.0, least=0, most=0.25)
+    cutmix: float = _number(0.0, least=0, most=1)
+    mixup: float = _number(0.0, least=0, most=10)
 
 
 @dataclass

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import lightning as L
 import numpy as np
 import torch
 
 from histolight.augment import as_floats, augment_tiles
+from histolight.augment.mixing import mix_tiles
 from histolight.config import AugmentConfig, Config
 from histolight.data.loader import Batch, DeviceTiles, TileLoader
 from histolight.data.pack import Tiles
@@ -44,8 +47,11 @@ class TileDataModule(L.LightningDataModule):
         """Turn uint8 NHWC into floats in [0, 1], NCHW in channels_last memory, and augment training tiles."""
         trainer = self.trainer
         assert trainer is not None
-        augment = trainer.training or (self.config.data.augment_val and trainer.validating | trainer.sanity_checking)
-        return augmented(batch, self.config.augment) if augment else batch._replace(tiles=to_floats(batch.tiles))
+        if trainer.training:
+            return augmented(batch, self.config.augment)
+        if self.config.data.augment_val and trainer.validating | trainer.sanity_checking:
+            return augmented(batch, replace(self.config.augment, cutmix=0.0, mixup=0.0))  # figures need whole labels
+        return batch._replace(tiles=to_floats(batch.tiles))
 
     def _loader(self, part: str, training: bool = False) -> TileLoader:
         trainer, table = self.trainer, self.data.part(part)
@@ -86,10 +92,14 @@ class TileDataModule(L.LightningDataModule):
 
 
 def augmented(batch: Batch, augment: AugmentConfig) -> Batch:
-    """Augment a batch as its own seed says: uint8 ``(N, S, S, 3)`` to ``(N, 3, S, S)`` floats, channels_last."""
+    """Augment a batch as its own seed says: uint8 ``(N, S, S, 3)`` to ``(N, 3, S, S)`` floats, channels_last.
+
+    Mixing turns its labels, 0 or 1, into numbers between.
+    """
     generator = torch.Generator(batch.tiles.device).manual_seed(batch.seed)
     tiles = augment_tiles(batch.tiles.permute(0, 3, 1, 2), augment, generator)
-    return batch._replace(tiles=tiles.contiguous(memory_format=torch.channels_last))
+    tiles, labels = mix_tiles(tiles, batch.labels, augment.cutmix, augment.mixup, generator)
+    return batch._replace(tiles=tiles.contiguous(memory_format=torch.channels_last), labels=labels)
 
 
 def to_floats(tiles: torch.Tensor) -> torch.Tensor:

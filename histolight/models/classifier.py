@@ -112,9 +112,12 @@ class Classifier(L.LightningModule):
         return self.loss
 
     def on_train_epoch_end(self) -> None:
-        """Log the AUROC of the training tiles as they were seen: augmented, by a network that was changing."""
+        """Log the AUROC of the training tiles as they were seen: augmented, by a network that was changing.
+
+        A tile that was mixed counts as tumour where more than half of its label is.
+        """
         _, labels, logits = self._gather(self._trained)
-        self.log("train/auroc", binary_auroc(logits.float().sigmoid(), labels.long(), thresholds=None))
+        self.log("train/auroc", binary_auroc(logits.float().sigmoid(), (labels > 0.5).long(), thresholds=None))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the logits of a batch."""

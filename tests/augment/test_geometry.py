@@ -63,15 +63,13 @@ def test_shift_and_scale_keep_the_centre_within_a_few_pixels() -> None:
     config = typed(compose_config(["augment=none", "augment.shift=4", "augment.scale=0.1"])).augment
     row = torch.arange(96) + 0.0
     for place, most in ((48, 4), (64, 4 + 1.65)):
-        tiles = torch.zeros(500, 3, 96, 96)
+        tiles = torch.zeros(200, 1, 96, 96)
         tiles[:, :, place, place] = 1
         moved = augment_tiles(tiles, config, torch.Generator().manual_seed(0))[:, 0]
         down = (moved.sum(2) * row).sum(1) / moved.sum((1, 2)) - place
         right = (moved.sum(1) * row).sum(1) / moved.sum((1, 2)) - place
         for off in (down, right):
-            assert (
-                most * 0.85 < off.abs().max() <= most + 0.5
-            )  # bilinear weights move a dot's mean by a part of a pixel
+            assert most * 0.8 < off.abs().max() <= most + 0.5  # bilinear weights move a dot's mean by a part of a pixel
 
 
 def test_shift_alone_leaves_the_scale_and_scale_alone_leaves_the_middle() -> None:
