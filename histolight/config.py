@@ -45,6 +45,8 @@ class DataConfig:
         image_size: Height and width of a tile in pixels.
         residency: ``device`` keeps the tiles in the device's memory, ``memmap`` streams them, ``auto`` chooses.
         sampler: ``shuffle`` shows each training tile once an epoch, ``balanced`` draws both classes alike.
+        stain: Normalisation of the stains, tile by tile and in front of augmentation, wherever the trained network is
+            used too: ``macenko`` or ``reinhard``.
         augment_val: Augment validation tiles too. A fault of the notebook, kept for ``experiment=notebook`` alone.
     """
 
@@ -63,6 +65,7 @@ class DataConfig:
     image_size: int = _number(96, least=32)
     residency: str = _choice("auto", "device", "memmap")
     sampler: str = _choice("shuffle", "balanced")
+    stain: str = _choice("none", "macenko", "reinhard")
     augment_val: bool = False
 
 

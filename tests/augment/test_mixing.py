@@ -94,13 +94,13 @@ def test_a_batch_is_mixed_as_its_seed_says_and_a_uniform_label_stays() -> None:
     tiles = torch.randint(256, (16, 64, 64, 3), dtype=torch.uint8, generator=seeded())
     augment = AugmentConfig(geometry="dihedral", cutmix=0.5, mixup=0.2)
     half = torch.arange(16).remainder(2).float()
-    first, again, other = (augmented(Batch(tiles, half, torch.arange(16), seed), augment) for seed in (1, 1, 2))
+    first, again, other = (augmented(Batch(tiles, half, torch.arange(16), seed), augment, "none") for seed in (1, 1, 2))
     assert torch.equal(first.tiles, again.tiles)
     assert torch.equal(first.labels, again.labels)
     assert not torch.equal(first.labels, other.labels)
     assert 0 <= first.labels.min() < first.labels.max() <= 1
     assert first.tiles.is_contiguous(memory_format=torch.channels_last)
-    ones = augmented(Batch(tiles, torch.ones(16), torch.arange(16), 1), augment)
+    ones = augmented(Batch(tiles, torch.ones(16), torch.arange(16), 1), augment, "none")
     torch.testing.assert_close(ones.labels, torch.ones(16))
 
 

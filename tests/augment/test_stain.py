@@ -70,7 +70,7 @@ def test_stain_jitter_is_drawn_per_tile_and_leaves_its_input_alone() -> None:
 
 def test_a_batch_with_stain_jitter_is_in_channels_last_memory() -> None:
     batch = Batch(torch.full((4, 8, 8, 3), 99, dtype=torch.uint8), torch.ones(4), torch.arange(4), seed=1)
-    tiles = augmented(batch, AugmentConfig(stain=0.2)).tiles
+    tiles = augmented(batch, AugmentConfig(stain=0.2), "none").tiles
     assert tiles.shape == (4, 3, 8, 8)
     assert tiles.is_contiguous(memory_format=torch.channels_last)
 
