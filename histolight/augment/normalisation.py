@@ -20,15 +20,17 @@ _REFERENCE_AMOUNTS = torch.tensor([1.9705, 1.0308])
 # CIELAB's mean and standard deviation within a tile: medians over 4,000 tiles of Kaggle's training set.
 _REFERENCE_MEAN = torch.tensor([60.0, 22.5, -9.9])
 _REFERENCE_DEVIATION = torch.tensor([18.7, 7.2, 5.8])
-# sRGB to CIE XYZ and its white, D65 (IEC 61966-2-1).
+# sRGB to CIE XYZ, each divided by that of white, D65 (IEC 61966-2-1). The inverses stand here because ONNX has none.
 _XYZ_OF_RGB = torch.tensor(
     [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]],
     dtype=torch.float64,
-)
-_WHITE = torch.tensor([0.95047, 1.0, 1.08883], dtype=torch.float64)
+) / torch.tensor([[0.95047], [1.0], [1.08883]], dtype=torch.float64)
+_RGB_OF_XYZ = torch.linalg.inv(_XYZ_OF_RGB)
 # L, a, b from the three cube roots: L = 116 y - 16, a = 500 (x - y), b = 200 (y - z).
 _LAB_OF_ROOTS = torch.tensor([[0, 116, 0], [500, -500, 0], [0, 200, -200]], dtype=torch.float64)
-_LAB_OFFSET = torch.tensor([-16.0, 0.0, 0.0])
+_ROOTS_OF_LAB = torch.linalg.inv(_LAB_OF_ROOTS)
+_LAB_OFFSET = torch.tensor([-16, 0, 0], dtype=torch.float64)
+_ROOTS_OFFSET = -_ROOTS_OF_LAB @ _LAB_OFFSET
 
 
 def normalise_stain(tiles: torch.Tensor, method: str) -> torch.Tensor:
@@ -130,7 +132,7 @@ def _reinhard(tiles: torch.Tensor) -> torch.Tensor:
 def rgb_to_lab(tiles: torch.Tensor) -> torch.Tensor:
     """Turn sRGB ``(N, 3, H, W)`` in [0, 1] into CIELAB under D65: L in [0, 100], a and b of either sign."""
     linear = torch.where(tiles > 0.04045, ((tiles + 0.055) / 1.055) ** 2.4, tiles / 12.92)
-    relative = _mix(linear, _XYZ_OF_RGB / _WHITE.unsqueeze(1))
+    relative = _mix(linear, _XYZ_OF_RGB)
     roots = torch.where(
         relative > (6 / 29) ** 3, relative.clamp_min(1e-6) ** (1 / 3), relative * (29 / 6) ** 2 / 3 + 4 / 29
     )
@@ -139,10 +141,9 @@ def rgb_to_lab(tiles: torch.Tensor) -> torch.Tensor:
 
 def lab_to_rgb(lab: torch.Tensor) -> torch.Tensor:
     """Turn CIELAB under D65, ``(N, 3, H, W)``, into sRGB; what no screen shows is cut off at 0 and 1."""
-    inverse = torch.linalg.inv(_LAB_OF_ROOTS)
-    roots = _mix(lab, inverse, -(inverse @ _LAB_OFFSET.double()))
+    roots = _mix(lab, _ROOTS_OF_LAB, _ROOTS_OFFSET)
     relative = torch.where(roots > 6 / 29, roots**3, (roots - 4 / 29) * 3 * (6 / 29) ** 2)
-    linear = _mix(relative, torch.linalg.inv(_XYZ_OF_RGB / _WHITE.unsqueeze(1))).clamp_(0, 1)
+    linear = _mix(relative, _RGB_OF_XYZ).clamp_(0, 1)
     return torch.where(linear > 0.0031308, 1.055 * linear.clamp_min(1e-6) ** (1 / 2.4) - 0.055, linear * 12.92).clamp_(
         0, 1
     )

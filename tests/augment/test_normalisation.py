@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,13 @@ from skimage.color import lab2rgb, rgb2lab
 from torchstain.numpy.normalizers import NumpyMacenkoNormalizer
 
 from histolight.augment.normalisation import lab_to_rgb, normalise_stain, rgb_to_lab
-from histolight.data.datamodule import to_floats
+from histolight.compose import compose_config, typed
+from histolight.data.datamodule import TileDataModule, to_floats
+from histolight.data.loader import Batch
+from histolight.data.prepare import prepare
 from histolight.data.sources.synthetic import transmit
+from histolight.errors import RequestError
+from histolight.models.classifier import Classifier
 
 METHODS = ("macenko", "reinhard")
 
@@ -102,3 +109,28 @@ def test_a_tile_is_normalised_by_itself_and_nearly_blank_ones_stay(method: str) 
 def test_none_is_the_tile_itself() -> None:
     tiles = torch.rand(2, 3, 8, 8)
     assert normalise_stain(tiles, "none") is tiles
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_part_of_the_data_is_normalised_and_training_tiles_before_they_are_augmented(
+    method: str, small: list[str]
+) -> None:
+    config = typed(compose_config([*small, "augment=none", "augment.brightness=0.3", f"data.stain={method}"]))
+    datamodule = TileDataModule(prepare(config.data), config)
+    batch = Batch(torch.from_numpy(slides(4)), torch.zeros(4), torch.arange(4), seed=1)
+    expected = to_floats(batch.tiles, method)
+    flags = {"training": False, "validating": False, "sanity_checking": False}
+    for now in ("validating", "testing", "training"):
+        datamodule.trainer = SimpleNamespace(**{**flags, now: True})
+        seen = datamodule.on_after_batch_transfer(batch, 0).tiles
+        if now == "training":
+            factors = torch.empty(4).uniform_(0.7, 1.3, generator=torch.Generator().manual_seed(1)).view(4, 1, 1, 1)
+            expected = (expected * factors).clamp(0, 1)
+        torch.testing.assert_close(seen, expected)
+        assert seen.is_contiguous(memory_format=torch.channels_last)
+    assert Classifier.from_config(config, 1.0).hparams["stain"] == method
+
+
+def test_an_unknown_normalisation_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"data.stain=macenco is not known: did you mean macenko\?"):
+        typed(compose_config(["data.stain=macenco"]))
