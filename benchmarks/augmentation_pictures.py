@@ -51,7 +51,7 @@ def main() -> int:
     PATH.parent.mkdir(exist_ok=True)
     figure.savefig(PATH)
     with Image.open(PATH) as image:  # a palette takes a third of the bytes
-        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(PATH, optimize=True)
+        image.convert("RGB").quantize(80, dither=Image.Dither.NONE).save(PATH, optimize=True)
     print(f"{PATH} ({PATH.stat().st_size / 1e3:.0f} kB)")
     return 0
 
