@@ -181,7 +181,7 @@ def _input(datamodule: TileDataModule, augment: AugmentConfig) -> Iterator[torch
     while True:
         for batch in loader:
             on_device = batch._replace(tiles=batch.tiles.to(device, non_blocking=True))
-            yield augmented(on_device, augment).tiles
+            yield augmented(on_device, augment, datamodule.config.data.stain).tiles
 
 
 def tile_files(config: Config, data: PreparedData, folder: Path) -> list[Path]:
@@ -206,7 +206,7 @@ def _training_rates(config: Config, data: PreparedData, trainer: L.Trainer, spee
     datamodule.trainer = trainer
     batch: Batch = next(iter(datamodule.train_dataloader()))
     batch = batch._replace(tiles=batch.tiles.to(device), labels=batch.labels.to(device))
-    steps = _bare_steps(config, augmented(batch, config.augment), weight, device)
+    steps = _bare_steps(config, augmented(batch, config.augment, config.data.stain), weight, device)
 
     classifier = Classifier.from_config(config, weight)
     if config.trainer.compile != "none":

@@ -45,6 +45,8 @@ class DataConfig:
         image_size: Height and width of a tile in pixels.
         residency: ``device`` keeps the tiles in the device's memory, ``memmap`` streams them, ``auto`` chooses.
         sampler: ``shuffle`` shows each training tile once an epoch, ``balanced`` draws both classes alike.
+        stain: Normalisation of the stains, tile by tile and in front of augmentation, wherever the trained network is
+            used too: ``macenko`` or ``reinhard``.
         augment_val: Augment validation tiles too. A fault of the notebook, kept for ``experiment=notebook`` alone.
     """
 
@@ -63,6 +65,7 @@ class DataConfig:
     image_size: int = _number(96, least=32)
     residency: str = _choice("auto", "device", "memmap")
     sampler: str = _choice("shuffle", "balanced")
+    stain: str = _choice("none", "macenko", "reinhard")
     augment_val: bool = False
 
 
@@ -75,12 +78,33 @@ class AugmentConfig:
         brightness: Factor drawn from [1 - b, 1 + b].
         contrast: Likewise, about the tile's mean grey.
         saturation: Likewise, about each pixel's grey.
+        stain: Amounts of haematoxylin, eosin and DAB become ``a * amount + b``, a drawn from [1 - s, 1 + s] and b from
+            [-s, s] for each stain.
+        hue: Colours are turned by a part of the circle drawn from [-h, h].
+        gamma: Pixels are raised to a power drawn from [1 - g, 1 + g].
+        blur: Standard deviation in pixels of a Gaussian blur, drawn from [0, b].
+        noise: Standard deviation of Gaussian noise, drawn from [0, n]; a pixel is 0 to 1.
+        shift: Pixels to each side, drawn from [-s, s] along each axis, not whole.
+        scale: Factor about the middle, drawn from [1 - s, 1 + s].
+        cutmix: Probability that a box of another tile replaces a part of a tile. The label is mixed by the part of the
+            centre 32x32 that is replaced: it stays where the box does not touch the centre.
+        mixup: Tiles that are not cut, and their labels, are blended with another's; its share is drawn from Beta(m, m),
+            0 blends none.
     """
 
     geometry: str = _choice("none", "flips", "dihedral")
     brightness: float = _number(0.0, least=0, most=1)
     contrast: float = _number(0.0, least=0, most=1)
     saturation: float = _number(0.0, least=0, most=1)
+    stain: float = _number(0.0, least=0, most=1)
+    hue: float = _number(0.0, least=0, most=0.5)
+    gamma: float = _number(0.0, least=0, below=1)
+    blur: float = _number(0.0, least=0, most=5)
+    noise: float = _number(0.0, least=0, most=1)
+    shift: float = _number(0.0, least=0, most=8)
+    scale: float = _number(0.0, least=0, most=0.25)
+    cutmix: float = _number(0.0, least=0, most=1)
+    mixup: float = _number(0.0, least=0, most=10)
 
 
 @dataclass

@@ -43,7 +43,7 @@ class TileScorer(nn.Module):
 
     def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map tiles ``(N, S, S, 3)`` uint8 to scores in [0, 1] and logits, float32 ``(N,)`` each."""
-        logits = self.classifier(to_floats(tiles))
+        logits = self.classifier(to_floats(tiles, self.classifier.stain))
         return logits.sigmoid(), logits
 
 
@@ -63,10 +63,15 @@ def export_onnx(classifier: Classifier, tiles: npt.NDArray[np.uint8], path: Path
         The largest difference in probability between onnxruntime and torch over the tiles.
 
     Raises:
-        RequestError: A package is missing.
+        RequestError: A package is missing, or ONNX can't express the network's stain normalisation.
         HistolightError: The network can't be exported, or the difference is above 1e-4.
     """
     check_packages()
+    if classifier.stain == "macenko":
+        raise RequestError(
+            "this network was trained with data.stain=macenko, and ONNX has no eigenvectors: export a run with "
+            "data.stain=reinhard or none"
+        )
     scorer = TileScorer(classifier).eval()
     example = torch.zeros(2, *tiles.shape[1:], dtype=torch.uint8)
     levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
@@ -123,6 +128,7 @@ def describe(classifier: Classifier, run: str, metrics: dict[str, Any]) -> dict[
         "mean": classifier.mean.flatten().tolist(),
         "std": classifier.std.flatten().tolist(),
         "normalisation": "inside: give uint8 RGB tiles",
+        "stain": classifier.stain,
         "threshold": metrics["threshold"],
         "run": run,
         "split": metrics["split"],

@@ -154,10 +154,14 @@ def predict_logits(
     try:
         with bar, torch.inference_mode():
             for batch in loader:
-                pixels = to_floats(batch.tiles.to(device, non_blocking=True))
+                on_device = batch.tiles.to(device, non_blocking=True)
+                pixels = {stain: to_floats(on_device, stain) for stain in {network.stain for network in networks}}
                 with torch.autocast(device.type, reduced, enabled=reduced is not None):
-                    views = [[network(view).float() for network in networks] for view in tile_views(pixels, tta)]
-                logits = torch.stack([torch.stack(view, 1) for view in views]).mean(0).cpu().numpy()
+                    members = [
+                        torch.stack([network(view).float() for view in tile_views(pixels[network.stain], tta)]).mean(0)
+                        for network in networks
+                    ]
+                logits = torch.stack(members, 1).cpu().numpy()
                 if not np.isfinite(logits).all():
                     raise HistolightError(
                         f"the network gives logits that are not finite ({precision}): try trainer.precision=32-true"

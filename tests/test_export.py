@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import histolight.export
+from histolight.data.datamodule import to_floats
 from histolight.errors import HistolightError, RequestError
 from histolight.export import check_packages, describe, export_onnx
 from histolight.models.classifier import Classifier
@@ -138,3 +139,22 @@ def test_the_example_of_the_documentation_needs_neither_torch_nor_histolight(
         scores = classifier("resnet18")(torch.from_numpy(tiles[:2]).permute(0, 3, 1, 2).float() / 255).sigmoid()
     expected = [f"{n}.tif: {s:.4f}, {'tumour' if s > 0.25 else 'benign'}" for n, s in enumerate(scores.tolist())]
     assert done.stdout.splitlines() == expected
+
+
+def test_reinhards_normalisation_is_inside_and_macenkos_is_refused(tiles: np.ndarray, tmp_path: Path) -> None:
+    network = tiny()
+    network.stain = "reinhard"
+    path = tmp_path / "model.onnx"
+    assert export_onnx(network, tiles, path, describe(network, "run", METRICS)) <= 1e-4
+    about = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert about["stain"] == "reinhard"
+    plain = tiny()
+    with torch.inference_mode():
+        difference = network(to_floats(torch.from_numpy(tiles), "reinhard")) - plain(
+            to_floats(torch.from_numpy(tiles), "none")
+        )
+    assert difference.abs().max() > 0.01
+    network.stain = "macenko"
+    with pytest.raises(RequestError, match=r"data.stain=macenko, and ONNX has no eigenvectors: export a run with"):
+        export_onnx(network, tiles, tmp_path / "other.onnx", {})
+    assert not (tmp_path / "other.onnx").exists()

@@ -9,6 +9,7 @@ from scipy.special import expit, logit
 from untrained_runs import untrained_run
 
 from histolight.config import TrainerConfig
+from histolight.data.datamodule import to_floats
 from histolight.data.pack import Tiles
 from histolight.errors import HistolightError, RequestError
 from histolight.inference import (
@@ -208,3 +209,27 @@ def test_a_gpu_gives_nearly_the_logits_of_a_cpu(members, pixels) -> None:
         rows = np.arange(len(pixels))
         batches = predict_logits(load_classifiers(members, SIZE), store(pixels), rows, settings, 4, "dihedral")
         np.testing.assert_allclose(np.concatenate(list(batches)), expected, atol=tolerance)
+
+
+def test_each_member_sees_tiles_with_the_stain_normalisation_that_it_was_trained_with(
+    tmp_path: Path, pixels: np.ndarray
+) -> None:
+    stains = ("none", "macenko", "reinhard", "none")
+    directories = [
+        untrained_run(tmp_path / f"{number}", [*RUN, f"data.stain={stain}"], seed=1)
+        for number, stain in enumerate(stains)
+    ]
+    old = directories[3] / "checkpoints" / "best.ckpt"  # as of before the key existed
+    checkpoint = torch.load(old, weights_only=True)
+    del checkpoint["hyper_parameters"]["stain"]
+    torch.save(checkpoint, old)
+    classifiers = load_classifiers(directories, SIZE)
+    assert tuple(classifier.stain for classifier in classifiers) == stains
+    logits = np.concatenate(list(predict_logits(classifiers, store(pixels), np.arange(11), CPU, 4, "flips")))
+    for column, classifier in zip(logits.T, classifiers, strict=True):
+        with torch.no_grad():
+            tiles = to_floats(torch.from_numpy(pixels), classifier.stain)
+            expected = torch.stack([classifier(view) for view in tile_views(tiles, "flips")]).mean(0)
+        np.testing.assert_allclose(column, expected, atol=1e-4)
+    assert np.abs(np.diff(logits[:, :3], axis=1)).max(axis=0).min() > 0.01
+    np.testing.assert_array_equal(logits[:, 0], logits[:, 3])

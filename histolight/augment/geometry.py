@@ -1,10 +1,11 @@
-"""Mirror flips and quarter turns. They move no pixel between grid points, so nothing is interpolated."""
+"""Mirror flips and quarter turns, which interpolate nothing, and small shifts and changes of scale, which do."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 
 def random_flips(tiles: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -38,6 +39,24 @@ def random_dihedral(tiles: torch.Tensor, generator: torch.Generator) -> torch.Te
     pixels = tiles.permute(0, 2, 3, 1)
     turned = pixels.transpose(1, 2).contiguous()
     return _choose([pixels, pixels.flip(2), turned, turned.flip(2)], 2 * transposed + across, down)
+
+
+def shift_and_scale(tiles: torch.Tensor, shifts: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Enlarge each tile about its middle, then shift it; what comes in at the border is mirrored, bilinearly sampled.
+
+    Args:
+        tiles: ``(N, C, S, S)`` floats.
+        shifts: ``(N, 2)`` in pixels, to the right and down.
+        factors: ``(N,)``, above 0; 2 shows everything twice as large.
+
+    Returns:
+        A new batch.
+    """
+    places = torch.zeros(len(tiles), 2, 3, device=tiles.device)  # from a place in the result to where it comes from
+    places[:, 0, 0] = places[:, 1, 1] = 1 / factors
+    places[:, :, 2] = -shifts * (2 / tiles.shape[-1]) / factors.unsqueeze(1)  # the tile reaches from -1 to 1
+    grid = F.affine_grid(places, list(tiles.shape), align_corners=False)
+    return F.grid_sample(tiles, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def _choose(versions: Sequence[torch.Tensor], version: torch.Tensor, down: torch.Tensor) -> torch.Tensor:

@@ -75,7 +75,7 @@ def read_paths(key: str, value: str) -> list[Path]:
 
 
 def run_config(run: Path, overrides: Sequence[str], own: Sequence[str], taken: Sequence[str], command: str) -> Config:
-    """Lay overrides over the configuration that a run was trained with; another ``data`` keeps its tile size.
+    """Lay overrides over a run's configuration; another ``data`` keeps its tile size and stain normalisation.
 
     Args:
         run: The run directory.
@@ -103,7 +103,7 @@ def run_config(run: Path, overrides: Sequence[str], own: Sequence[str], taken: S
     saved = saved_config(run)
     config = like_config(saved, overrides)
     if "data" in given:
-        for key in {"image_size", "batch_size", "cache"} - {key.removeprefix("data.") for key in given}:
+        for key in {"image_size", "stain", "batch_size", "cache"} - {key.removeprefix("data.") for key in given}:
             config.data[key] = saved.data[key]
     return typed(config)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import lightning as L
 import numpy as np
 import torch
 
 from histolight.augment import as_floats, augment_tiles
+from histolight.augment.mixing import mix_tiles
+from histolight.augment.normalisation import normalise_stain
 from histolight.config import AugmentConfig, Config
 from histolight.data.loader import Batch, DeviceTiles, TileLoader
 from histolight.data.pack import Tiles
@@ -44,8 +48,12 @@ class TileDataModule(L.LightningDataModule):
         """Turn uint8 NHWC into floats in [0, 1], NCHW in channels_last memory, and augment training tiles."""
         trainer = self.trainer
         assert trainer is not None
-        augment = trainer.training or (self.config.data.augment_val and trainer.validating | trainer.sanity_checking)
-        return augmented(batch, self.config.augment) if augment else batch._replace(tiles=to_floats(batch.tiles))
+        if trainer.training:
+            return augmented(batch, self.config.augment, self.config.data.stain)
+        if self.config.data.augment_val and trainer.validating | trainer.sanity_checking:
+            unmixed = replace(self.config.augment, cutmix=0.0, mixup=0.0)  # figures need whole labels
+            return augmented(batch, unmixed, self.config.data.stain)
+        return batch._replace(tiles=to_floats(batch.tiles, self.config.data.stain))
 
     def _loader(self, part: str, training: bool = False) -> TileLoader:
         trainer, table = self.trainer, self.data.part(part)
@@ -85,13 +93,23 @@ class TileDataModule(L.LightningDataModule):
         return self._store
 
 
-def augmented(batch: Batch, augment: AugmentConfig) -> Batch:
-    """Augment a batch as its own seed says: uint8 ``(N, S, S, 3)`` to ``(N, 3, S, S)`` floats, channels_last."""
+def augmented(batch: Batch, augment: AugmentConfig, stain: str) -> Batch:
+    """Augment a batch as its own seed says: uint8 ``(N, S, S, 3)`` to ``(N, 3, S, S)`` floats, channels_last.
+
+    Stain normalisation comes first: the other way round it would take most of the augmentation back. Mixing turns the
+    labels, 0 or 1, into numbers between.
+    """
     generator = torch.Generator(batch.tiles.device).manual_seed(batch.seed)
-    tiles = augment_tiles(batch.tiles.permute(0, 3, 1, 2), augment, generator)
-    return batch._replace(tiles=tiles.contiguous(memory_format=torch.channels_last))
+    # Without normalisation bytes are what is turned and mirrored: faster.
+    tiles = batch.tiles.permute(0, 3, 1, 2) if stain == "none" else to_floats(batch.tiles, stain)
+    tiles = augment_tiles(tiles, augment, generator)
+    tiles, labels = mix_tiles(tiles, batch.labels, augment.cutmix, augment.mixup, generator)
+    return batch._replace(tiles=tiles.contiguous(memory_format=torch.channels_last), labels=labels)
 
 
-def to_floats(tiles: torch.Tensor) -> torch.Tensor:
-    """Turn ``(N, S, S, 3)`` uint8 into ``(N, 3, S, S)`` float32 in [0, 1]; the memory layout is channels_last."""
-    return as_floats(tiles.permute(0, 3, 1, 2))
+def to_floats(tiles: torch.Tensor, stain: str) -> torch.Tensor:
+    """Turn ``(N, S, S, 3)`` uint8 into ``(N, 3, S, S)`` float32 in [0, 1], stains normalised; channels_last memory.
+
+    Every tile that a network sees comes this way, with that network's own ``stain``.
+    """
+    return normalise_stain(as_floats(tiles.permute(0, 3, 1, 2)), stain).contiguous(memory_format=torch.channels_last)

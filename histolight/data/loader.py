@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
     Attributes:
         tiles: ``(N, S, S, 3)`` uint8 as gathered; the data module makes them ``(N, 3, S, S)`` floats in [0, 1].
-        labels: ``(N,)`` float32, 0 or 1.
+        labels: ``(N,)`` float32, 0 or 1; between where CutMix or MixUp mixed tiles.
         rows: ``(N,)`` int64, the place of each tile in the tile store.
         seed: Seeds whatever is random about this batch: a function of (seed, epoch, step, process) alone.
     """

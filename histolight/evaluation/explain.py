@@ -187,7 +187,7 @@ def grad_cam(
     method = LayerGradCam(lambda batch, sign: classifier(batch) * sign, classifier.backbone.get_submodule(layer))
     found = []
     for start in range(0, len(tiles), BATCH):
-        batch = to_floats(torch.from_numpy(tiles[start : start + BATCH])).requires_grad_()
+        batch = to_floats(torch.from_numpy(tiles[start : start + BATCH]), classifier.stain).requires_grad_()
         sign = signs[start : start + BATCH]
         found.append(method.attribute(batch, additional_forward_args=(sign,), relu_attributions=True).detach()[:, 0])
     return torch.cat(found).numpy()

@@ -34,6 +34,8 @@ class Classifier(L.LightningModule):
         loss: Fields of :class:`LossConfig`.
         pos_weight: ``loss.pos_weight`` as a number.
         image_size: Height and width of the tiles in pixels.
+        stain: ``data.stain``, the normalisation of the tiles that it was trained on: whoever gives it tiles normalises
+            them so first (:func:`histolight.data.datamodule.to_floats`).
     """
 
     mean: torch.Tensor
@@ -47,6 +49,7 @@ class Classifier(L.LightningModule):
         loss: dict[str, Any],
         pos_weight: float = 1.0,
         image_size: int = 96,
+        stain: str = "none",  # checkpoints of before it existed have none
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -56,6 +59,7 @@ class Classifier(L.LightningModule):
         self.loss_config = LossConfig(**loss)
         self.pos_weight = pos_weight
         self.image_size = image_size
+        self.stain = stain
 
         backbone = build_backbone(
             self.model_config.name, image_size, self.model_config.dropout, self.model_config.pooling
@@ -78,7 +82,7 @@ class Classifier(L.LightningModule):
     def from_config(cls, config: Config, pos_weight: float) -> Classifier:
         """Build a classifier as a configuration says and load its pretrained weights."""
         sections = {name: asdict(getattr(config, name)) for name in ("model", "optimizer", "scheduler", "loss")}
-        classifier = cls(**sections, pos_weight=pos_weight, image_size=config.data.image_size)
+        classifier = cls(**sections, pos_weight=pos_weight, image_size=config.data.image_size, stain=config.data.stain)
         load_weights(classifier.backbone, classifier.head, config.model, config.data.image_size)
         return classifier
 
@@ -114,9 +118,12 @@ class Classifier(L.LightningModule):
         return self.loss
 
     def on_train_epoch_end(self) -> None:
-        """Log the AUROC of the training tiles as they were seen: augmented, by a network that was changing."""
+        """Log the AUROC of the training tiles as they were seen: augmented, by a network that was changing.
+
+        A tile that was mixed counts as tumour where more than half of its label is.
+        """
         _, labels, logits = self._gather(self._trained)
-        self.log("train/auroc", binary_auroc(logits.float().sigmoid(), labels.long(), thresholds=None))
+        self.log("train/auroc", binary_auroc(logits.float().sigmoid(), (labels > 0.5).long(), thresholds=None))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the logits of a batch."""

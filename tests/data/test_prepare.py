@@ -67,7 +67,7 @@ def test_a_balanced_sampler_draws_both_classes_alike(small_config: Config) -> No
 
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_pixels_become_floats_from_0_to_1_in_channels_last(value: int) -> None:
-    tiles = to_floats(torch.full((2, 4, 6, 3), value, dtype=torch.uint8))
+    tiles = to_floats(torch.full((2, 4, 6, 3), value, dtype=torch.uint8), "none")
     assert tiles.shape == (2, 3, 4, 6)
     assert tiles.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(tiles, torch.full_like(tiles, value / 255))

@@ -199,3 +199,10 @@ def test_a_bright_centre_is_found_in_the_centre(tmp_path: Path) -> None:
     assert answer(found)[0].startswith("66.7 % [")
     assert "More than its area" in answer(found)[1]
     assert summary(found, "run", "val")["centre_share"]["tumour, called benign"]["value"] is None
+
+
+def test_the_map_is_of_the_tile_as_the_network_sees_it() -> None:
+    network, tiles, called = classifier(), random_tiles(2), np.array([True, False])
+    plain = grad_cam(network, "layer4", tiles, called)
+    network.stain = "reinhard"
+    assert not np.allclose(grad_cam(network, "layer4", tiles, called), plain, rtol=0.01)
