@@ -267,7 +267,7 @@ def valid_keys(schema: type = Config, prefix: str = "") -> list[str]:
     """List every key of the schema in dotted form.
 
     >>> valid_keys(OptimizerConfig, "optimizer.")
-    ['optimizer.name', 'optimizer.lr', 'optimizer.weight_decay', 'optimizer.momentum']
+    ['optimizer.name', 'optimizer.lr', 'optimizer.weight_decay', 'optimizer.momentum', 'optimizer.backbone_lr_factor']
     """
     types = typing.get_type_hints(schema)
     keys: list[str] = []

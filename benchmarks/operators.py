@@ -1,0 +1,71 @@
+"""Where the time of a training goes: the operators of twenty steps, by their own time, as text.
+
+The steps are those of ``histolight train``, with Lightning, the input path and the logging. The first ten are left out.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from histolight.callbacks import Speed
+from histolight.compose import typed
+from histolight.data.datamodule import TileDataModule
+from histolight.data.prepare import prepare
+from histolight.models.classifier import Classifier
+from histolight.requests import requested_config
+from histolight.training import build_trainer, check_request, compile_backbone, quiet_lightning
+
+SKIPPED, STEPS, ROWS = 10, 20, 25
+
+
+class Window(L.Callback):
+    """Profile some steps of a training."""
+
+    def __init__(self) -> None:
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        self.profile = profile(activities=activities)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin after the first steps."""
+        if batch_idx == SKIPPED:
+            self.profile.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End, and the training with it."""
+        if batch_idx == SKIPPED + STEPS:
+            self.profile.stop()
+            trainer.should_stop = True
+
+
+def main() -> None:
+    """Print the table for the overrides on the command line, such as data=kaggle data.root=FOLDER model=densenet121."""
+    config = check_request(typed(requested_config([*sys.argv[1:], "trainer.max_epochs=1", "scheduler=constant"])))
+    data = prepare(config.data)
+    if len(data.part("train")) // config.data.batch_size <= SKIPPED + STEPS:
+        raise SystemExit(f"an epoch must have more than {SKIPPED + STEPS} steps: use more tiles or a smaller batch")
+    with tempfile.TemporaryDirectory() as folder, quiet_lightning():
+        trainer = build_trainer(config, Path(folder), Speed(), progress=False)
+        trainer.callbacks.append(window := Window())  # type: ignore[attr-defined]  # a list, declared in a connector
+        classifier = Classifier.from_config(config, 1.0)
+        if config.trainer.compile != "none":
+            compile_backbone(classifier, config.trainer.compile, trainer.strategy.root_device)
+        trainer.fit(classifier, TileDataModule(data, config))
+    where = "self_cuda_time_total" if trainer.strategy.root_device.type == "cuda" else "self_cpu_time_total"
+    print(f"{config.model.name}, batch {config.data.batch_size}, {STEPS} steps, torch {torch.__version__}")
+    averages = window.profile.key_averages()
+    print(averages.table(sort_by=where, row_limit=ROWS, max_name_column_width=50))
+
+
+if __name__ == "__main__":
+    main()
