@@ -39,9 +39,7 @@ def load_classifier(directory: Path) -> Classifier:
     Raises:
         RequestError: The folder holds no completed run, or its checkpoint is missing or damaged.
     """
-    status = runs.read_metrics(directory)["status"]
-    if status != "completed":
-        raise RequestError(f"{directory} is {status}, not completed: continue it with histolight train run={directory}")
+    runs.completed_metrics(directory)
     path = directory / "checkpoints" / "best.ckpt"
     if not path.is_file():
         raise RequestError(f"{path} is missing: the run can't be used without its best epoch")

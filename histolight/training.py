@@ -155,6 +155,7 @@ def train(
             anonymous_memory_mb=speed.anonymous_memory_mb,
             parameters=sum(parameter.numel() for parameter in classifier.parameters()),
             flops_per_tile=flops,
+            devices=trainer.world_size,
             epochs=trainer.current_epoch,
         )
     if not runs.is_main_process():
