@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -49,6 +50,18 @@ def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"valid: {', '.join(valid)}"
+
+
+def unreadable_reason(error: Exception) -> str:
+    """Say why a file of tensors could not be read; code that it asked for is named, and was not run.
+
+    >>> unreadable_reason(ValueError("Unsupported global: GLOBAL posix.system was not an allowed global"))
+    'it asks for posix.system, which tensors do not need: it may be meant to run code, and was not loaded'
+    """
+    if match := re.search(r"GLOBAL ([\w.]+)|trying to (?:call|load) ([\w.]+)", str(error)):
+        name = match[1] or match[2]
+        return f"it asks for {name}, which tensors do not need: it may be meant to run code, and was not loaded"
+    return f"{error} ".splitlines()[0].strip() or type(error).__name__
 
 
 def command_line(*words: str) -> str:

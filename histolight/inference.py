@@ -21,7 +21,7 @@ from histolight.config import TrainerConfig
 from histolight.data.datamodule import to_floats
 from histolight.data.loader import TileLoader
 from histolight.data.pack import Tiles
-from histolight.errors import DataError, HistolightError, RequestError
+from histolight.errors import DataError, HistolightError, RequestError, unreadable_reason
 from histolight.models.classifier import Classifier
 from histolight.training import resolve_precision
 
@@ -46,7 +46,7 @@ def load_classifier(directory: Path) -> Classifier:
     try:
         classifier = Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{error} ".splitlines()[0].strip() or type(error).__name__
+        reason = unreadable_reason(error)
         raise RequestError(f"{path} can't be read as a checkpoint of histolight ({reason})") from error
     return classifier.eval().requires_grad_(False)
 

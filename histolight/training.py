@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import logging
 import os
+import pickle
 import sys
 import warnings
 from collections.abc import Collection, Iterator
@@ -32,7 +33,14 @@ from histolight.compose import to_yaml
 from histolight.config import Config, TrainerConfig
 from histolight.data.datamodule import TileDataModule
 from histolight.data.prepare import PreparedData, prepare
-from histolight.errors import DataError, HistolightError, InterruptionError, RequestError, command_line
+from histolight.errors import (
+    DataError,
+    HistolightError,
+    InterruptionError,
+    RequestError,
+    command_line,
+    unreadable_reason,
+)
 from histolight.evaluation import measure
 from histolight.evaluation.metrics import best_threshold
 from histolight.evaluation.run_report import write_run_report
@@ -118,6 +126,8 @@ def train(
     """
     if resume:
         _check_same_tiles(data, directory)
+        for name in ("best.ckpt", "last.ckpt"):
+            _check_checkpoint(directory / "checkpoints" / name)
     with runs.recorded(directory), _faults_in_one_line(directory), loggers.closed_at_the_end():
         _write_beginning(config, data, directory)
         L.seed_everything(config.seed, verbose=False)
@@ -209,6 +219,20 @@ def _check_same_tiles(data: PreparedData, directory: Path) -> None:
             f"the tiles, their labels, slides or split are no longer those that {directory} began with: restore them, "
             f"or start a new run with like={directory}"
         )
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Refuse a checkpoint that Lightning could not continue from, before it tries."""
+    again = "delete the folder checkpoints to train this run from its first epoch"
+    if not path.is_file():
+        return
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise RequestError(f"{path} can't be read as a checkpoint ({unreadable_reason(error)}): {again}") from error
+    needed = {"state_dict", "hyper_parameters", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch"}
+    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
+        raise RequestError(f"{path} is not a checkpoint of histolight: {again}")
 
 
 def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool = True) -> L.Trainer:

@@ -9,7 +9,7 @@ import pandas as pd
 from PIL import Image
 
 SIZE = 32
-SCRIPT = "<script>alert(1)<"  # a name of a file, so without /
+SCRIPT = "<script>alert(1)</script>"  # of a tile: script>.png in the folder <script>alert(1)<
 QUOTE = '"onload="alert(1)'
 NAMES = ["NA", "null", "nan", "None", "=1+1", "@SUM(A1)", SCRIPT, QUOTE, "a&b"]
 
@@ -21,7 +21,7 @@ def write_tiles(root: Path, count: int = 60, seed: int = 0) -> Path:
         label, place = number % 2, number // 2
         tile = random.normal(170, 40, (SIZE, SIZE, 3))
         tile[8:24, 8:24] -= 45 * label
-        name = f"{NAMES[place]}{label or ''}" if place < len(NAMES) else f"tile_{number:03d}"
+        name = f"{NAMES[place]}{'b' * label}" if place < len(NAMES) else f"tile_{number:03d}"
         path = root / str(label) / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(tile.clip(0, 255).astype(np.uint8)).save(path)
@@ -38,7 +38,7 @@ def overrides(root: Path, cache: Path) -> list[str]:
 
 def write_slides(path: Path, root: Path) -> Path:
     """Slides whose names are as odd as those of the tiles."""
-    ids = sorted(file.stem for file in root.glob("*/*.png"))
+    ids = sorted("/".join(file.relative_to(root).parts[1:]).removesuffix(".png") for file in root.rglob("*.png"))
     slides = [NAMES[place % len(NAMES)] + "x" for place in range(len(ids))]
     pd.DataFrame({"id": ids, "slide": slides}).to_csv(path, index=False)
     return path

@@ -101,6 +101,8 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     Raises:
         RequestError: The file is missing, empty, not UTF-8 or not a table, or lacks one of ``columns``.
     """
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise RequestError(f"{path} is not a file")
     try:
         with warnings.catch_warnings():
             # Pandas only warns when rows are longer than the header, and drops the rest of them.
