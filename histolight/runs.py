@@ -20,6 +20,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -140,6 +141,7 @@ def claimed(directory: Path) -> Iterator[None]:
             f"{directory} can't be written ({error.strerror}): choose another folder with hydra.run.dir=FOLDER"
         ) from error
     try:
+        clear_leftovers(directory)
         yield
     finally:
         if list(directory.iterdir()) == [lock_file(directory)]:
@@ -148,6 +150,14 @@ def claimed(directory: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # not empty
             for path in made:
                 path.rmdir()
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Delete what a killed process left of :func:`write_atomically`; the caller holds the folder."""
+    for folder in (".", "checkpoints", "predictions", "figures"):
+        for path in directory.glob(f"{folder}/.*"):
+            if re.fullmatch(r"\..+\.\d+", path.name):
+                path.unlink()
 
 
 def lock_file(directory: Path) -> Path:

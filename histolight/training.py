@@ -168,20 +168,22 @@ def train(
             devices=trainer.world_size,
             epochs=trainer.current_epoch,
         )
-    if not runs.is_main_process():
-        return {}
-    try:
-        write_run_report(directory)
-    except HistolightError as error:  # the run itself is complete
-        log.warning("the run has no report.html: %s", error)
-    return runs.read_metrics(directory)
+        if runs.is_main_process():
+            try:
+                write_run_report(directory)
+            except HistolightError as error:  # the run itself is complete
+                log.warning("the run has no report.html: %s", error)
+    return runs.read_metrics(directory) if runs.is_main_process() else {}
 
 
 @contextlib.contextmanager
 def _faults_in_one_line(directory: Path) -> Iterator[None]:
     """Say in our words what a machine's limits end a training with."""
+    again = command_line("histolight", "train", f"run={directory}")
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise InterruptionError(f"interrupted: continue with {again}") from error
     except torch.OutOfMemoryError as error:
         raise HistolightError(
             "out of GPU memory: use a smaller data.batch_size (trainer.accumulate makes up for it) "
@@ -190,7 +192,6 @@ def _faults_in_one_line(directory: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        again = command_line("histolight", "train", f"run={directory}")
         raise HistolightError(
             f"{error.filename or directory} can't be written ({error.strerror}): make room, then continue with {again}"
         ) from error

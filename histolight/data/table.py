@@ -15,7 +15,7 @@ import pandas as pd
 from histolight.errors import DataError, RequestError
 
 # Part of every fingerprint: raise it when the pack's files or the way tiles are decoded change, and packs are rebuilt.
-PACK_FORMAT = 1
+PACK_FORMAT = 2
 
 _SLIDE_COLUMNS = {"slide", "slide_id", "wsi", "wsi_id", "group", "case", "case_id", "patient", "patient_id"}
 _MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]

@@ -1,0 +1,291 @@
+"""Kill it anywhere, start it again, compare: `python benchmarks/kill.py [KILLS]`.
+
+Packing, training, sweeping and predicting are first done undisturbed, which also measures how long each takes. Then
+each is started again and again and killed at a random moment of that time, by SIGKILL and SIGTERM in turn. What lies
+under a final name at that moment must be whole. Started again until it is done, it must give the undisturbed result:
+the same bytes of the pack, of the predictions and the splits, the same figures, the same files. Exit status 1 if not.
+
+Every trial is a fork of this process, which has imported everything and done nothing: so that a kill hits the work and
+not the imports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from PIL import Image
+
+from histolight import api, cli, runs
+
+SIZE = 32
+TILES = 1536  # six blocks of a pack; 60 of them train
+MEASURED = {"seconds", "tiles_per_second", "data_wait_seconds", "peak_memory_mb", "anonymous_memory_mb"}
+PAST_THE_END = 1.02  # of the undisturbed time: a few kills come too late, and say so
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of work.
+
+    Attributes:
+        begin: Starts it, in the current folder; returns the exit status.
+        go_on: Starts it again as a user is told to.
+        result: Reads what must be the same, from the current folder.
+    """
+
+    begin: Callable[[], int]
+    go_on: Callable[[], int]
+    result: Callable[[], dict[str, Any]]
+
+
+def main(kills: int = 100, seed: int = 0) -> int:
+    torch.set_num_threads(1)
+    chance = random.Random(seed)
+    failures = 0
+    with tempfile.TemporaryDirectory(prefix="kill") as name:
+        base = Path(name)
+        write_tiles(base / "tiles")
+        works = make_works(base)
+        expected, times = undisturbed(works, base)
+        survived: Counter[tuple[str, str]] = Counter()
+        for number in range(kills):
+            kind = list(works)[number % len(works)]
+            number_of_signal = (signal.SIGKILL, signal.SIGTERM)[number // len(works) % 2]
+            moment = chance.uniform(0, PAST_THE_END * times[kind])
+            place = base / "trial"
+            place.mkdir()
+            fault = trial(works[kind], place, number_of_signal, moment, expected[kind], survived, kind)
+            if fault:
+                failures += 1
+                print(f"kill {number}: {kind}, {number_of_signal.name} after {moment:.2f} s: {fault}", flush=True)
+            shutil.rmtree(place)
+    print("| work | undisturbed s | SIGKILL | SIGTERM | of these said how to continue | too late |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for kind in works:
+        counts = [survived[kind, what] for what in ("SIGKILL", "SIGTERM", "said", "late")]
+        print(f"| {kind} | {times[kind]:.1f} | {' | '.join(map(str, counts))} |")
+    print(
+        f"{kills} kills, {failures} failures; torch {torch.__version__}, {platform.platform()}, {os.cpu_count()} CPUs"
+    )
+    return int(failures > 0)
+
+
+def make_works(base: Path) -> dict[str, Work]:
+    data = ["data=folder", f"data.root={base / 'tiles'}", f"data.image_size={SIZE}", "data.batch_size=8"]
+    small = [*data, f"data.cache={base / 'cache'}", "data.limit=60", "data.test_fraction=0.2", "trainer=cpu"]
+    small += ["model.name=shufflenet_v2_x0_5", "model.weights=null"]
+    train = ["train", *small, "trainer.max_epochs=3", "model.dropout=0.2", "hydra.run.dir=run"]
+    sweep = ["train", "-m", *small, "trainer.max_epochs=1", "optimizer.lr=1e-3,1e-2", "data.fold=0,1", "name=X"]
+    predict = ["predict", f"run={base / 'train' / 'run'}", f"data.root={base / 'tiles'}", "data=folder"]
+    predict += ["tta=dihedral", "hydra.run.dir=out"]
+
+    def pack() -> int:
+        return int(len(api.load_tiles([*data, "data.cache=cache"]).table) != TILES)
+
+    def go_on_training() -> int:
+        begun = Path("run/metrics.json").exists() and Path("run/config.yaml").exists()
+        return cli.main(["train", "run=run"]) if begun else cli.main(train)
+
+    return {
+        "packing": Work(pack, pack, packed),
+        "training": Work(lambda: cli.main(train), go_on_training, lambda: run_result(Path("run"))),
+        "sweeping": Work(lambda: cli.main(sweep), lambda: cli.main(sweep), sweep_result),
+        "predicting": Work(lambda: cli.main(predict), lambda: cli.main(predict), predicted),
+    }
+
+
+def undisturbed(works: dict[str, Work], base: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """Do everything once for its result, and once more for its time: the first fills the caches."""
+    expected: dict[str, Any] = {}
+    times: dict[str, float] = {}
+    for kind, work in works.items():
+        for folder in (base / kind.removesuffix("ing"), base / "again"):
+            folder.mkdir()
+            begun = time.monotonic()
+            status = wait(start(work.begin, folder))
+            times[kind] = time.monotonic() - begun
+            if status != 0:
+                raise SystemExit(f"{kind} fails undisturbed:\n{(folder / 'output').read_text()}")
+            result = in_folder(folder, work.result)
+            if expected.setdefault(kind, result) != result:
+                raise SystemExit(f"{kind} is not repeatable: {differences(expected[kind], result)}")
+        shutil.rmtree(base / "again")
+    return expected, times
+
+
+def trial(
+    work: Work, place: Path, number: int, moment: float, expected: dict[str, Any], survived: Counter, kind: str
+) -> str | None:
+    """Kill once and go on; return what is wrong, or None."""
+    process = start(work.begin, place)
+    time.sleep(moment)
+    os.kill(process, number)
+    status = wait(process)
+    output = (place / "output").read_text()
+    if "Traceback" in output:
+        return f"a traceback\n{output}"
+    if damaged := list(half_written(place)):
+        return f"half-written: {damaged}"
+    late = status == 0
+    if late:
+        survived[kind, "late"] += 1
+    elif number == signal.SIGTERM and ("continue with" in output or "the same command" in output):
+        survived[kind, "said"] += 1
+    status = wait(start(work.go_on, place))
+    output = (place / "output").read_text()
+    if status != 0 and not (
+        "is completed: nothing to continue" in output or (late and "holds files already" in output)
+    ):
+        return f"exit status {status} when started again\n{output}"
+    result = in_folder(place, work.result)
+    if result != expected:
+        return f"another result: {differences(expected, result)}"
+    survived[kind, signal.Signals(number).name] += 1
+    return None
+
+
+def start(function: Callable[[], int], folder: Path) -> int:
+    """Fork a process that does the work in a folder, and return its id."""
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            os.chdir(folder)
+            output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            status = function()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return process
+
+
+def wait(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def in_folder(folder: Path, function: Callable[[], Any]) -> Any:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        return function()
+    finally:
+        os.chdir(before)
+
+
+# ----------------------------------------------------------------------------------------------------- results
+
+
+def packed() -> dict[str, Any]:
+    return {
+        str(path.relative_to("cache")): path.read_bytes() for path in files(Path("cache")) if path.suffix != ".lock"
+    }
+
+
+def run_result(run: Path) -> dict[str, Any]:
+    """What must not depend on interruptions; logs that only grow (TensorBoard) are left out."""
+    result: dict[str, Any] = {"metrics": without_costs(run)}
+    for path in files(run):
+        name = str(path.relative_to(run))
+        if path.suffix in (".csv", ".yaml"):
+            result[name] = path.read_bytes()
+        elif path.suffix == ".ckpt":
+            state = torch.load(path, weights_only=True)
+            result[name] = {key: value.numpy().tobytes() for key, value in state["state_dict"].items()}
+            result[f"{name} step"] = state["global_step"]
+        elif "tensorboard" not in name and path.name != ".lock":
+            result[name] = "there"
+    return result
+
+
+def sweep_result() -> dict[str, Any]:
+    sweep = Path("outputs/sweeps/X")
+    points = sorted(path.parent for path in sweep.glob("*/metrics.json"))
+    return {str(point): run_result(point) for point in points} | {"index": (sweep / "sweep.json").read_text()}
+
+
+def predicted() -> dict[str, Any]:
+    return {path.name: path.read_bytes() for path in files(Path("out")) if path.name != ".lock"}
+
+
+def without_costs(run: Path) -> dict[str, Any]:
+    return {name: value for name, value in runs.read_metrics(run).items() if name not in MEASURED}
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    found = []
+    for key in sorted(one.keys() | other.keys()):
+        if one.get(key) != other.get(key):
+            nested = isinstance(one.get(key), dict) and isinstance(other.get(key), dict)
+            found += [f"{key}: {name}" for name in differences(one[key], other[key])] if nested else [key]
+    return found
+
+
+def half_written(place: Path) -> Iterator[str]:
+    """Name every file under a final name that is not whole; names with a dot, or .partial, are not final."""
+    for path in files(place):
+        relative = path.relative_to(place)
+        if any(part.startswith(".") or part.endswith(".partial") for part in relative.parts) or path.name == "output":
+            continue
+        try:
+            match path.suffix:
+                case ".json":
+                    json.loads(path.read_text())
+                case ".csv":
+                    assert path.read_bytes().endswith(b"\n")
+                    pd.read_csv(path, dtype=str)
+                case ".yaml":
+                    assert isinstance(yaml.safe_load(path.read_text()), dict)
+                case ".ckpt":
+                    torch.load(path, weights_only=True)
+                case ".png":
+                    with Image.open(path) as image:
+                        image.load()
+                case ".html":
+                    assert path.read_text().rstrip().endswith("</html>")
+                case ".npy":
+                    np.load(path)
+        except Exception as error:
+            yield f"{relative} ({type(error).__name__}: {error})"
+
+
+def write_tiles(root: Path) -> None:
+    random_numbers = np.random.default_rng(0)
+    for number in range(TILES):
+        label = number % 2
+        tile = random_numbers.normal(170, 40, (SIZE, SIZE, 3))
+        tile[8:24, 8:24] -= 45 * label
+        path = root / str(label) / f"tile_{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tile.clip(0, 255).astype(np.uint8)).save(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])))
