@@ -1,7 +1,8 @@
 """Kill it anywhere, start it again, compare: `python benchmarks/kill.py [KILLS]`.
 
 Packing, training, sweeping and predicting are first done undisturbed, which also says how long each takes. Then
-each is started again and again and killed at a random moment of that time, by SIGKILL and SIGTERM in turn. What lies
+each is started again and again and killed at a random moment of that time, by SIGKILL and SIGTERM in turn; moments are
+counted in CPU seconds, so that a busy machine does not shift them. What lies
 under a final name at that moment must be whole. Started again until it is done, it must give the undisturbed result:
 the same bytes of the pack, of the predictions and the splits, the same figures, the same files. Exit status 1 if not.
 
@@ -12,6 +13,7 @@ not the imports.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import random
@@ -31,12 +33,20 @@ import pandas as pd
 import torch
 import yaml
 from PIL import Image
+from tqdm import tqdm
 
 from histolight import api, cli, runs
 
 SIZE = 32
 TILES = 1024  # four blocks of a pack; 60 of them train
-MEASURED = {"seconds", "tiles_per_second", "data_wait_seconds", "peak_memory_mb", "anonymous_memory_mb"}
+NOT_COMPARED = {
+    "seconds",
+    "tiles_per_second",
+    "data_wait_seconds",
+    "peak_memory_mb",
+    "anonymous_memory_mb",
+    "git_commit",
+}
 PAST_THE_END = 1.02  # of the undisturbed time: a few kills come too late, and say so
 
 
@@ -65,7 +75,7 @@ def main(kills: int = 100, seed: int = 0) -> int:
         works = make_works(base)
         expected, times = undisturbed(works, base)
         survived: Counter[tuple[str, str]] = Counter()
-        for number in range(kills):
+        for number in tqdm(range(kills), unit="kill"):
             kind = list(works)[number % len(works)]
             number_of_signal = (signal.SIGKILL, signal.SIGTERM)[number // len(works) % 2]
             moment = chance.uniform(0, PAST_THE_END * times[kind])
@@ -74,9 +84,9 @@ def main(kills: int = 100, seed: int = 0) -> int:
             fault = trial(works[kind], place, number_of_signal, moment, expected[kind], survived, kind)
             if fault:
                 failures += 1
-                print(f"kill {number}: {kind}, {number_of_signal.name} after {moment:.2f} s: {fault}", flush=True)
+                tqdm.write(f"kill {number}: {kind}, {number_of_signal.name} after {moment:.2f} CPU s: {fault}")
             shutil.rmtree(place)
-    print("| work | undisturbed s | SIGKILL | SIGTERM | of these said how to continue | too late |")
+    print("| work | CPU s undisturbed | SIGKILL | SIGTERM | of these said how to continue | too late |")
     print("|---|---:|---:|---:|---:|---:|")
     for kind in works:
         counts = [survived[kind, what] for what in ("SIGKILL", "SIGTERM", "said", "late")]
@@ -111,15 +121,13 @@ def make_works(base: Path) -> dict[str, Work]:
 
 
 def undisturbed(works: dict[str, Work], base: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    """Do everything once, for its result and its time in seconds."""
+    """Do everything once, for its result and the CPU seconds that it takes."""
     expected: dict[str, Any] = {}
     times: dict[str, float] = {}
     for kind, work in works.items():
         folder = base / kind
         folder.mkdir()
-        begun = time.monotonic()
-        status = wait(start(work.begin, folder))
-        times[kind] = time.monotonic() - begun
+        status, times[kind] = wait(start(work.begin, folder))
         if status != 0:
             raise SystemExit(f"{kind} fails undisturbed:\n{(folder / 'output').read_text()}")
         expected[kind] = in_folder(folder, work.result)
@@ -131,9 +139,10 @@ def trial(
 ) -> str | None:
     """Kill once and go on; return what is wrong, or None."""
     process = start(work.begin, place)
-    time.sleep(moment)
+    while cpu_seconds(process) < moment:
+        time.sleep(0.002)
     os.kill(process, number)
-    status = wait(process)
+    status, _ = wait(process)
     output = (place / "output").read_text()
     if "Traceback" in output:
         return f"a traceback\n{output}"
@@ -144,14 +153,15 @@ def trial(
         survived[kind, "late"] += 1
     elif number == signal.SIGTERM and ("continue with" in output or "the same command" in output):
         survived[kind, "said"] += 1
-    status = wait(start(work.go_on, place))
+    status, _ = wait(start(work.go_on, place))
     output = (place / "output").read_text()
     nothing_to_do = "is completed: nothing to continue" in output or (late and "holds files already" in output)
     if status != 0 and not nothing_to_do:
         return f"exit status {status} when started again\n{output}"
     result = in_folder(place, work.result)
     if result != expected:
-        return f"another result: {differences(expected, result)}"
+        found = differences(expected, result)
+        return f"another result: {', '.join(found[:4])}, {len(found)} in all"
     survived[kind, signal.Signals(number).name] += 1
     return None
 
@@ -178,8 +188,18 @@ def start(function: Callable[[], int], folder: Path) -> int:
     return process
 
 
-def wait(process: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def wait(process: int) -> tuple[int, float]:
+    """Wait for the end of a process: its exit status, minus the number of the signal that ended it; CPU seconds."""
+    _, status, used = os.wait4(process, 0)
+    return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+
+
+def cpu_seconds(process: int) -> float:
+    """CPU seconds that a process has used so far; infinite once it has ended."""
+    state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+    if state == "Z":
+        return math.inf
+    return (int(fields[10]) + int(fields[11])) / os.sysconf("SC_CLK_TCK")
 
 
 def in_folder(folder: Path, function: Callable[[], Any]) -> Any:
@@ -224,11 +244,14 @@ def sweep_result() -> dict[str, Any]:
 
 
 def predicted() -> dict[str, Any]:
-    return {path.name: path.read_bytes() for path in files(Path("out")) if path.name != ".lock"}
+    about = json.loads(Path("out/prediction.json").read_text())
+    tables = {path.name: path.read_bytes() for path in files(Path("out")) if path.suffix == ".csv"}
+    names = [path.name for path in files(Path("out")) if path.name != ".lock"]
+    return tables | {"files": names, "about": {name: about[name] for name in about if name not in NOT_COMPARED}}
 
 
 def without_costs(run: Path) -> dict[str, Any]:
-    return {name: value for name, value in runs.read_metrics(run).items() if name not in MEASURED}
+    return {name: value for name, value in runs.read_metrics(run).items() if name not in NOT_COMPARED}
 
 
 def files(folder: Path) -> list[Path]:

@@ -21,9 +21,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 from histolight import loggers, runs
 from histolight.callbacks import (
     AtomicCheckpoints,
-    BestAndLast,
     EpochLines,
     Progress,
+    RunCheckpoint,
     Speed,
     TileGrid,
     flops_per_tile,
@@ -244,16 +244,9 @@ def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool 
         speed,
         *([Progress(speed)] if bar else [EpochLines(speed)] if progress else []),
         TileGrid(),
-        BestAndLast(
-            directory / "checkpoints",
-            filename="best",
-            monitor="val/auroc",
-            mode="max",
-            save_last=True,
-            # Once the epoch is counted, so that its number is right in a resumed training.
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
+        # Two, as save_last=True of one saves the last epoch only where it is the best: a kill would lose the others.
+        RunCheckpoint(directory / "checkpoints", filename="best", monitor="val/auroc", mode="max"),
+        RunCheckpoint(directory / "checkpoints", filename="last"),
     ]
     if settings.patience is not None:
         callbacks.append(EarlyStopping("val/auroc", mode="max", patience=settings.patience))

@@ -1,4 +1,4 @@
-"""Faults of the machine and of the data while histolight works: a clear line, a way on, nothing lost that was complete."""
+"""Faults of the machine and of the data at work: a clear line, a way on, nothing lost that was complete."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_logits_that_are_not_numbers_fail_the_run_in_one_line(
 
     monkeypatch.setattr(Classifier, "forward", not_a_number)
     line = one_line("train", *request_here, "hydra.run.dir=run", status=1)
-    assert "the loss became nan" in line if part == "train" else "not finite" in line
+    assert ("the loss became nan" if part == "train" else "scores are NaN or infinite: the training diverged") in line
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert metrics["status"] == "failed"
     assert "val" not in metrics
@@ -128,7 +128,7 @@ def test_full_shared_memory_does_not_matter(request_here: list[str], monkeypatch
     monkeypatch.setattr(dataloader, "_MultiProcessingDataLoaderIter", refuse)
     before = {path.name for path in Path("/dev/shm").iterdir()} if Path("/dev/shm").is_dir() else set()
     assert cli.main(["train", *request_here, "hydra.run.dir=run"]) == 0
-    assert {path.name for path in Path("/dev/shm").iterdir()} - before == set() if before else True
+    assert not before or {path.name for path in Path("/dev/shm").iterdir()} <= before
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
@@ -140,9 +140,7 @@ def test_a_real_full_disk_is_one_line_and_the_run_goes_on(request_here: list[str
         pytest.skip("no file system can be mounted here")
     try:
         line = one_line("train", *request_here, "hydra.run.dir=disk/run", status=1)
-        assert (
-            "can't be written (No space left on device): make room, then continue with" in line or "make room" in line
-        )
+        assert "can't be written (No space left on device): make room" in line
         assert not list(disk.rglob("*.ckpt"))
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
         assert cli.main(["train", "run=disk/run"]) == 0
