@@ -51,7 +51,7 @@ class Run:
         path = self.directory / "predictions" / f"{part}.csv"
         if not path.is_file():
             raise RequestError(f"{path} is missing: the run has no {part} part, or did not finish")
-        return pd.read_csv(path, dtype={"id": str, "group": str})
+        return runs.read_predictions(path)
 
     def classifier(self) -> Classifier:
         """Load the network of the best epoch, in evaluation mode, on the CPU.

@@ -144,8 +144,19 @@ class EpochLines(L.Callback):
         )
 
 
-class BestAndLast(ModelCheckpoint):
-    """Lightning's checkpoints, which also in a run directory that was moved remember which epoch was the best."""
+class RunCheckpoint(ModelCheckpoint):
+    """One of Lightning's checkpoints, which also in a run directory that was moved remembers which epoch it kept."""
+
+    def __init__(self, folder: Path, filename: str, monitor: str | None = None, mode: str = "min") -> None:
+        super().__init__(
+            folder,
+            filename=filename,
+            monitor=monitor,
+            mode=mode,
+            # Once the epoch is counted, so that its number is right in a resumed training.
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put this folder in the place of the one that the state was saved in."""

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from histolight.errors import HistolightError, RequestError, nearest
+from histolight.errors import HistolightError, RequestError, nearest, signals_interrupt
 
 COMMANDS = {
     "explore": "look at a set of tiles before training: classes, slides, colours, copies, what is damaged",
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
-        return _run([argument for argument in arguments if argument != "--debug"])
+        with signals_interrupt():
+            return _run([argument for argument in arguments if argument != "--debug"])
     except HistolightError as error:
         if debug:
             raise
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the interpreter flushes it at exit
         return 1
     except KeyboardInterrupt:
-        print("histolight: interrupted", file=sys.stderr)
+        print("histolight: interrupted: the same command does it again", file=sys.stderr)
         return 1
 
 

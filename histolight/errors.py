@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
+import re
 import shlex
-from collections.abc import Iterable
+import signal
+import threading
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,6 +40,25 @@ class InterruptionError(HistolightError):
     """Ctrl-C or SIGTERM ended the work; the message says how to continue."""
 
 
+@contextlib.contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Make SIGTERM a KeyboardInterrupt; give both signals back as they were (Lightning leaves Ctrl-C ignored)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:
     """Name the valid names closest to ``name``, or all of them when none is close.
 
@@ -49,6 +72,18 @@ def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"valid: {', '.join(valid)}"
+
+
+def unreadable_reason(error: Exception) -> str:
+    """Say why a file of tensors could not be read; code that it asked for is named, and was not run.
+
+    >>> unreadable_reason(ValueError("Unsupported global: GLOBAL posix.system was not an allowed global"))
+    'it asks for posix.system, which tensors do not need: it may be meant to run code, and was not loaded'
+    """
+    if match := re.search(r"GLOBAL ([\w.]+)|trying to (?:call|load) ([\w.]+)", str(error)):
+        name = match[1] or match[2]
+        return f"it asks for {name}, which tensors do not need: it may be meant to run code, and was not loaded"
+    return f"{error} ".splitlines()[0].strip() or type(error).__name__
 
 
 def command_line(*words: str) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.special import expit
 
 from histolight import runs
-from histolight.compose import to_yaml
+from histolight.compose import saved_config, to_yaml
 from histolight.config import Config, DataConfig
 from histolight.data.prepare import PackedTiles, find_warnings, load_tiles
 from histolight.data.sources import load_source
@@ -63,6 +63,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a finished run and write ``metrics.json``, predictions, figures and ``report.html``.
 
+    ``config.yaml`` says what was evaluated and how, ``training.yaml`` is the configuration of the run.
+
     Args:
         run: The run directory.
         config: Its configuration, or one with other tiles, another batch size or another device.
@@ -80,7 +82,7 @@ def evaluate(
         HistolightError: Out of memory, or logits that are not finite.
     """
     classifiers = load_classifiers([run], config.data.image_size)
-    trained = runs.read_metrics(run)
+    trained = runs.completed_metrics(run)
     temperature = run_temperature(run) if calibrate else None
     tiles = find_tiles(run, trained, config.data, other)
     config = dataclasses.replace(config, data=tiles.config)
@@ -112,11 +114,13 @@ def evaluate(
     if len(warnings):
         runs.write_csv(directory / "data_problems.csv", warnings)
     runs.write_atomically(directory / "config.yaml", to_yaml(_absolute(config)))
+    runs.write_atomically(directory / "training.yaml", to_yaml(saved_config(run)))
     runs.update_metrics(
         directory,
         status="completed",
         reason=None,
         run=str(run.resolve()),
+        devices=trained.get("devices"),
         tta=tta,
         split=tiles.split,
         slides=int(pd.concat(tiles.parts.values())["group"].nunique()),
@@ -144,7 +148,7 @@ def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, other: Co
     with first_problem():
         source = load_source(config)
         packed = load_tiles(source, config)
-    splits = pd.read_csv(run / "splits.csv", dtype=str, keep_default_na=False).set_index("id")["split"]
+    splits = runs.read_splits(run)
     if packed.fingerprint == trained["data_fingerprint"]:
         split = packed.table["id"].map(splits)
         if split.isna().any():
@@ -183,7 +187,7 @@ def run_temperature(run: Path) -> float:
     Raises:
         RequestError: They are missing, or no temperature is best.
     """
-    table = _predictions(run, "val")
+    table = runs.read_predictions(run / "predictions" / "val.csv")
     return fit_temperature(table["logit"], table["label"])
 
 
@@ -193,18 +197,14 @@ def calibrated_table(table: pd.DataFrame, temperature: float) -> pd.DataFrame:
     return table.assign(logit=logit, score=expit(logit))
 
 
-def _predictions(run: Path, part: str) -> pd.DataFrame:
-    path = run / "predictions" / f"{part}.csv"
-    if not path.is_file():
-        raise RequestError(f"{path} is missing: the run can't be calibrated or compared without it")
-    return pd.read_csv(path, dtype={"id": str, "logit": np.float32}, keep_default_na=False, na_values={"group": [""]})
-
-
 def _agreement(run: Path, part: str, table: pd.DataFrame, tta: str, config: Config) -> str:
     """Say whether these are the figures of the training, and if not, why and how far apart the logits are."""
     if tta != "none":
         return f"{part}: not the training's own figures, which are without tta"
-    recorded = _predictions(run, part).set_index("id")["logit"].reindex(table["id"]).to_numpy()
+    path = run / "predictions" / f"{part}.csv"
+    recorded = runs.read_predictions(path).set_index("id")["logit"].reindex(table["id"]).to_numpy()
+    if np.isnan(recorded).any():
+        raise RequestError(f"{path} is damaged: it lacks {np.isnan(recorded).sum()} of the run's tiles")
     apart = float(np.abs(recorded - table["logit"].to_numpy()).max())
     if apart == 0:
         return f"{part}: the same logits, bit for bit, as in the training"

@@ -64,7 +64,7 @@ def export_onnx(classifier: Classifier, tiles: npt.NDArray[np.uint8], path: Path
 
     Raises:
         RequestError: A package is missing, or ONNX can't express the network's stain normalisation.
-        HistolightError: The network can't be exported, or the difference is above 1e-4.
+        HistolightError: The network can't be exported, the difference is above 1e-4, or the file can't be written.
     """
     check_packages()
     if classifier.stain == "macenko":
@@ -98,16 +98,22 @@ def export_onnx(classifier: Classifier, tiles: npt.NDArray[np.uint8], path: Path
     assert program is not None
     for key, value in metadata.items():
         program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export") as folder:
-        beside = Path(folder, path.name)
-        program.save(beside, external_data=False)
-        difference = _difference(scorer, beside, tiles)
-        if not difference <= TOLERANCE:
-            raise HistolightError(
-                f"the exported network differs from torch by {difference:.1e} in probability, above {TOLERANCE:.0e}: "
-                "nothing was written; another version of torch or onnxruntime may agree"
-            )
-        beside.replace(path)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export") as folder:
+            beside = Path(folder, path.name)
+            program.save(beside, external_data=False)
+            difference = _difference(scorer, beside, tiles)
+            if not difference <= TOLERANCE:
+                raise HistolightError(
+                    f"the exported network differs from torch by {difference:.1e} in probability, above "
+                    f"{TOLERANCE:.0e}: nothing was written; another version of torch or onnxruntime may agree"
+                )
+            beside.replace(path)
+    except OSError as error:
+        raise HistolightError(
+            f"{path} can't be written ({error.strerror or error}): make room, or choose another folder with "
+            "hydra.run.dir=FOLDER"
+        ) from error
     return difference
 
 

@@ -21,7 +21,7 @@ from histolight.config import TrainerConfig
 from histolight.data.datamodule import to_floats
 from histolight.data.loader import TileLoader
 from histolight.data.pack import Tiles
-from histolight.errors import DataError, HistolightError, RequestError
+from histolight.errors import DataError, HistolightError, RequestError, unreadable_reason
 from histolight.models.classifier import Classifier
 from histolight.training import resolve_precision
 
@@ -39,16 +39,14 @@ def load_classifier(directory: Path) -> Classifier:
     Raises:
         RequestError: The folder holds no completed run, or its checkpoint is missing or damaged.
     """
-    status = runs.read_metrics(directory)["status"]
-    if status != "completed":
-        raise RequestError(f"{directory} is {status}, not completed: continue it with histolight train run={directory}")
+    runs.completed_metrics(directory)
     path = directory / "checkpoints" / "best.ckpt"
     if not path.is_file():
         raise RequestError(f"{path} is missing: the run can't be used without its best epoch")
     try:
         classifier = Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{error} ".splitlines()[0].strip() or type(error).__name__
+        reason = unreadable_reason(error)
         raise RequestError(f"{path} can't be read as a checkpoint of histolight ({reason})") from error
     return classifier.eval().requires_grad_(False)
 

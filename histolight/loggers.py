@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import io
 import logging
@@ -49,7 +50,7 @@ def build_logger(config: Config, directory: Path) -> Logger:
     check_logger(config.logger)
     name = config.logger.name
     if name == "csv":
-        return CSVLogger(directory, name="csv", version="")
+        return _csv(directory)
     if name == "tensorboard":
         return TensorBoardLogger(directory, name="tensorboard", version="", default_hp_metric=False)
     folder = directory.resolve() / name
@@ -66,6 +67,28 @@ def build_logger(config: Config, directory: Path) -> Logger:
         raise RequestError(
             f"logger={name} can't be opened ({reason}): see {setting}, or choose another logger"
         ) from error
+
+
+def _csv(directory: Path) -> Logger:
+    """Open ``csv/metrics.csv``; Lightning deletes the one of an interrupted run, which is therefore written anew."""
+    logger = CSVLogger(directory, name="csv", version="")
+    if not runs.is_main_process():
+        return logger
+    current = Path(logger.log_dir, "metrics.csv")
+    earlier = current.with_name("earlier.csv")
+    if current.is_file() and not earlier.is_file():  # where both are there, a kill cut short what follows
+        current.replace(earlier)
+    if earlier.is_file():
+        logger.experiment.metrics = _whole_rows(earlier)
+        logger.experiment.save()
+        earlier.unlink()
+    return logger
+
+
+def _whole_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows as they are written, but for one that a kill cut short."""
+    text = path.read_text(encoding="utf-8")
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
 
 
 def _mlflow(settings: LoggerConfig, directory: Path, folder: Path) -> Logger:

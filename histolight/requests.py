@@ -58,7 +58,7 @@ def training_request(overrides: Sequence[str]) -> tuple[Config, Path, bool]:
         return config, Path(os.environ.get(SHARED_DIRECTORY, directory)), False
     if not any(override.lstrip("+").startswith("hydra.run.dir=") for override in overrides):
         directory = _unused(directory)
-    elif (directory / "metrics.json").exists():
+    elif (directory / "metrics.json").exists() and (directory / "config.yaml").exists():  # else it had not begun
         raise RequestError(
             f"{directory} holds a run: continue it with run={directory}, or choose another hydra.run.dir"
         )

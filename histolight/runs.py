@@ -20,7 +20,9 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -140,6 +142,7 @@ def claimed(directory: Path) -> Iterator[None]:
             f"{directory} can't be written ({error.strerror}): choose another folder with hydra.run.dir=FOLDER"
         ) from error
     try:
+        clear_leftovers(directory)
         yield
     finally:
         if list(directory.iterdir()) == [lock_file(directory)]:
@@ -148,6 +151,14 @@ def claimed(directory: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # not empty
             for path in made:
                 path.rmdir()
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Delete what a killed process left of :func:`write_atomically`; the caller holds the folder."""
+    for folder in (".", "checkpoints", "predictions", "figures"):
+        for path in directory.glob(f"{folder}/.*"):
+            if re.fullmatch(r"\..+\.\d+", path.name):
+                path.unlink()
 
 
 def lock_file(directory: Path) -> Path:
@@ -169,6 +180,92 @@ def recorded(directory: Path) -> Iterator[None]:
             update_metrics(directory, status="failed", reason=f"{str(error) or type(error).__name__}".splitlines()[0])
         raise
     update_metrics(directory, status="completed")
+
+
+def completed_metrics(directory: Path) -> dict[str, Any]:
+    """Read ``metrics.json`` of a completed run.
+
+    Raises:
+        RequestError: As :func:`read_metrics`, or the run is not completed, or lacks what a completed one has.
+    """
+    metrics = read_metrics(directory)
+    if metrics["status"] != "completed":
+        raise RequestError(
+            f"{directory} is {metrics['status']}, not completed: continue it with histolight train run={directory}"
+        )
+    if lacking := [name for name in ("val", "split", "threshold", "data_fingerprint") if metrics.get(name) is None]:
+        raise RequestError(f"{directory / 'metrics.json'} is damaged: it has no {', '.join(lacking)}")
+    return metrics
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read a table of predictions exactly as it was written; nothing but an empty field is missing.
+
+    Returns:
+        One row a tile: ``id`` (str), ``label`` (int8, 0 or 1), ``group`` (str, or missing), ``logit`` and ``score``
+        (float32, finite).
+
+    Raises:
+        RequestError: The file is missing or damaged.
+    """
+    import numpy as np
+
+    numbers = dict.fromkeys(("label", "logit", "score"), np.float32)
+    table = _read_table(path, {"id": object, "group": object, **numbers})
+    _refuse_missing(table, path, ["id", *numbers])
+    if not np.isfinite(table[["logit", "score"]]).all(axis=None):
+        raise RequestError(f"{path} is damaged: it has infinite scores")
+    if not table["label"].isin([0, 1]).all():
+        raise RequestError(f"{path} is damaged: it has labels other than 0 and 1")
+    return table.astype({"label": np.int8})[["id", "label", "group", "logit", "score"]]
+
+
+def read_splits(directory: Path) -> pd.Series:
+    """Read ``splits.csv`` of a run: train, val or test by id.
+
+    Raises:
+        RequestError: The file is missing or damaged.
+    """
+    path = directory / "splits.csv"
+    table = _read_table(path, {"id": object, "split": object})
+    _refuse_missing(table, path, ["id", "split"])
+    return table.set_index("id")["split"]
+
+
+def _read_table(path: Path, types: dict[str, type]) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        with warnings.catch_warnings():
+            # Pandas only warns when rows are longer than the header, and drops the rest of them.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                path,
+                usecols=lambda name: name in types,
+                dtype=types,
+                index_col=False,
+                keep_default_na=False,  # a tile or a slide may be called NA
+                na_values=[""],
+            )
+    except FileNotFoundError:
+        raise RequestError(f"{path} is missing: the run can't be used without it") from None
+    except OSError as error:
+        raise RequestError(f"{path} can't be read: {error.strerror or error}") from error
+    except (ValueError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors too
+        raise RequestError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if lacking := [name for name in types if name not in table]:
+        raise RequestError(f"{path} has no column {', '.join(lacking)}")
+    return table[list(types)]
+
+
+def _refuse_missing(table: pd.DataFrame, path: Path, columns: list[str]) -> None:
+    for column in columns:
+        if count := int(table[column].isna().sum()):
+            raise RequestError(f"{path} has {count} missing values (NaN) in column {column}")
+    if table.empty:
+        raise RequestError(f"{path} is damaged: it has no rows")
+    if not table["id"].is_unique:
+        raise RequestError(f"{path} names a tile twice")
 
 
 def provenance() -> dict[str, Any]:

@@ -23,7 +23,6 @@ import logging
 import os
 import re
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -52,7 +51,7 @@ from tqdm import tqdm
 from histolight import runs
 from histolight.compose import compose_config, conf_directory, quote_paths, to_yaml, typed
 from histolight.config import valid_keys
-from histolight.errors import HistolightError, InterruptionError, RequestError, command_line
+from histolight.errors import HistolightError, InterruptionError, RequestError, command_line, signals_interrupt
 
 NOT_PART_OF_A_POINT = {"name", "run", "like", "data.cache"}
 MACHINE_KEYS = {"data.residency", "trainer.accelerator", "trainer.devices"}  # part of a point only where swept
@@ -138,7 +137,7 @@ def run_sweep(overrides: Sequence[str]) -> SweepResult:
         context = HydraContext(config_loader=loader, callbacks=Callbacks())
         setup: dict[str, Any] = {"hydra_context": context, "task_function": train_point, "config": master}
         total = len(sweep.points) or int(master.hydra.sweeper.n_trials)
-        with _signals_interrupt(), _live_line(sweep, total):
+        with signals_interrupt(), _live_line(sweep, total):
             try:
                 if grid:
                     launcher = _Launcher(Plugins.instance().instantiate_launcher(**setup), sweep)
@@ -459,6 +458,7 @@ def train_point(config: DictConfig) -> float | None:
     if "joblib" in hydra.launcher._target_:
         claim_gpu(Path(hydra.sweep.dir).absolute())
     with FileLock(runs.lock_file(point.directory)):  # a worker may have outlived the process that started it
+        runs.clear_leftovers(point.directory)
         if point.status != "completed":
             _train_and_record(config, point)
     _free_memory()
@@ -529,25 +529,6 @@ def _is_held(directory: Path) -> bool:
             return False
     except Timeout:
         return True
-
-
-@contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Make SIGTERM a KeyboardInterrupt; give both signals back as they were (Lightning leaves Ctrl-C ignored)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

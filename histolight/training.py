@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import logging
 import os
+import pickle
 import sys
 import warnings
 from collections.abc import Collection, Iterator
@@ -20,10 +21,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 from histolight import loggers, runs
 from histolight.callbacks import (
     AtomicCheckpoints,
-    BestAndLast,
     EpochLines,
     MovingAverage,
     Progress,
+    RunCheckpoint,
     Speed,
     TileGrid,
     flops_per_tile,
@@ -33,7 +34,14 @@ from histolight.compose import to_yaml
 from histolight.config import Config, TrainerConfig
 from histolight.data.datamodule import TileDataModule
 from histolight.data.prepare import PreparedData, prepare
-from histolight.errors import DataError, HistolightError, InterruptionError, RequestError, command_line
+from histolight.errors import (
+    DataError,
+    HistolightError,
+    InterruptionError,
+    RequestError,
+    command_line,
+    unreadable_reason,
+)
 from histolight.evaluation import measure
 from histolight.evaluation.metrics import best_threshold
 from histolight.evaluation.run_report import write_run_report
@@ -119,6 +127,8 @@ def train(
     """
     if resume:
         _check_same_tiles(data, directory)
+        for name in ("best.ckpt", "last.ckpt"):
+            _check_checkpoint(directory / "checkpoints" / name)
     with runs.recorded(directory), _faults_in_one_line(directory), loggers.closed_at_the_end():
         _write_beginning(config, data, directory)
         L.seed_everything(config.seed, verbose=False)
@@ -156,22 +166,25 @@ def train(
             anonymous_memory_mb=speed.anonymous_memory_mb,
             parameters=sum(parameter.numel() for parameter in classifier.parameters()),
             flops_per_tile=flops,
+            devices=trainer.world_size,
             epochs=trainer.current_epoch,
         )
-    if not runs.is_main_process():
-        return {}
-    try:
-        write_run_report(directory)
-    except HistolightError as error:  # the run itself is complete
-        log.warning("the run has no report.html: %s", error)
-    return runs.read_metrics(directory)
+        if runs.is_main_process():
+            try:
+                write_run_report(directory)
+            except HistolightError as error:  # the run itself is complete
+                log.warning("the run has no report.html: %s", error)
+    return runs.read_metrics(directory) if runs.is_main_process() else {}
 
 
 @contextlib.contextmanager
 def _faults_in_one_line(directory: Path) -> Iterator[None]:
     """Say in our words what a machine's limits end a training with."""
+    again = command_line("histolight", "train", f"run={directory}")
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise InterruptionError(f"interrupted: continue with {again}") from error
     except torch.OutOfMemoryError as error:
         raise HistolightError(
             "out of GPU memory: use a smaller data.batch_size (trainer.accumulate makes up for it) "
@@ -180,7 +193,6 @@ def _faults_in_one_line(directory: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        again = command_line("histolight", "train", f"run={directory}")
         raise HistolightError(
             f"{error.filename or directory} can't be written ({error.strerror}): make room, then continue with {again}"
         ) from error
@@ -211,6 +223,20 @@ def _check_same_tiles(data: PreparedData, directory: Path) -> None:
         )
 
 
+def _check_checkpoint(path: Path) -> None:
+    """Refuse a checkpoint that Lightning could not continue from, before it tries."""
+    again = "delete the folder checkpoints to train this run from its first epoch"
+    if not path.is_file():
+        return
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise RequestError(f"{path} can't be read as a checkpoint ({unreadable_reason(error)}): {again}") from error
+    needed = {"state_dict", "hyper_parameters", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch"}
+    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
+        raise RequestError(f"{path} is not a checkpoint of histolight: {again}")
+
+
 def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool = True) -> L.Trainer:
     """Build Lightning's Trainer with the callbacks of a run."""
     settings = config.trainer
@@ -220,16 +246,9 @@ def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool 
         *([Progress(speed)] if bar else [EpochLines(speed)] if progress else []),
         TileGrid(),
         *([MovingAverage(settings.ema)] if settings.ema is not None else []),
-        BestAndLast(
-            directory / "checkpoints",
-            filename="best",
-            monitor="val/auroc",
-            mode="max",
-            save_last=True,
-            # Once the epoch is counted, so that its number is right in a resumed training.
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
+        # Two, as save_last=True of one saves the last epoch only where it is the best: a kill would lose the others.
+        RunCheckpoint(directory / "checkpoints", filename="best", monitor="val/auroc", mode="max"),
+        RunCheckpoint(directory / "checkpoints", filename="last"),
     ]
     if settings.patience is not None:
         callbacks.append(EarlyStopping("val/auroc", mode="max", patience=settings.patience))

@@ -28,7 +28,9 @@ def untrained_run(
     classifier(torch.rand(16, 3, config.data.image_size, config.data.image_size) * torch.rand(16, 3, 1, 1))
     classifier.zero_grad()
     runs.write_atomically(directory / "config.yaml", to_yaml(config))
-    runs.update_metrics(directory, status=status, val={"auroc": {"value": auroc}}, data_fingerprint="", threshold=0.5)
+    runs.update_metrics(
+        directory, status=status, split="random", val={"auroc": {"value": auroc}}, data_fingerprint="", threshold=0.5
+    )
     (directory / "checkpoints").mkdir()
     checkpoint = {
         "state_dict": classifier.state_dict(),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histolight.commands.keys import own_keys, read_path
+from histolight.commands.keys import new_folder, own_keys, read_path
 from histolight.errors import RequestError, nearest
 
 if TYPE_CHECKING:
@@ -42,28 +40,19 @@ def read_part(run: Path, part: str) -> FinishedPart:
     Raises:
         RequestError: The run is not completed or has no such part, or its tiles are not those of its training.
     """
-    import pandas as pd
-
     from histolight import runs
     from histolight.compose import saved_config, typed
     from histolight.data.prepare import prepare
     from histolight.inference import first_problem
 
-    metrics = runs.read_metrics(run)
-    if metrics["status"] != "completed":
-        raise RequestError(f"{run} is {metrics['status']}, not completed: continue it with histolight train run={run}")
+    metrics = runs.completed_metrics(run)
     if part not in metrics:
         raise RequestError(f"{run} has no {part} part: train with data.test_fraction=0.2, or use part=val")
     config = typed(saved_config(run))
     with first_problem():
         data = prepare(config.data)
-    path = run / "predictions" / f"{part}.csv"
-    try:
-        table = pd.read_csv(path, dtype={"id": "str", "group": "str", "logit": "float32", "score": "float32"})
-        places = data.part(part).set_index("id")["row"].reindex(table["id"])
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise RequestError(f"{path} is missing or damaged ({reason}): the run can't be used without it") from error
+    table = runs.read_predictions(run / "predictions" / f"{part}.csv")
+    places = data.part(part).set_index("id")["row"].reindex(table["id"])
     if data.fingerprint != metrics.get("data_fingerprint") or places.isna().any():
         raise RequestError(
             f"the tiles, their labels, slides or split ({config.data.root or config.data.source}) are no longer those "
@@ -101,9 +90,4 @@ def read_run_and_folder(
     if "run" not in values:
         raise RequestError(f"run= is missing: histolight {command} run=FOLDER, with a run directory")
     run = read_path(values["run"])
-    name = re.sub(r"[^\w.-]+", "-", run.resolve().name).strip("-") or "run"
-    default = Path("outputs", command, f"{name}-{datetime.now():%F_%H-%M-%S}")
-    directory = read_path(values["hydra.run.dir"]) if "hydra.run.dir" in values else default
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise RequestError(f"hydra.run.dir={directory} holds something already: choose another folder")
-    return run, directory, values
+    return run, new_folder(values.get("hydra.run.dir"), command, run.resolve().name), values

@@ -20,6 +20,7 @@ from histolight.data.checks import NEAR_BLANK_CONTRAST
 from histolight.data.images import list_images
 from histolight.data.pack import Pack, Tiles
 from histolight.data.sources import data_root
+from histolight.data.sources.folder import class_folders
 
 CHANNELS = ("red", "green", "blue")
 MEASURES = ("brightness", "contrast", *CHANNELS)
@@ -257,7 +258,7 @@ def duplicate_sets(table: pd.DataFrame, hashes: np.ndarray, near: pd.DataFrame) 
 
 
 def file_facts(config: DataConfig) -> pd.DataFrame:
-    """Describe the files of a source of files by their kind; empty for other sources.
+    """Describe the files of the tiles by their kind; empty for sources that are not files.
 
     Returns:
         One row a suffix: ``suffix``, ``files``, ``least``, ``median``, ``most`` (bytes).
@@ -265,7 +266,10 @@ def file_facts(config: DataConfig) -> pd.DataFrame:
     if config.source not in ("kaggle", "folder"):
         return pd.DataFrame(columns=["suffix", "files", "least", "median", "most"])
     root = data_root(config)
-    files, _ = list_images(root / "train" if config.source == "kaggle" else root)
+    if config.source == "kaggle":
+        files, _ = list_images(root / "train", (".tif",), recursive=False)
+    else:
+        files = pd.concat([list_images(root / name)[0] for name in class_folders(root, config.classes)])
     suffixes = files["path"].str.extract(r"(\.[^.]*)$")[0].str.lower().rename("suffix")
     sizes = files["size"].groupby(suffixes).agg(["size", "min", "median", "max"])
     return sizes.set_axis(["files", "least", "median", "most"], axis=1).reset_index()

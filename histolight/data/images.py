@@ -38,7 +38,12 @@ def list_images(
                 path = below + entry.name
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _leads_nowhere(entry):
+                    if path.lower().endswith(suffixes):
+                        files.append((path, -1, -1))  # a tile that is missing, and is reported as one
+                    else:
+                        others.append(path)
+                elif entry.is_dir():
                     identity = _identity(Path(entry.path))
                     if recursive and identity not in parents:
                         pending.append((f"{path}/", (*parents, identity)))
@@ -49,12 +54,18 @@ def list_images(
                 elif entry.is_file():
                     stat = entry.stat()
                     files.append((path, stat.st_size, stat.st_mtime_ns))
-                elif entry.is_symlink():
-                    files.append((path, -1, -1))  # a broken link is a tile that is missing, and is reported as one
                 else:
                     others.append(path)
     frame = pd.DataFrame(sorted(files), columns=["path", "size", "mtime_ns"])
     return frame.astype({"path": object, "size": np.int64, "mtime_ns": np.int64}), sorted(others)
+
+
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a link to nothing, to itself, or to what is neither a file nor a folder, such as a pipe."""
+    try:
+        return entry.is_symlink() and not (entry.is_file() or entry.is_dir())
+    except OSError:  # links that lead in a circle
+        return True
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -86,6 +97,8 @@ def file_source(table: pd.DataFrame, root: Path, kind: str, image_size: int) -> 
 
 
 def _read(path: str, size: int, mtime_ns: int) -> bytes:
+    if size < 0:  # not opened: that of a link to a pipe would wait for ever
+        raise TileError("file missing", f"{path} is a link that leads to no file")
     try:
         with open(path, "rb", buffering=0) as file:
             stat = os.fstat(file.fileno())

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -31,6 +32,8 @@ from histolight.data.table import PACK_FORMAT, Source, TileError
 from histolight.errors import DataError, HistolightError
 
 _BLOCK = 256  # tiles decoded, written and journaled together: 7 MB at 96x96
+# What NumPy raises on the header of a damaged file; SyntaxError and TokenError come from Python's own parser.
+_UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError, MemoryError, OverflowError, TokenError)
 _MEASURES = {"checksums": np.uint32, "hashes": np.uint64, "contrast": np.float32}
 
 Item = TypeVar("Item")
@@ -165,27 +168,31 @@ def open_pack(source: Source, cache: Path | None, image_size: int, workers: int 
 
 def _load(source: Source, folder: Path, image_size: int) -> Pack:
     try:
-        index = json.loads((folder / "index.json").read_text())
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         measures = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in _MEASURES}
         arrays = source.arrays or (np.load(folder / "tiles.npy", mmap_mode="r", allow_pickle=False),)
-    except (OSError, ValueError, EOFError) as error:
-        raise HistolightError(f"{folder} is damaged ({error}): delete this folder to have it made again") from error
+        expected = _index(source, folder, image_size)
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise HistolightError(f"{folder} is damaged ({reason}): delete this folder to have it made again") from error
     count = len(source.table)
     tile = (image_size, image_size, 3)
     right = sum(len(array) for array in arrays) == count and all(len(values) == count for values in measures.values())
-    if index != _index(source, image_size) or not right or any(array.shape[1:] != tile for array in arrays):
+    if index != expected or not right or any(array.shape[1:] != tile for array in arrays):
         raise HistolightError(f"{folder} is not the pack of these tiles: delete this folder to have it made again")
     plain = [np.asarray(array) if isinstance(array, np.memmap) else array for array in arrays]
     return Pack(Tiles(plain, measures["checksums"], folder), measures["hashes"], measures["contrast"], folder)
 
 
-def _index(source: Source, image_size: int) -> dict[str, Any]:
+def _index(source: Source, folder: Path, image_size: int) -> dict[str, Any]:
+    """Say what a pack is of, with the CRC-32 of the files of measures: those of its tiles stand in one of them."""
     return {
         "format": PACK_FORMAT,
         "source": source.kind,
         "fingerprint": source.fingerprint,
         "tiles": len(source.table),
         "image_size": image_size,
+        "measures": {name: zlib.crc32((folder / f"{name}.npy").read_bytes()) for name in _MEASURES},
     }
 
 
@@ -225,7 +232,7 @@ def _build(source: Source, folder: Path, image_size: int, workers: int) -> None:
     for name, values in measures.items():
         np.save(partial / f"{name}.npy", values)
     ids.to_csv(partial / "ids.csv", index=False)
-    (partial / "index.json").write_text(json.dumps(_index(source, image_size), indent=1) + "\n")
+    (partial / "index.json").write_text(json.dumps(_index(source, partial, image_size), indent=1) + "\n")
     (partial / "journal").unlink(missing_ok=True)
     partial.rename(folder)
 
@@ -287,7 +294,7 @@ def _open_store(path: Path, shape: tuple[int, ...], journal: Path) -> tuple[np.n
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
         lines = [line.split() for line in journal.read_text(errors="replace").splitlines()]
         finished = {int(words[0]): int(words[1]) for words in lines if len(words) == 2 and "".join(words).isdecimal()}
-    except (FileNotFoundError, ValueError, EOFError):
+    except _UNREADABLE:
         finished = {}
         journal.unlink(missing_ok=True)
         _create(path, shape)

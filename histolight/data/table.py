@@ -15,9 +15,10 @@ import pandas as pd
 from histolight.errors import DataError, RequestError
 
 # Part of every fingerprint: raise it when the pack's files or the way tiles are decoded change, and packs are rebuilt.
-PACK_FORMAT = 1
+PACK_FORMAT = 2
 
 _SLIDE_COLUMNS = {"slide", "slide_id", "wsi", "wsi_id", "group", "case", "case_id", "patient", "patient_id"}
+_LONGEST_HEADER = 2**16  # bytes; each column of a longer one would take far more memory than its name
 _MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]
 
 
@@ -101,7 +102,13 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     Raises:
         RequestError: The file is missing, empty, not UTF-8 or not a table, or lacks one of ``columns``.
     """
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise RequestError(f"{path} is not a file")
     try:
+        with open(path, "rb") as file:
+            first = file.read(_LONGEST_HEADER)
+        if len(first) == _LONGEST_HEADER and b"\n" not in first and b"\r" not in first:
+            raise RequestError(f"{path} is not a table: its first line is longer than {_LONGEST_HEADER:,} bytes")
         with warnings.catch_warnings():
             # Pandas only warns when rows are longer than the header, and drops the rest of them.
             warnings.simplefilter("error", pd.errors.ParserWarning)

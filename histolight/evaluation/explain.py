@@ -156,9 +156,17 @@ def feature_layers(network: nn.Module, image_size: int) -> tuple[str, str]:
     finally:
         for hook in hooks:
             hook.remove()
-    maps = [place for place, (_, shape) in enumerate(shapes) if len(shape) == 4 and shape[2] == shape[3] > 1]
+    maps: list[int] = []
+    enlarged: list[int] = []  # by the adaptive pooling of VGG and AlexNet on small tiles: cells that repeat others
+    for place, (_, shape) in enumerate(shapes):
+        if len(shape) == 4 and shape[2] == shape[3] > 1:
+            (enlarged if maps and shape[2] > shapes[maps[-1]][1][2] else maps).append(place)
     # Tokens (N, T, C), or maps (N, H, W, C) as in some transformers.
-    tokens = [place for place, (_, shape) in enumerate(shapes) if len(shape) > 2 and max(shape[1:-1]) > 1]
+    tokens = [
+        place
+        for place, (_, shape) in enumerate(shapes)
+        if len(shape) > 2 and max(shape[1:-1]) > 1 and place not in enlarged
+    ]
     if not maps or any(place > maps[-1] and shapes[place][1][2:] != (1, 1) for place in tokens):
         raise RequestError(
             "this network has no feature map before its last layer, as vision transformers have none: Grad-CAM can't "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from histolight.evaluation.explain import GROUPS, Explanation
 from histolight.evaluation.figures import ACCENT, CENTRE, INK
 from histolight.evaluation.intervals import Interval
 from histolight.evaluation.report import Cell, Picture, Section, Table, render_page
+from histolight.evaluation.report_parts import save_figure
 from histolight.runs import write_atomically, write_csv
 
 NAMES = ("benign", "tumour")
@@ -60,12 +60,9 @@ def write_report(explanation: Explanation, directory: Path, run: str, part: str,
         name.replace(" ", "_"): tiles_figure(explanation, name) for name in GROUPS if _shown(explanation, name).any()
     }
     figures["centre"] = centre_figure(explanation)
-    pictures = {}
-    for name, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=160)
-        pictures[name] = buffer.getvalue()
-        write_atomically(directory / "figures" / f"{name}.png", memoryview(pictures[name]))
+    pictures = {
+        name: save_figure(figure, directory / "figures" / f"{name}.png", dpi=160) for name, figure in figures.items()
+    }
     write_csv(directory / "attributions.csv", explanation.table)
     write_atomically(directory / "explain.json", json.dumps(summary(explanation, run, part), indent=2) + "\n")
     sections = [

@@ -14,6 +14,7 @@ from scipy.special import expit
 from histolight.data.pack import Tiles
 from histolight.evaluation import figures
 from histolight.evaluation.intervals import Interval, metric_intervals
+from histolight.evaluation.report_parts import save_figure
 
 WORST = 32  # tiles in the figure of the worst calls
 THRESHOLDED = ("accuracy", "balanced_accuracy", "f1", "sensitivity", "specificity")
@@ -101,6 +102,5 @@ def _figure_text(name: str, found: Interval) -> str:
 
 def save_figures(drawn: dict[str, Figure], part: str, directory: Path) -> None:
     """Save figures as ``figures/<part>_<name>.png``."""
-    (directory / "figures").mkdir(exist_ok=True)
     for name, figure in drawn.items():
-        figure.savefig(directory / "figures" / f"{part}_{name}.png", dpi=120)
+        save_figure(figure, directory / "figures" / f"{part}_{name}.png")

@@ -13,13 +13,19 @@ from histolight.evaluation.report import Cell, Table
 POORLY_CALIBRATED = 0.05  # ECE
 
 
-def model_card(metrics: dict[str, Any], config: dict[str, Any]) -> Table:
-    """Fill the card from ``metrics.json`` and ``config.yaml`` of a run or an evaluation."""
+def model_card(metrics: dict[str, Any], config: dict[str, Any], training: dict[str, Any]) -> Table:
+    """Fill the card.
+
+    Args:
+        metrics: ``metrics.json`` of a run or an evaluation.
+        config: Its ``config.yaml``.
+        training: The configuration of the training: of a run the same, of an evaluation its ``training.yaml``.
+    """
     rows = [
         ("intended use", "Research on the detection of metastatic tissue in histology tiles."),
         ("not for", "Diagnosis, or any decision about a patient. It is not a medical device."),
-        ("network", _network(metrics, config)),
-        ("training", _training(config)),
+        ("network", _network(metrics, training)),
+        ("training", _training(metrics, training)),
         ("answer", _answer(config)),
         *(("known limit", text) for text in known_limits(metrics, config)),
     ]
@@ -35,16 +41,25 @@ def _network(metrics: dict[str, Any], config: dict[str, Any]) -> str:
     return f"{model.get('name')}{size}, one logit; training started from {start}." if model else ""
 
 
-def _training(config: dict[str, Any]) -> str:
+def _training(metrics: dict[str, Any], config: dict[str, Any]) -> str:
     if not {"trainer", "optimizer", "scheduler", "augment", "data"} <= set(config):
         return ""
     epochs, optimizer = config["trainer"]["max_epochs"], config["optimizer"]
     return (
         f"{epochs} epoch{'s' * (epochs != 1)} of {optimizer['name']}, schedule {config['scheduler']['name']} with a "
-        f"peak learning rate of {optimizer['lr']:g}, {config['data']['batch_size']} tiles a step, "
+        f"peak learning rate of {optimizer['lr']:g}, {_step(metrics, config)}, "
         f"geometric augmentation: {config['augment']['geometry']}; the epoch with the highest validation "
         "AUROC was kept."
     )
+
+
+def _step(metrics: dict[str, Any], config: dict[str, Any]) -> str:
+    """Say how many tiles a step of the optimizer had."""
+    batch, batches = config["data"]["batch_size"], config["trainer"].get("accumulate", 1)
+    devices = metrics.get("devices") or 1
+    parts = [f"{batch} a batch", f"{batches} batches" * (batches > 1), f"{devices} devices" * (devices > 1)]
+    known = ", ".join(filter(None, parts[1:]))
+    return f"{batch * batches * devices} tiles a step" + (f" ({parts[0]}, {known})" if known else "")
 
 
 def _answer(config: dict[str, Any]) -> str:

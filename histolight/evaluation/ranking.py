@@ -26,7 +26,7 @@ from histolight.config import Config
 from histolight.errors import HistolightError, RequestError, nearest
 from histolight.evaluation.comparison import Difference, Paired, holm, paired_bootstrap, paired_delong
 from histolight.evaluation.intervals import auroc_with_variance
-from histolight.runs import read_metrics
+from histolight.runs import read_metrics, read_predictions
 
 ALPHA = 0.05
 PARTS = {"val": "validation", "test": "test"}
@@ -44,7 +44,6 @@ COSTS = ("parameters", "seconds", "tiles_per_second")
 REPEATED = ("seed", "data.fold")
 LOGGING = ("logger.name", "logger.project", "logger.uri", "logger.offline")
 BOOKKEEPING = ("name", "run", "like", "data.cache", "trainer.profiler", *LOGGING)
-COLUMNS = ("id", "label", "group", "score")
 DEPTH = 3  # a folder of sweeps, a sweep, a run
 
 
@@ -383,26 +382,16 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _read_predictions(run: Run, part: str, known: dict[str, Tiles]) -> tuple[Tiles, npt.NDArray[np.float32]]:
     """Read tiles and scores of a run; runs on the same tiles share one :class:`Tiles` among ``known``."""
     name = f"predictions/{part}.csv"
+    if not (run.directory / name).exists():
+        raise _NotComparableError(f"it has no {name}")
     try:
-        table = pd.read_csv(
-            run.directory / name,
-            usecols=lambda column: column in COLUMNS,
-            dtype={"id": object, "group": object, "label": np.float32, "score": np.float32},
-            keep_default_na=False,  # a slide may be called NA
-            na_values=[""],
-        )
-    except FileNotFoundError as error:
-        raise _NotComparableError(f"it has no {name}") from error
-    except ValueError as error:  # pandas' parser errors are ValueErrors too
-        raise _NotComparableError(f"{name} is damaged: {' '.join(str(error).split())}") from error
-    if missing := [column for column in COLUMNS if column not in table]:
-        raise _NotComparableError(f"{name} has no column {missing[0]}")
+        table = read_predictions(run.directory / name)
+    except RequestError as error:
+        raise _NotComparableError(str(error)) from error
     _check_predictions(table, name, run.metrics.get("tiles", {}).get(part))
     if not table["id"].is_monotonic_increasing:
         table = table.sort_values("id", ignore_index=True)
-    ids, labels = table["id"].to_numpy(), table["label"].to_numpy().astype(np.int8)
-    if (ids[1:] == ids[:-1]).any():
-        raise _NotComparableError(f"{name} names a tile twice")
+    ids, labels = table["id"].to_numpy(), table["label"].to_numpy()
     slides, names = pd.factorize(table["group"])
     digest = hashlib.blake2b("\n".join(ids).encode(), digest_size=16)
     for values in (labels, slides.astype(np.int32)):
@@ -415,12 +404,7 @@ def _read_predictions(run: Run, part: str, known: dict[str, Tiles]) -> tuple[Til
 
 
 def _check_predictions(table: pd.DataFrame, name: str, expected: dict[str, int] | None) -> None:
-    for column in ("id", "label", "score"):
-        if count := int(table[column].isna().sum()):
-            raise _NotComparableError(f"{name} has {count} missing values (NaN) in column {column}")
-    if not np.isfinite(table["score"]).all():
-        raise _NotComparableError(f"{name} has infinite scores")
-    if set(table["label"].unique()) != {0.0, 1.0}:
+    if table["label"].nunique() < 2:
         raise _NotComparableError(f"{name} must have labels 0 and 1, and both of them")
     if expected is not None and len(table) != sum(expected.values()):
         raise _NotComparableError(f"{name} has {len(table)} of {sum(expected.values())} tiles: half-written")

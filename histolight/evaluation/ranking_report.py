@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from histolight.evaluation import ranking_figures as figures
 from histolight.evaluation.ranking import ALPHA, COSTS, METRICS, PARTS, Group, Ranking, Row
 from histolight.evaluation.ranking_figures import text_of
 from histolight.evaluation.report import Cell, Picture, Section, Table, as_markdown, as_text, render_page, select
+from histolight.evaluation.report_parts import save_figure
 from histolight.runs import write_atomically, write_csv
 
 HEADINGS = {
@@ -381,16 +381,13 @@ def group_figures(group: Group, ranking: Ranking) -> Iterator[tuple[str, Figure,
 
 def write_report(ranking: Ranking, directory: Path, title: str) -> None:
     """Write ``comparison.csv``, ``comparison.md``, ``figures/*.png`` and ``report.html``."""
-    (directory / "figures").mkdir(parents=True, exist_ok=True)
     sections = []
     for number, group in enumerate(ranking.groups, start=1):
         pictures = []
         for name, figure, caption in group_figures(group, ranking):
             stem = name if number == 1 else f"group{number}_{name}"
-            buffer = io.BytesIO()
-            figure.savefig(buffer, dpi=160)
-            (directory / "figures" / f"{stem}.png").write_bytes(buffer.getvalue())
-            pictures.append(Picture(buffer.getvalue(), caption))
+            png = save_figure(figure, directory / "figures" / f"{stem}.png", dpi=160)
+            pictures.append(Picture(png, caption))
         heading, table = group_heading(number, group, ranking), group_table(group, ranking)
         further = len(table.columns) - FURTHER
         main = select(table, range(further))

@@ -36,10 +36,16 @@ def pairs(values: list[tuple[str, str]]) -> Table:
 
 def saved_picture(figure: Figure, path: Path, caption: str, photographs: bool = False, wide: bool = False) -> Picture:
     """Save a figure as PNG, and embed it; photographs, which PNG makes ten times as large, as JPEG."""
+    png = save_figure(figure, path)
+    return Picture(as_jpeg(png) if photographs else png, caption, wide)
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 120) -> bytes:
+    """Save a figure as PNG, whole or not at all, and return the file's content."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    figure.savefig(buffer, format="png", dpi=dpi)
     write_atomically(path, buffer.getbuffer())
-    return Picture(as_jpeg(buffer.getvalue()) if photographs else buffer.getvalue(), caption, wide)
+    return buffer.getvalue()
 
 
 def as_jpeg(png: bytes) -> bytes:

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from histolight.errors import RequestError
 from histolight.evaluation.curves import curve_figures, read_curves
 from histolight.evaluation.intervals import FEW_SLIDES
 from histolight.evaluation.model_card import model_card
 from histolight.evaluation.report import Cell, Picture, Section, Table, render_page
 from histolight.evaluation.report_parts import as_jpeg, pairs, problem_table, saved_picture
 from histolight.evaluation.slides import sensitivity_at_specificity, slide_figures
-from histolight.runs import read_metrics, write_atomically
+from histolight.runs import read_metrics, read_predictions, write_atomically
 
 PARTS = {"test": "test", "val": "validation"}  # the part that nothing was chosen on leads
 FIGURES = {
@@ -72,7 +73,8 @@ def write_run_report(directory: Path) -> Path:
         HistolightError: The page can't be written.
     """
     metrics = read_metrics(directory)
-    config = _config(directory)
+    config = _config(directory / "config.yaml")
+    training = _config(directory / "training.yaml") or config
     predictions = {
         part: table for part in PARTS if part in metrics if (table := _predictions(directory, part)) is not None
     }
@@ -84,7 +86,7 @@ def write_run_report(directory: Path) -> Path:
         _data(metrics, predictions, config),
         _checks(directory),
         _cost(metrics),
-        Section("Model card", table=model_card(metrics, config)),
+        Section("Model card", table=model_card(metrics, config, training)),
         Section("Configuration", table=_settings(config)),
         Section("Provenance", table=_provenance(directory, metrics)),
     ]
@@ -166,17 +168,21 @@ def _interval(figure: dict[str, Any], digits: int = 3) -> str:
     return "[no interval]" if low is None or high is None else f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise RequestError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise RequestError(f"{path} is damaged: it is not a configuration")
+    return config
 
 
 def _predictions(directory: Path, part: str) -> pd.DataFrame | None:
     path = directory / "predictions" / f"{part}.csv"
-    if not path.is_file():
-        return None
-    types = {"id": str, "group": str, "logit": np.float32, "score": np.float32}
-    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values={"group": [""]})
+    return read_predictions(path) if path.is_file() else None
 
 
 def _figures_section(

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from histolight.config import ModelConfig
-from histolight.errors import HistolightError, RequestError, nearest
+from histolight.errors import HistolightError, RequestError, nearest, unreadable_reason
 
 Statistics = tuple[float, float, float]
 
@@ -262,7 +262,7 @@ def _read_state(weights: str) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = f"{error} ".splitlines()[0].strip() or type(error).__name__
+        reason = unreadable_reason(error)
         raise RequestError(f"model.weights={path} can't be read as a plain state dict of tensors ({reason})") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise RequestError(

@@ -30,7 +30,13 @@ def load(config: DataConfig) -> Source:
     """
     root = data_root(config)
     parts = []
-    for label, name in enumerate(_class_folders(root, config.classes)):
+    chosen = class_folders(root, config.classes)
+    unused = [name for name in _visible(root) if name not in chosen]
+    if unused:
+        log.warning(
+            "%d entries of %s are in no class folder and are left out: %s", len(unused), root, ", ".join(unused[:3])
+        )
+    for label, name in enumerate(chosen):
         files = _images(root / name)
         files["path"] = f"{name}/" + files["path"]
         parts.append(files.assign(label=np.int8(label)))
@@ -52,36 +58,38 @@ def load_unlabelled(config: DataConfig) -> Source:
     return file_source(table, root, "folder", config.image_size)
 
 
-def _class_folders(root: Path, classes: list[str] | None) -> list[str]:
-    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
-    folders = [entry.name for entry in entries if entry.is_dir()]
+def _visible(root: Path) -> list[str]:
+    return sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
+
+
+def class_folders(root: Path, classes: list[str] | None) -> list[str]:
+    """Name the folder of the negative and that of the positive class.
+
+    Raises:
+        RequestError: There are no such two folders.
+    """
+    entries = _visible(root)
+    folders = [name for name in entries if (root / name).is_dir()]
     found = f"folders found: {', '.join(folders) or 'none'}"
     if classes is not None:
         if len(set(classes)) != 2 or not set(classes) <= set(folders):
             raise RequestError(
                 f"data.classes=[{','.join(classes)}] does not name two folders in data.root={root}; {found}"
             )
-        chosen = list(classes)
-    else:
-        negative = [name for name in folders if name.lower() in _NEGATIVE]
-        positive = [name for name in folders if name.lower() in _POSITIVE]
-        if entries and not folders:
-            raise RequestError(
-                f"data.root={root} has files but no class folders such as 0 and 1: tiles without labels can only be "
-                "predicted, with histolight predict"
-            )
-        if len(folders) != 2 or len(negative) != 1 or len(positive) != 1:
-            raise RequestError(
-                f"data.root={root} has no two class folders such as 0 and 1; {found}; "
-                "name them with data.classes=[NEGATIVE,POSITIVE]"
-            )
-        chosen = negative + positive
-    unused = [entry.name for entry in entries if entry.name not in chosen]
-    if unused:
-        log.warning(
-            "%d entries of %s are in no class folder and are left out: %s", len(unused), root, ", ".join(unused[:3])
+        return list(classes)
+    negative = [name for name in folders if name.lower() in _NEGATIVE]
+    positive = [name for name in folders if name.lower() in _POSITIVE]
+    if entries and not folders:
+        raise RequestError(
+            f"data.root={root} has files but no class folders such as 0 and 1: tiles without labels can only be "
+            "predicted, with histolight predict"
         )
-    return chosen
+    if len(folders) != 2 or len(negative) != 1 or len(positive) != 1:
+        raise RequestError(
+            f"data.root={root} has no two class folders such as 0 and 1; {found}; "
+            "name them with data.classes=[NEGATIVE,POSITIVE]"
+        )
+    return negative + positive
 
 
 def _images(folder: Path) -> pd.DataFrame:

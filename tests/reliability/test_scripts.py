@@ -1,0 +1,24 @@
+"""Short forms of the long scripts of ``benchmarks/``: kills at random moments, and bad input at random."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def run_script(name: str, *arguments: str) -> str:
+    command = [sys.executable, str(BENCHMARKS / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_bad_input_is_refused_in_one_line() -> None:
+    assert "160 cases, 0 faults" in run_script("fuzz.py", "160")
+
+
+def test_what_was_killed_goes_on_to_the_same_result() -> None:
+    assert "4 kills, 0 failures" in run_script("kill.py", "4", "7")
