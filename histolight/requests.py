@@ -53,12 +53,16 @@ def training_request(overrides: Sequence[str]) -> tuple[Config, Path, bool]:
     if not composed.hydra.run.dir:
         raise RequestError("hydra.run.dir is empty: give the folder for this run")
     directory = Path(composed.hydra.run.dir).expanduser()
+    named = any(override.lstrip("+").startswith("hydra.run.dir=") for override in overrides)
+    begun = (directory / "metrics.json").exists() and (directory / "config.yaml").exists()
+    if named and begun and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        return training_request([f"run={directory}"])  # a job that SLURM requeued gives its command again
     if not runs.is_main_process():
         # Lightning starts the other processes of a DDP training with this same command: they share one folder.
         return config, Path(os.environ.get(SHARED_DIRECTORY, directory)), False
-    if not any(override.lstrip("+").startswith("hydra.run.dir=") for override in overrides):
+    if not named:
         directory = _unused(directory)
-    elif (directory / "metrics.json").exists() and (directory / "config.yaml").exists():  # else it had not begun
+    elif begun:
         raise RequestError(
             f"{directory} holds a run: continue it with run={directory}, or choose another hydra.run.dir"
         )

@@ -173,3 +173,37 @@ def test_a_run_that_was_killed_before_it_had_a_configuration_begins_again(reques
         path.write_text("cut")
     assert cli.main(["train", *request_here, "hydra.run.dir=run"]) == 0
     assert not any(path.exists() for path in leftovers)
+
+
+def test_a_job_that_slurm_requeues_goes_on_with_the_same_command(
+    place: Path, tmp_path: Path, one_line: OneLine, monkeypatch
+) -> None:
+    """There is no SLURM here: its variables, its signal and a scontrol that notes what it is asked for stand in."""
+    monkeypatch.chdir(tmp_path)
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    variables = {"JOB_ID": 77, "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "NODELIST": "localhost"}
+    for name, value in (variables | {"JOB_NAME": "tiles"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    original = Classifier.training_step
+
+    def ending(self: Classifier, batch, batch_idx: int):
+        if self.trainer.current_epoch == 1 and batch_idx == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", ending)
+    request = [*overrides(place / "tiles", place / "cache"), f"data.groups={place / 'slides.csv'}"]
+    command = ["train", *request, "trainer.accumulate=2", "hydra.run.dir=run"]
+    assert "interrupted in epoch 1: continue with histolight train run=run" in one_line(*command, status=1)
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    monkeypatch.setattr(Classifier, "training_step", original)
+    assert "run holds a run: continue it with run=run" in one_line(*command)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert cli.main(command) == 0
+    for name in ("predictions/val.csv", "predictions/test.csv", "splits.csv"):
+        assert Path("run", name).read_bytes() == (place / "run" / name).read_bytes()
+    assert "is completed: nothing to continue" in one_line(*command)
