@@ -86,13 +86,19 @@ class TileLoader:
         epoch = self.epoch()
         order = np.arange(len(self.rows)) if self.order is None else self.order(epoch)
         order = order[process::processes]
-        steps = ((epoch, step, order[step * self.batch_size :][: self.batch_size]) for step in range(len(self)))
+        # Batches are views of these: metrics keep labels, and a small array kept from among the large ones that are
+        # gathered and freed beside it would stop the allocator from using their place again, batch after batch.
+        labels, rows = torch.from_numpy(self.labels[order]), torch.from_numpy(self.rows[order])
+        if self.pin:
+            labels, rows = labels.pin_memory(), rows.pin_memory()
+        parts = zip(labels.split(self.batch_size), rows.split(self.batch_size), strict=True)
+        steps = ((epoch, step, *part) for step, part in zip(range(len(self)), parts, strict=False))
         if isinstance(self.tiles, DeviceTiles):
             yield from (self._batch(*step) for step in steps)
         else:
             yield from self._prefetched(steps)
 
-    def _prefetched(self, steps: Iterator[tuple[int, int, np.ndarray]]) -> Iterator[Batch]:
+    def _prefetched(self, steps: Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]) -> Iterator[Batch]:
         with ThreadPoolExecutor(1, thread_name_prefix="gather") as pool:
             waiting: deque[Future[Batch]] = deque()
             for step in steps:
@@ -102,18 +108,14 @@ class TileLoader:
             while waiting:
                 yield waiting.popleft().result()
 
-    def _batch(self, epoch: int, step: int, places: np.ndarray) -> Batch:
-        rows = self.rows[places]
+    def _batch(self, epoch: int, step: int, labels: torch.Tensor, rows: torch.Tensor) -> Batch:
         seed = int(np.random.SeedSequence([self.seed, epoch, step, self.share[0]]).generate_state(1)[0])
-        labels, row_numbers = torch.from_numpy(self.labels[places]), torch.from_numpy(rows)
-        if self.pin:
-            labels, row_numbers = labels.pin_memory(), row_numbers.pin_memory()
         if isinstance(self.tiles, DeviceTiles):
-            return Batch(self.tiles.gather(row_numbers), labels, row_numbers, seed)
+            return Batch(self.tiles.gather(rows), labels, rows, seed)
         size = self.tiles.image_size
         tiles = torch.empty((len(rows), size, size, 3), dtype=torch.uint8, pin_memory=self.pin)
-        self.tiles.gather(rows, out=tiles.numpy())
-        return Batch(tiles, labels, row_numbers, seed)
+        self.tiles.gather(rows.numpy(), out=tiles.numpy())
+        return Batch(tiles, labels, rows, seed)
 
 
 class DeviceTiles:

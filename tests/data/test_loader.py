@@ -86,3 +86,12 @@ def test_an_iteration_can_be_abandoned(tiles: Tiles, rows: np.ndarray) -> None:
     loader = TileLoader(tiles, rows, rows % 2, 2)
     first = [next(iter(loader)).rows.tolist() for _ in range(3)]
     assert first == [rows[:2].tolist()] * 3
+
+
+def test_labels_that_are_kept_hold_no_memory_of_single_batches(tiles: Tiles) -> None:
+    # One small array a batch, kept by a metric, once made training memory grow by all tiles that were ever gathered.
+    loader = TileLoader(tiles, np.arange(len(tiles)), np.zeros(len(tiles)), 4)
+    batches = list(loader)
+    assert len(batches) > 1
+    for values in ([batch.labels for batch in batches], [batch.rows for batch in batches]):
+        assert len({value.untyped_storage().data_ptr() for value in values}) == 1
