@@ -45,7 +45,7 @@ class Backbone:
     Attributes:
         network: Maps ``(N, 3, S, S)`` normalised floats to logits ``(N, 1)``.
         head: Dotted name of its last layer inside ``network``.
-        mean: Per channel, what its ImageNet weights (if there are any) expect to be subtracted from pixels in [0, 1] ...
+        mean: Per channel, what its ImageNet weights, if any, expect to be subtracted from pixels in [0, 1] ...
         std: ... and divided by.
     """
 

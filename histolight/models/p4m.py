@@ -67,7 +67,7 @@ class P4MConv(nn.Module):
         return torch.stack(bank, dim=1).flatten(0, 1).flatten(1, 3)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Map ``(N, in_channels * 8, H, W)``, or tiles ``(N, in_channels, H, W)``, to ``(N, out_channels * 8, H, W)``."""
+        """Map ``(N, in_channels * 8, H, W)``, or ``(N, in_channels, H, W)`` lifted, to ``(N, out_channels * 8, H, W)``."""
         return F.conv2d(maps, self.filters(), padding=self.padding)
 
 
@@ -80,8 +80,8 @@ class P4MBatchNorm(nn.BatchNorm2d):
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """Normalise ``(N, num_features * 8, H, W)``."""
-        joined = maps.reshape(len(maps), self.num_features, -1, maps.shape[-1])
-        return super().forward(joined).reshape(maps.shape)
+        joined = maps.unflatten(1, (-1, SYMMETRIES)).flatten(2, 3)
+        return super().forward(joined).unflatten(2, (SYMMETRIES, -1)).flatten(1, 2)
 
 
 class P4MDenseBlock(nn.Module):
