@@ -45,7 +45,7 @@ class Backbone:
     Attributes:
         network: Maps ``(N, 3, S, S)`` normalised floats to logits ``(N, 1)``.
         head: Dotted name of its last layer inside ``network``.
-        mean: Per channel, what its ImageNet weights, if any, expect to be subtracted from pixels in [0, 1] ...
+        mean: Per channel, what its ImageNet weights expect to be subtracted from pixels in [0, 1] ...
         std: ... and divided by.
     """
 
@@ -96,7 +96,7 @@ def build_backbone(name: str, image_size: int, dropout: float = 0.0, pooling: st
                 f"model.name={P4M} is symmetric only on tiles whose side is a multiple of {MULTIPLE}, and "
                 f"data.image_size={image_size} is none: choose another size or another network"
             )
-        network, head, statistics = P4MDenseNet(), "classifier", HALF
+        network, head, statistics = P4MDenseNet(), "classifier", IMAGENET
     else:
         options: dict[str, Any] = (
             {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}

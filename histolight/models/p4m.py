@@ -67,7 +67,7 @@ class P4MConv(nn.Module):
         return torch.stack(bank, dim=1).flatten(0, 1).flatten(1, 3)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Map ``(N, in_channels * 8, H, W)``, or ``(N, in_channels, H, W)`` lifted, to ``(N, out_channels * 8, H, W)``."""
+        """Map ``(N, in_channels * 8, H, W)``, or tiles ``(N, in_channels, H, W)``, to maps for all symmetries."""
         return F.conv2d(maps, self.filters(), padding=self.padding)
 
 
@@ -108,7 +108,8 @@ class P4MPooling(nn.Module):
 class P4MDenseNet(nn.Module):
     """Five dense blocks of one layer each, average pooling between them, and one logit.
 
-    By default 123,400 parameters, about as many as the paper's network (119,000).
+    By default 123,400 parameters, about as many as the paper's network (119,000), and 1.74e9 floating-point operations
+    for a 96x96 tile (torchvision's densenet121: 1.04e9).
 
     The logit is exactly invariant, up to rounding, under the eight symmetries of a square tile whose side is a multiple
     of 16 pixels: no convolution has a stride, and every pooling halves an even map.
