@@ -112,7 +112,7 @@ class ModelConfig:
     """The network.
 
     Attributes:
-        name: A classification network of torchvision, or ``timm/NAME``.
+        name: A classification network of torchvision, ``p4m_densenet`` (Veeling et al. 2018), or ``timm/NAME``.
         weights: ``imagenet``, null (random), or the path of a state dict; ``auto`` is null for synthetic tiles, else
             ``imagenet``.
         freeze: ``backbone`` trains the last layer only.

@@ -64,7 +64,7 @@ def check_request(config: Config) -> Config:
     if weights == "auto":
         weights = None if config.data.source == "synthetic" else "imagenet"
     check_name(config.model.name)
-    check_weights(weights)
+    check_weights(config.model.name, weights)
     loggers.check_logger(config.logger)
     if config.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise RequestError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu or trainer=auto")

@@ -22,6 +22,7 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 
 from histolight.config import ModelConfig
 from histolight.errors import HistolightError, RequestError, nearest, unreadable_reason
+from histolight.models.p4m import MULTIPLE, P4MDenseNet
 
 Statistics = tuple[float, float, float]
 
@@ -33,6 +34,7 @@ AUXILIARY = ("googlenet", "inception_v3")
 # Where networks of timm average the last feature map, and the layers that make it in those of torchvision.
 _POOLS = ("global_pool", "head.global_pool")
 _LAST_MAPS = ("features", "layer4", "conv5", "layers", "trunk_output")
+P4M = "p4m_densenet"
 PIXELS: tuple[Statistics, Statistics] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -64,7 +66,7 @@ def check_name(name: str) -> None:
         if name not in known:
             raise RequestError(f"model.name={name} is not known: {nearest(name, known)}")
     else:
-        known = torchvision.models.list_models(module=torchvision.models)
+        known = [*torchvision.models.list_models(module=torchvision.models), P4M]
         if name not in known:
             raise RequestError(f"model.name={name} is not known: {nearest(name, known)}")
 
@@ -73,7 +75,7 @@ def build_backbone(name: str, image_size: int, dropout: float = 0.0, pooling: st
     """Build a network from random weights with one logit.
 
     Args:
-        name: A classification network of torchvision, or ``timm/NAME``.
+        name: A classification network of torchvision, ``p4m_densenet``, or ``timm/NAME``.
         image_size: Height and width of the tiles in pixels.
         dropout: Probability of an extra dropout in front of the last layer; a network's own dropout stays.
         pooling: ``mean``, or ``centre``: see :func:`centre_weights`.
@@ -88,6 +90,13 @@ def build_backbone(name: str, image_size: int, dropout: float = 0.0, pooling: st
         layer = network.get_classifier()
         head = next(path for path, module in network.named_modules() if module is layer)
         statistics = (network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
+    elif name == P4M:
+        if image_size % MULTIPLE:
+            raise RequestError(
+                f"model.name={P4M} is symmetric only on tiles whose side is a multiple of {MULTIPLE}, and "
+                f"data.image_size={image_size} is none: choose another size or another network"
+            )
+        network, head, statistics = P4MDenseNet(), "classifier", IMAGENET
     else:
         options: dict[str, Any] = (
             {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
@@ -194,8 +203,10 @@ def _too_small(name: str, image_size: int) -> RequestError:
     return RequestError(f"model.name={name} can't work on {image_size}x{image_size} tiles: choose another network")
 
 
-def check_weights(weights: str | None) -> None:
-    """Raise :class:`RequestError` for the path of a weights file that isn't there."""
+def check_weights(name: str, weights: str | None) -> None:
+    """Raise :class:`RequestError` for the path of a weights file that isn't there, and where ImageNet's don't exist."""
+    if name == P4M and weights == "imagenet":
+        raise RequestError(f"model.name={P4M} has no ImageNet weights: use model.weights=null")
     if weights not in (None, "imagenet", "auto") and not Path(str(weights)).expanduser().is_file():
         raise RequestError(
             f"model.weights={weights} is not a file: give imagenet, null, or the path of a state dict (.pth)"
@@ -213,11 +224,13 @@ def load_weights(network: nn.Module, head: str, config: ModelConfig, image_size:
         image_size: Height and width of the tiles in pixels.
 
     Raises:
-        RequestError: The file is missing, is no plain state dict, or belongs to another network.
+        RequestError: The file is missing, is no plain state dict, or belongs to another network; or there are no such
+            weights.
         HistolightError: The download failed.
     """
     if config.weights is None:
         return
+    check_weights(config.name, config.weights)
     state = _imagenet_state(config.name) if config.weights == "imagenet" else _read_state(config.weights)
     # torchvision's DenseNet files date from before "norm.1" became "norm1".
     state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): value for key, value in state.items()}
@@ -257,7 +270,6 @@ def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
 
 
 def _read_state(weights: str) -> dict[str, torch.Tensor]:
-    check_weights(weights)
     path = Path(weights).expanduser()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

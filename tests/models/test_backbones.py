@@ -127,7 +127,7 @@ def test_a_file_that_is_no_state_dict_is_refused_and_runs_nothing(
 
 def test_a_missing_file_is_refused_before_anything_is_built() -> None:
     with pytest.raises(RequestError, match=r"model.weights=missing.pth is not a file"):
-        check_weights("missing.pth")
+        check_weights("resnet18", "missing.pth")
 
 
 def test_a_failed_download_names_the_ways_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
