@@ -21,8 +21,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from histolight import loggers, runs
 from histolight.callbacks import (
     AtomicCheckpoints,
+    AveragedWeights,
     EpochLines,
-    MovingAverage,
     Progress,
     RunCheckpoint,
     Speed,
@@ -138,6 +138,8 @@ def train(
         flops = flops_per_tile(classifier)
         speed = Speed()
         trainer = build_trainer(config, directory, speed, progress)
+        if config.model.freeze_epochs and trainer.world_size > 1:  # DDP waits for gradients of what is frozen
+            raise RequestError("model.freeze_epochs needs a single process: use trainer.devices=1 or freeze_epochs=0")
         if config.trainer.compile != "none":
             compile_backbone(classifier, config.trainer.compile, trainer.strategy.root_device)
         last = directory / "checkpoints" / "last.ckpt"
@@ -245,7 +247,8 @@ def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool 
         speed,
         *([Progress(speed)] if bar else [EpochLines(speed)] if progress else []),
         TileGrid(),
-        *([MovingAverage(settings.ema)] if settings.ema is not None else []),
+        *([AveragedWeights(settings.ema)] if settings.ema is not None else []),
+        *([AveragedWeights(None, settings.swa)] if settings.swa is not None else []),
         # Two, as save_last=True of one saves the last epoch only where it is the best: a kill would lose the others.
         RunCheckpoint(directory / "checkpoints", filename="best", monitor="val/auroc", mode="max"),
         RunCheckpoint(directory / "checkpoints", filename="last"),

@@ -93,9 +93,20 @@ class Classifier(L.LightningModule):
     def train(self, mode: bool = True) -> Classifier:
         """Set the mode; a frozen backbone stays in evaluation mode, its batch-norm statistics too."""
         super().train(mode)
-        if mode and self.model_config.freeze == "backbone":
+        if mode and self.frozen:
             self.backbone.eval().get_submodule(self.head).train()
         return self
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the backbone learns nothing, ever or in this epoch."""
+        return self.model_config.freeze == "backbone" or self.current_epoch < self.model_config.freeze_epochs
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze the backbone, or thaw it once its epochs are over; the optimizer has known it from the beginning."""
+        if self.model_config.freeze == "none" and self.model_config.freeze_epochs > 0:
+            self.backbone.requires_grad_(not self.frozen).get_submodule(self.head).requires_grad_(True)
+            self.train()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and a schedule that steps with it."""
