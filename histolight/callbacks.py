@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 from histolight.data.loader import Batch
@@ -181,7 +181,10 @@ class AveragedWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float | None, start: float = 0.0) -> None:
-        super().__init__(multi_avg_fn=get_swa_multi_avg_fn() if decay is None else get_ema_multi_avg_fn(decay))
+        # Of all parameters at once PyTorch has a plain mean too, which fails on a batch norm's count of batches.
+        super().__init__(
+            **({"avg_fn": get_swa_avg_fn()} if decay is None else {"multi_avg_fn": get_ema_multi_avg_fn(decay)})
+        )
         self._start = start
 
     def on_train_batch_end(
@@ -189,7 +192,7 @@ class AveragedWeights(WeightAveraging):
     ) -> None:
         """Update the average, which copies the weights where nothing has been averaged yet."""
         assert self._average_model is not None
-        if trainer.global_step <= self._start * trainer.estimated_stepping_batches:
+        if self._latest_update_step <= self._start * trainer.estimated_stepping_batches:
             self._average_model.n_averaged.zero_()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
