@@ -220,7 +220,7 @@ class TileGrid(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Log the grid at the very first step."""
-        if trainer.global_step == 0:
+        if trainer.global_step == 0 and batch.tiles.ndim == 4:  # no features
             log_tiles(trainer.logger, "augmented training tiles", batch.tiles[:32], 0)
 
 

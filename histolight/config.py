@@ -115,7 +115,8 @@ class ModelConfig:
         name: A classification network of torchvision, or ``timm/NAME``.
         weights: ``imagenet``, null (random), or the path of a state dict; ``auto`` is null for synthetic tiles, else
             ``imagenet``.
-        freeze: ``backbone`` trains the last layer only.
+        freeze: ``backbone`` trains the last layer only: with ``augment=none``, and where one process trains, on
+            features that are computed once.
         freeze_epochs: The last layer alone learns for so many epochs, then everything; one schedule spans both.
         dropout: Probability in front of the last layer.
         normalize: ``imagenet`` uses ImageNet's mean and standard deviation, ``none`` leaves pixels in [0, 1], ``auto``
@@ -340,8 +341,6 @@ def _check_together(config: Config) -> None:
                 f"loss.pos_weight={loss.pos_weight} is not known: balanced, inverse, null or a number"
             ) from None
         _check_range("loss.pos_weight", weight, {"above": 0})
-    if data.sampler == "balanced" and loss.pos_weight == "balanced":
-        raise RequestError("data.sampler=balanced and loss.pos_weight=balanced count twice: add loss.pos_weight=null")
     if trainer.ema is not None and trainer.swa is not None:
         raise RequestError("trainer.ema and trainer.swa are two averages of the same weights: set one of them")
     if config.model.freeze_epochs >= trainer.max_epochs:
