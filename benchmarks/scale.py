@@ -19,7 +19,7 @@ from PIL import Image
 
 # The cheapest training there is, so that what grows is the data: the last layer of a small network.
 TRAIN = ["model.name=shufflenet_v2_x0_5", "model.weights=null", "model.freeze=backbone", "trainer.max_epochs=1"]
-TRAIN += ["augment=none", "data.batch_size=256"]
+TRAIN += ["augment=none", "augment.geometry=flips", "data.batch_size=256"]
 BLOCK = 1000
 
 

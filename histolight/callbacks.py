@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 from histolight.data.loader import Batch
@@ -169,15 +169,32 @@ class RunCheckpoint(ModelCheckpoint):
         super().load_state_dict({**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": scores})
 
 
-class MovingAverage(WeightAveraging):
-    """Lightning's averaging of weights and batch-norm statistics, exponential, for validation and checkpoints.
+class AveragedWeights(WeightAveraging):
+    """Lightning's averaging of weights and batch-norm statistics, for validation and checkpoints.
+
+    Lightning's own StochasticWeightAveraging validates and keeps the weights that are not averaged, and replaces the
+    schedule.
 
     Args:
-        decay: Part of itself that the average keeps each step.
+        decay: Part of itself that an exponential average keeps each step; None is the plain mean.
+        start: Part of the steps after which the average begins; until then it is the weights themselves.
     """
 
-    def __init__(self, decay: float) -> None:
-        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+    def __init__(self, decay: float | None, start: float = 0.0) -> None:
+        # Of all parameters at once PyTorch has a plain mean too, which fails on a batch norm's count of batches.
+        super().__init__(
+            **({"avg_fn": get_swa_avg_fn()} if decay is None else {"multi_avg_fn": get_ema_multi_avg_fn(decay)})
+        )
+        self._start = start
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the average, which copies the weights where nothing has been averaged yet."""
+        assert self._average_model is not None
+        if self._latest_update_step <= self._start * trainer.estimated_stepping_batches:
+            self._average_model.n_averaged.zero_()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begin to average; afterwards let go of it, since a checkpoint that is measured holds its own."""
@@ -203,7 +220,7 @@ class TileGrid(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Log the grid at the very first step."""
-        if trainer.global_step == 0:
+        if trainer.global_step == 0 and batch.tiles.ndim == 4:  # no features
             log_tiles(trainer.logger, "augmented training tiles", batch.tiles[:32], 0)
 
 

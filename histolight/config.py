@@ -115,7 +115,9 @@ class ModelConfig:
         name: A classification network of torchvision, ``p4m_densenet`` (Veeling et al. 2018), or ``timm/NAME``.
         weights: ``imagenet``, null (random), or the path of a state dict; ``auto`` is null for synthetic tiles, else
             ``imagenet``.
-        freeze: ``backbone`` trains the last layer only.
+        freeze: ``backbone`` trains the last layer only: with ``augment=none``, and where one process trains, on
+            features that are computed once.
+        freeze_epochs: The last layer alone learns for so many epochs, then everything; one schedule spans both.
         dropout: Probability in front of the last layer.
         normalize: ``imagenet`` uses ImageNet's mean and standard deviation, ``none`` leaves pixels in [0, 1], ``auto``
             follows the weights.
@@ -125,6 +127,7 @@ class ModelConfig:
     name: str = "densenet121"
     weights: str | None = "auto"
     freeze: str = _choice("none", "backbone")
+    freeze_epochs: int = _number(0, least=0)
     dropout: float = _number(0.0, least=0, below=1)
     normalize: str = _choice("auto", "imagenet", "none")
     pooling: str = _choice("mean", "centre")
@@ -201,6 +204,8 @@ class TrainerConfig:
         clip: Largest gradient norm; null does not clip.
         ema: Validate and keep an exponential moving average of the weights, of which each step keeps this part, such as
             0.99; null keeps the weights themselves.
+        swa: Validate and keep the mean of the weights (stochastic weight averaging) from this part of the steps on,
+            such as 0.75; until then the weights themselves.
         patience: Stop after so many epochs without a better validation AUROC; null runs all (early stopping cuts the
             anneal off).
         profiler: ``simple`` or ``pytorch`` prints where the time goes.
@@ -217,6 +222,7 @@ class TrainerConfig:
     accumulate: int = _number(1, least=1)
     clip: float | None = _number(None, above=0)
     ema: float | None = _number(None, above=0, below=1)
+    swa: float | None = _number(None, least=0, below=1)
     patience: int | None = _number(None, least=1)
     profiler: str = _choice("none", "simple", "pytorch")
 
@@ -335,6 +341,13 @@ def _check_together(config: Config) -> None:
                 f"loss.pos_weight={loss.pos_weight} is not known: balanced, inverse, null or a number"
             ) from None
         _check_range("loss.pos_weight", weight, {"above": 0})
+    if trainer.ema is not None and trainer.swa is not None:
+        raise RequestError("trainer.ema and trainer.swa are two averages of the same weights: set one of them")
+    if config.model.freeze_epochs >= trainer.max_epochs:
+        raise RequestError(
+            f"model.freeze_epochs={config.model.freeze_epochs} leaves none of trainer.max_epochs={trainer.max_epochs} "
+            "to the backbone: use fewer, or model.freeze=backbone"
+        )
     if trainer.devices != "auto" and not (trainer.devices.isdigit() and int(trainer.devices) > 0):
         raise RequestError(f"trainer.devices={trainer.devices} is not known: auto, or a number of devices such as 2")
     if config.scheduler.total_epochs is not None and config.scheduler.total_epochs < trainer.max_epochs:

@@ -21,8 +21,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from histolight import loggers, runs
 from histolight.callbacks import (
     AtomicCheckpoints,
+    AveragedWeights,
     EpochLines,
-    MovingAverage,
     Progress,
     RunCheckpoint,
     Speed,
@@ -31,7 +31,7 @@ from histolight.callbacks import (
     peak_memory_mb,
 )
 from histolight.compose import to_yaml
-from histolight.config import Config, TrainerConfig
+from histolight.config import AugmentConfig, Config, TrainerConfig
 from histolight.data.datamodule import TileDataModule
 from histolight.data.prepare import PreparedData, prepare
 from histolight.errors import (
@@ -58,11 +58,13 @@ def check_request(config: Config) -> Config:
     """Refuse what can't be trained before any work starts; resolve ``auto`` where only the configuration decides.
 
     Raises:
-        RequestError: The network, its weights file or the device doesn't exist.
+        RequestError: The network, its weights file or the device doesn't exist, or the classes are balanced twice.
     """
     weights = config.model.weights
     if weights == "auto":
         weights = None if config.data.source == "synthetic" else "imagenet"
+    if config.data.sampler == "balanced" and config.loss.pos_weight == "balanced":
+        raise RequestError("data.sampler=balanced and loss.pos_weight=balanced count twice: add loss.pos_weight=null")
     check_name(config.model.name)
     check_weights(config.model.name, weights)
     loggers.check_logger(config.logger)
@@ -134,10 +136,15 @@ def train(
         L.seed_everything(config.seed, verbose=False)
         train_labels = data.part("train")["label"].to_numpy()
         classifier = Classifier.from_config(config, positive_weight(config.loss.pos_weight, train_labels))
-        datamodule = TileDataModule(data, config)
         flops = flops_per_tile(classifier)
         speed = Speed()
         trainer = build_trainer(config, directory, speed, progress)
+        # Each epoch would compute the same features again.
+        still = config.model.freeze == "backbone" and config.augment == AugmentConfig("none")
+        once = still and trainer.world_size == 1 and classifier.ends_in_head()
+        datamodule = TileDataModule(data, config, classifier.features if once else None)
+        if config.model.freeze_epochs and trainer.world_size > 1:  # DDP waits for gradients of what is frozen
+            raise RequestError("model.freeze_epochs needs a single process: use trainer.devices=1 or freeze_epochs=0")
         if config.trainer.compile != "none":
             compile_backbone(classifier, config.trainer.compile, trainer.strategy.root_device)
         last = directory / "checkpoints" / "last.ckpt"
@@ -245,7 +252,8 @@ def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool 
         speed,
         *([Progress(speed)] if bar else [EpochLines(speed)] if progress else []),
         TileGrid(),
-        *([MovingAverage(settings.ema)] if settings.ema is not None else []),
+        *([AveragedWeights(settings.ema)] if settings.ema is not None else []),
+        *([AveragedWeights(None, settings.swa)] if settings.swa is not None else []),
         # Two, as save_last=True of one saves the last epoch only where it is the best: a kill would lose the others.
         RunCheckpoint(directory / "checkpoints", filename="best", monitor="val/auroc", mode="max"),
         RunCheckpoint(directory / "checkpoints", filename="last"),

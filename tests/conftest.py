@@ -83,3 +83,10 @@ def small(tile_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[s
 @pytest.fixture(scope="session")
 def small_config(small: list[str]) -> Config:
     return typed(compose_config(small))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train without figures and report, which take longer than a training of seconds."""
+    monkeypatch.setattr("histolight.evaluation.measure.draw_part", lambda *_: {})
+    monkeypatch.setattr("histolight.training.write_run_report", lambda _: None)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import lightning as L
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from histolight.augment import as_floats, augment_tiles
 from histolight.augment.mixing import mix_tiles
 from histolight.augment.normalisation import normalise_stain
 from histolight.config import AugmentConfig, Config
-from histolight.data.loader import Batch, DeviceTiles, TileLoader
+from histolight.data.loader import Batch, DeviceRows, DeviceTiles, TileLoader
 from histolight.data.pack import Tiles
 from histolight.data.prepare import PreparedData
 
@@ -25,12 +27,16 @@ class TileDataModule(L.LightningDataModule):
     Args:
         data: The tiles and their parts.
         config: The whole configuration; ``data``, ``augment`` and ``seed`` are used.
+        features: Maps tiles ``(N, 3, S, S)``, floats in [0, 1], to ``(N, F)``. The batches of a fit then hold these,
+            computed once, in the tiles' place: for an ``augment`` that changes nothing.
     """
 
-    def __init__(self, data: PreparedData, config: Config) -> None:
+    def __init__(
+        self, data: PreparedData, config: Config, features: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> None:
         super().__init__()
-        self.data, self.config = data, config
-        self._store: Tiles | DeviceTiles | None = None
+        self.data, self.config, self.features = data, config, features
+        self._store: Tiles | DeviceRows | None = None
 
     def train_dataloader(self) -> TileLoader:
         """Training tiles, in an order that is a function of (seed, epoch)."""
@@ -48,6 +54,8 @@ class TileDataModule(L.LightningDataModule):
         """Turn uint8 NHWC into floats in [0, 1], NCHW in channels_last memory, and augment training tiles."""
         trainer = self.trainer
         assert trainer is not None
+        if batch.tiles.ndim == 2:
+            return batch
         if trainer.training:
             return augmented(batch, self.config.augment, self.config.data.stain)
         if self.config.data.augment_val and trainer.validating | trainer.sanity_checking:
@@ -58,10 +66,13 @@ class TileDataModule(L.LightningDataModule):
     def _loader(self, part: str, training: bool = False) -> TileLoader:
         trainer, table = self.trainer, self.data.part(part)
         assert trainer is not None
-        labels = table["label"].to_numpy()
+        rows, labels = table["row"].to_numpy(), table["label"].to_numpy()
+        tiles = self._tiles(trainer.strategy.root_device)
+        if self.features is not None and trainer.state.fn == "fit":
+            tiles = self._features(tiles, rows, part)
         return TileLoader(
-            self._tiles(trainer.strategy.root_device),
-            table["row"].to_numpy(),
+            tiles,
+            rows,
             labels,
             self.config.data.batch_size,
             epoch=lambda: trainer.current_epoch,
@@ -72,6 +83,19 @@ class TileDataModule(L.LightningDataModule):
             pin=trainer.strategy.root_device.type == "cuda",
         )
 
+    def _features(self, tiles: Tiles | DeviceRows, rows: np.ndarray, part: str) -> DeviceRows:
+        """Compute the features of a part in the order of the table, with the precision of the training."""
+        trainer, found = self.trainer, []
+        assert trainer is not None
+        assert self.features is not None
+        device = trainer.strategy.root_device
+        loader = TileLoader(tiles, rows, np.zeros(len(rows)), self.config.data.batch_size, pin=device.type == "cuda")
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            for batch in tqdm(loader, f"features of {part}", unit="batch", disable=None):
+                pixels = to_floats(batch.tiles.to(device, non_blocking=True), self.config.data.stain)
+                found.append(self.features(pixels).float())
+        return DeviceRows(rows, torch.cat(found))
+
     def _training_order(self, labels: np.ndarray, epoch: int) -> np.ndarray:
         random = np.random.default_rng([self.config.seed, epoch])
         if self.config.data.sampler == "shuffle":
@@ -79,7 +103,7 @@ class TileDataModule(L.LightningDataModule):
         chosen = [random.choice(np.flatnonzero(labels == label), (len(labels) + label) // 2) for label in (0, 1)]
         return random.permutation(np.concatenate(chosen))
 
-    def _tiles(self, device: torch.device) -> Tiles | DeviceTiles:
+    def _tiles(self, device: torch.device) -> Tiles | DeviceRows:
         """Keep the tiles on the device when they were asked to be there, or fit; load them once."""
         if self._store is None:
             rows = self.data.table["row"].to_numpy()

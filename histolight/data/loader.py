@@ -20,7 +20,8 @@ class Batch(NamedTuple):
     """One step's tiles.
 
     Attributes:
-        tiles: ``(N, S, S, 3)`` uint8 as gathered; the data module makes them ``(N, 3, S, S)`` floats in [0, 1].
+        tiles: ``(N, S, S, 3)`` uint8 as gathered; the data module makes them ``(N, 3, S, S)`` floats in [0, 1]. Where
+            only the last layer learns they may be what enters it, ``(N, F)`` float32.
         labels: ``(N,)`` float32, 0 or 1; between where CutMix or MixUp mixed tiles.
         rows: ``(N,)`` int64, the place of each tile in the tile store.
         seed: Seeds whatever is random about this batch: a function of (seed, epoch, step, process) alone.
@@ -36,7 +37,7 @@ class TileLoader:
     """Iterates over batches of one part of the tiles.
 
     Args:
-        tiles: The tile store, or those tiles of it that are on the device already.
+        tiles: The tile store, or what is on the device already of each tile.
         rows: ``(N,)`` int64, the tiles of this part.
         labels: ``(N,)``, 0 or 1.
         batch_size: Tiles per batch.
@@ -50,7 +51,7 @@ class TileLoader:
 
     def __init__(
         self,
-        tiles: Tiles | DeviceTiles,
+        tiles: Tiles | DeviceRows,
         rows: np.ndarray,
         labels: np.ndarray,
         batch_size: int,
@@ -93,7 +94,7 @@ class TileLoader:
             labels, rows = labels.pin_memory(), rows.pin_memory()
         parts = zip(labels.split(self.batch_size), rows.split(self.batch_size), strict=True)
         steps = ((epoch, step, *part) for step, part in zip(range(len(self)), parts, strict=False))
-        if isinstance(self.tiles, DeviceTiles):
+        if isinstance(self.tiles, DeviceRows):
             yield from (self._batch(*step) for step in steps)
         else:
             yield from self._prefetched(steps)
@@ -110,7 +111,7 @@ class TileLoader:
 
     def _batch(self, epoch: int, step: int, labels: torch.Tensor, rows: torch.Tensor) -> Batch:
         seed = int(np.random.SeedSequence([self.seed, epoch, step, self.share[0]]).generate_state(1)[0])
-        if isinstance(self.tiles, DeviceTiles):
+        if isinstance(self.tiles, DeviceRows):
             return Batch(self.tiles.gather(rows), labels, rows, seed)
         size = self.tiles.image_size
         tiles = torch.empty((len(rows), size, size, 3), dtype=torch.uint8, pin_memory=self.pin)
@@ -118,8 +119,36 @@ class TileLoader:
         return Batch(tiles, labels, rows, seed)
 
 
-class DeviceTiles:
-    """The tiles of a run kept in the device's memory: a batch costs one gather there.
+class DeviceRows:
+    """What is needed of each tile, pixels or features, kept in the device's memory: a batch costs one gather there.
+
+    Args:
+        rows: ``(N,)`` int64, the tiles, by their place in the tile store.
+        values: ``(N, ...)`` on the device.
+    """
+
+    def __init__(self, rows: np.ndarray, values: torch.Tensor) -> None:
+        self._place = torch.full((int(rows.max(initial=-1)) + 1,), -1, dtype=torch.int64)
+        self._place[torch.tensor(rows)] = torch.arange(len(rows))
+        self._store = values
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Gather what is kept of some tiles.
+
+        Args:
+            rows: ``(n,)`` int64 on the CPU, among those kept.
+
+        Returns:
+            ``(n, ...)`` on the device.
+        """
+        places = self._place[rows]
+        if self._store.is_cuda:
+            places = places.pin_memory()
+        return self._store.index_select(0, places.to(self._store.device, non_blocking=True))
+
+
+class DeviceTiles(DeviceRows):
+    """The tiles of a run kept in the device's memory.
 
     Args:
         tiles: The tile store.
@@ -128,22 +157,7 @@ class DeviceTiles:
     """
 
     def __init__(self, tiles: Tiles, rows: np.ndarray, device: torch.device) -> None:
-        self._place = torch.full((len(tiles),), -1, dtype=torch.int64)
-        self._place[torch.tensor(rows)] = torch.arange(len(rows))
-        self._store = torch.empty((len(rows), tiles.image_size, tiles.image_size, 3), dtype=torch.uint8, device=device)
+        store = torch.empty((len(rows), tiles.image_size, tiles.image_size, 3), dtype=torch.uint8, device=device)
         for start in range(0, len(rows), _BLOCK):
-            self._store[start : start + _BLOCK] = torch.from_numpy(tiles.gather(rows[start : start + _BLOCK]))
-
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """Gather tiles.
-
-        Args:
-            rows: ``(n,)`` int64 on the CPU, among those kept.
-
-        Returns:
-            ``(n, S, S, 3)`` uint8 on the device.
-        """
-        places = self._place[rows]
-        if self._store.is_cuda:
-            places = places.pin_memory()
-        return self._store.index_select(0, places.to(self._store.device, non_blocking=True))
+            store[start : start + _BLOCK] = torch.from_numpy(tiles.gather(rows[start : start + _BLOCK]))
+        super().__init__(rows, store)

@@ -189,7 +189,18 @@ def _pool_centre(network: nn.Module, name: str, image_size: int) -> None:
     without = logit(torch.zeros_like)
     if not torch.allclose(logit(only_corner) - without, logit(corner_everywhere) - without, rtol=0.01, atol=0):
         raise _not_averaged(name)
-    change_map(lambda features: features * centre_weights(*features.shape[-2:]).to(features))
+    sizes: list[tuple[int, int]] = []
+
+    def note_size(features: torch.Tensor) -> torch.Tensor:
+        sizes.append((features.shape[-2], features.shape[-1]))
+        return features
+
+    logit(note_size)
+    layer = pool if pool is not None else last
+    assert layer is not None
+    # On the device like the rest, but in no state dict.
+    layer.register_buffer("centre", centre_weights(*sizes[0]), persistent=False)
+    change_map(lambda features: features * layer.get_buffer("centre").to(features.dtype))
 
 
 def _not_averaged(name: str) -> RequestError:

@@ -87,15 +87,50 @@ class Classifier(L.LightningModule):
         return classifier
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Map tiles ``(N, 3, S, S)``, floats in [0, 1], to logits ``(N,)``."""
+        """Map tiles ``(N, 3, S, S)``, floats in [0, 1], or their :meth:`features`, to logits ``(N,)``."""
+        if tiles.ndim == 2:
+            return self.backbone.get_submodule(self.head)(tiles).squeeze(1)
         return self.backbone((tiles - self.mean) / self.std).squeeze(1)
+
+    def features(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Map tiles ``(N, 3, S, S)``, floats in [0, 1], to what enters the last layer: ``(N, F)`` in most networks."""
+        seen: list[torch.Tensor] = []
+        layer = self.backbone.get_submodule(self.head)
+        handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            # Not called: a compiled network would not notice the hook.
+            self.backbone.forward((tiles - self.mean) / self.std)
+        finally:
+            handle.remove()
+        return seen[0]
+
+    @torch.no_grad()
+    def ends_in_head(self) -> bool:
+        """Whether the last layer alone makes the logit of vectors: not of maps, nor together with another layer."""
+        mode, size = self.training, self.image_size
+        tiles = torch.linspace(0, 1, 2 * 3 * size**2, device=self.device).view(2, 3, size, size)
+        features = self.eval().features(tiles)
+        same = features.ndim == 2 and torch.allclose(self(features), self(tiles), rtol=1e-4, atol=1e-6)
+        self.train(mode)
+        return same
 
     def train(self, mode: bool = True) -> Classifier:
         """Set the mode; a frozen backbone stays in evaluation mode, its batch-norm statistics too."""
         super().train(mode)
-        if mode and self.model_config.freeze == "backbone":
+        if mode and self.frozen:
             self.backbone.eval().get_submodule(self.head).train()
         return self
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the backbone learns nothing, ever or in this epoch."""
+        return self.model_config.freeze == "backbone" or self.current_epoch < self.model_config.freeze_epochs
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze the backbone, or thaw it once its epochs are over; the optimizer has known it from the beginning."""
+        if self.model_config.freeze == "none" and self.model_config.freeze_epochs > 0:
+            self.backbone.requires_grad_(not self.frozen).get_submodule(self.head).requires_grad_(True)
+            self.train()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and a schedule that steps with it."""
