@@ -16,7 +16,7 @@ FILES = [(group, name) for group, names in config_groups().items() for name in n
 @pytest.mark.parametrize(("group", "name"), FILES)
 def test_every_file_of_conf_composes_and_passes_the_checks(group: str, name: str) -> None:
     overrides = [f"{group}={name}"]
-    if name in ("kaggle", "pcam", "folder", "notebook", "linear_probe"):
+    if name in ("kaggle", "pcam", "folder", "notebook", "linear_probe", "best"):
         overrides.append("data.root=somewhere")
     config = typed(compose_config(overrides))
     if group in ("model", "optimizer", "scheduler", "logger") and name != "timm":
@@ -84,6 +84,7 @@ def test_the_notebook_experiment_has_the_faults_of_the_notebook() -> None:
         ("experiment=nothing", "experiment=nothing is not known"),
         ("seed=1,2", "seed=1,2 is several values"),
         ("seed", "seed can't be read: write KEY=VALUE"),
+        ("a\nb='", "a b=' can't be read: write KEY=VALUE"),
         ("name=a(b", "name=a(b can't be read"),
         ("hydra.run.dirr=x", "hydra.run.dirr is not a key"),
     ],
