@@ -206,6 +206,8 @@ class TrainerConfig:
             0.99; null keeps the weights themselves.
         swa: Validate and keep the mean of the weights (stochastic weight averaging) from this part of the steps on,
             such as 0.75; until then the weights themselves.
+        find_lr: First draw the loss of a copy of the network at rising learning rates, ``figures/lr_finder.png``, and
+            print which one Smith's range test suggests; the training takes ``optimizer.lr`` all the same.
         patience: Stop after so many epochs without a better validation AUROC; null runs all (early stopping cuts the
             anneal off).
         profiler: ``simple`` or ``pytorch`` prints where the time goes.
@@ -223,6 +225,7 @@ class TrainerConfig:
     clip: float | None = _number(None, above=0)
     ema: float | None = _number(None, above=0, below=1)
     swa: float | None = _number(None, least=0, below=1)
+    find_lr: bool = False
     patience: int | None = _number(None, least=1)
     profiler: str = _choice("none", "simple", "pytorch")
 

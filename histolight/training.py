@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import sys
+import tempfile
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from histolight.callbacks import (
     peak_memory_mb,
 )
 from histolight.compose import to_yaml
-from histolight.config import AugmentConfig, Config, TrainerConfig
+from histolight.config import AugmentConfig, Config, LoggerConfig, TrainerConfig
 from histolight.data.datamodule import TileDataModule
 from histolight.data.prepare import PreparedData, prepare
 from histolight.errors import (
@@ -45,6 +46,7 @@ from histolight.errors import (
 from histolight.evaluation import measure
 from histolight.evaluation.metrics import best_threshold
 from histolight.evaluation.run_report import write_run_report
+from histolight.learning_rates import range_test, show_learning_rates
 from histolight.models.backbones import check_name, check_weights
 from histolight.models.classifier import Classifier
 from histolight.models.losses import positive_weight
@@ -145,10 +147,18 @@ def train(
         datamodule = TileDataModule(data, config, classifier.features if once else None)
         if config.model.freeze_epochs and trainer.world_size > 1:  # DDP waits for gradients of what is frozen
             raise RequestError("model.freeze_epochs needs a single process: use trainer.devices=1 or freeze_epochs=0")
-        if config.trainer.compile != "none":
-            compile_backbone(classifier, config.trainer.compile, trainer.strategy.root_device)
+        if config.trainer.find_lr and trainer.world_size > 1:
+            raise RequestError("trainer.find_lr needs a single process: use trainer.devices=1 or trainer.find_lr=false")
         last = directory / "checkpoints" / "last.ckpt"
         checkpoint = str(last) if resume and last.is_file() else None
+        if config.trainer.find_lr and checkpoint is None:
+            with tempfile.TemporaryDirectory(dir=directory, prefix=".find_lr") as folder, quiet_lightning():
+                apart = dataclasses.replace(config, logger=LoggerConfig("csv"))
+                finding = build_trainer(apart, Path(folder), Speed(), progress=False)
+                rates, losses = range_test(finding, classifier, TileDataModule(data, config))
+            show_learning_rates(rates, losses, config.optimizer.lr, trainer.logger, directory)
+        if config.trainer.compile != "none":
+            compile_backbone(classifier, config.trainer.compile, trainer.strategy.root_device)
         with quiet_lightning():
             try:
                 trainer.fit(classifier, datamodule, ckpt_path=checkpoint, weights_only=True)

@@ -80,6 +80,26 @@ def confusion_figure(scores: np.ndarray, labels: np.ndarray, threshold: float, t
     return figure
 
 
+def learning_rate_figure(rates: np.ndarray, losses: np.ndarray, suggested: float | None) -> Figure:
+    """Draw the loss against the learning rate, on a logarithmic axis.
+
+    Args:
+        rates: ``(N,)``, rising.
+        losses: ``(N,)``.
+        suggested: One of the rates, to be marked.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(rates, losses, color=ACCENT, linewidth=2)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, running mean")
+    if suggested is not None:
+        axes.axvline(suggested, color=QUIET, linewidth=1, linestyle="--", label=f"steepest: {suggested:.1e}")
+        axes.legend(loc="upper left", fontsize=8, frameon=False)
+    axes.set_title("learning rate range test", fontsize=10, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def worst_calls(scores: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
     """Find the wrong calls, the surest one first.
 
