@@ -61,7 +61,7 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
         OmegaConf.to_container(config.hydra.run, resolve=True)
         return config
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise RequestError(" ".join(_translate(error, overrides).split())) from error
+        raise RequestError(_translate(error, overrides)) from error
 
 
 def typed(config: DictConfig) -> Config:

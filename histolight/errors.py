@@ -22,6 +22,9 @@ class HistolightError(Exception):
 
     exit_status = 1
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # names and values that it quotes may hold line breaks
+
 
 class RequestError(HistolightError):
     """The request was wrong: a key, a value, a path, or the data that it names."""
