@@ -62,6 +62,8 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
         return config
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise RequestError(_translate(error, overrides)) from error
+    except OSError as error:  # Hydra looks for a file of the name of every group
+        raise RequestError(f"{max(overrides, key=len, default='')} can't be looked up: {error.strerror}") from error
 
 
 def typed(config: DictConfig) -> Config:

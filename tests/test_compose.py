@@ -85,6 +85,7 @@ def test_the_notebook_experiment_has_the_faults_of_the_notebook() -> None:
         ("seed=1,2", "seed=1,2 is several values"),
         ("seed", "seed can't be read: write KEY=VALUE"),
         ("a\nb='", "a b=' can't be read: write KEY=VALUE"),
+        ("a" * 300 + "=1", "=1 can't be looked up: File name too long"),
         ("name=a(b", "name=a(b can't be read"),
         ("hydra.run.dirr=x", "hydra.run.dirr is not a key"),
     ],
