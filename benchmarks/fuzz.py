@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from histolight import runs
 from histolight.commands import evaluate, explore, finished, predict
@@ -112,7 +113,7 @@ def main(count: int, first: int = 0) -> int:
     sys.addaudithook(lambda event, arguments: _note_write(event, arguments, writes))
     signal.signal(signal.SIGALRM, _too_long)
     begun, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(first, first + count):
+    for number in tqdm(range(first, first + count), unit="case", disable=count == 1):
         chance = random.Random(number)
         kind = kinds[number % len(kinds)]
         with tempfile.TemporaryDirectory(prefix="fuzz") as folder_name:
@@ -134,7 +135,7 @@ def main(count: int, first: int = 0) -> int:
         tried[kind.__name__, outcome] += 1
         if outcome not in ("accepted", "refused"):
             faults += 1
-            print(f"case {number} ({kind.__name__}): {outcome}\n{found}")
+            tqdm.write(f"case {number} ({kind.__name__}): {outcome}\n{found}")
         elif count == 1:
             print(f"case {number} ({kind.__name__}): {outcome}{f': {found}' if outcome == 'refused' else ''}")
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024

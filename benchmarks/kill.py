@@ -168,6 +168,7 @@ def trial(
 
 def start(function: Callable[[], int], folder: Path) -> int:
     """Fork a process that does the work in a folder, and return its id."""
+    sys.stdout.flush()  # or the fork would write what was said so far into its own output
     process = os.fork()
     if process == 0:
         status = 1

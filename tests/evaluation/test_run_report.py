@@ -10,18 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_runs import fake_run
-from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import recall_score, roc_auc_score, roc_curve
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from histolight import runs
 from histolight.config import Config
 from histolight.data.prepare import PreparedData, prepare
 from histolight.errors import HistolightError, RequestError
-from histolight.evaluation.curves import curve_figures, read_curves
+from histolight.evaluation.curves import read_curves
 from histolight.evaluation.measure import measure_part
 from histolight.evaluation.model_card import known_limits
 from histolight.evaluation.run_report import write_run_report
@@ -244,30 +240,6 @@ def test_sensitivity_at_a_specificity_is_the_best_point_of_the_curve(ties: int) 
     one = sensitivity_at_specificity(table.assign(group="one"))
     assert np.isnan(one.low)
     assert one.value == found.value
-
-
-def test_curves_of_several_files_and_of_a_repeated_step_are_one(tmp_path: Path) -> None:
-    for number, points in enumerate([[(1, 0.5), (2, 0.7)], [(2, 0.8), (3, 0.6)]]):
-        writer = EventFileWriter(str(tmp_path / "tensorboard"), filename_suffix=f".{number}")
-        for step, value in points:
-            summary = Summary(value=[Summary.Value(tag="val/auroc", simple_value=value)])
-            writer.add_event(Event(wall_time=float(number), step=step, summary=summary))
-        writer.close()
-    curve = read_curves(tmp_path)["val/auroc"]
-    assert curve.index.tolist() == [1, 2, 3]
-    assert curve.tolist() == pytest.approx([0.5, 0.8, 0.6])
-
-
-def test_curves_come_from_a_csv_too(tmp_path: Path) -> None:
-    (tmp_path / "csv").mkdir()
-    (tmp_path / "csv/metrics.csv").write_text("step,train/loss,val/auroc,epoch\n1,0.9,,0\n2,,0.75,0\n3,0.5,,1\n")
-    curves = read_curves(tmp_path)
-    assert curves["train/loss"].to_dict() == {1: 0.9, 3: 0.5}
-    assert curves["val/auroc"].to_dict() == {2: 0.75}
-    drawn = curve_figures(curves)
-    assert set(drawn) == {"training_loss", "training_auroc"}
-    assert all(isinstance(figure, Figure) for figure, _ in drawn.values())
-    assert read_curves(tmp_path / "nowhere") == {}
 
 
 def test_the_card_knows_the_limits_of_the_run() -> None:
