@@ -45,7 +45,26 @@ FILES = {
         RUN_REPORT + "test_sensitivity_at_a_specificity_is_the_best_point_of_the_curve",
     ],
 }
-OPPOSITE = "Lt LtE Gt GtE Eq NotEq Is IsNot In NotIn Add Sub Mult Div BitAnd BitOr And Or".split()
+OPPOSITE = [
+    "Lt",
+    "LtE",
+    "Gt",
+    "GtE",
+    "Eq",
+    "NotEq",
+    "Is",
+    "IsNot",
+    "In",
+    "NotIn",
+    "Add",
+    "Sub",
+    "Mult",
+    "Div",
+    "BitAnd",
+    "BitOr",
+    "And",
+    "Or",
+]
 SWAPS = {getattr(ast, name): getattr(ast, OPPOSITE[place ^ 1]) for place, name in enumerate(OPPOSITE)}
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "argmin": "argmax", "argmax": "argmin"}
 SECONDS = 60  # of CPU, for the tests of one mutant
@@ -57,7 +76,7 @@ def main(count: int = 100, seed: int = 0) -> int:
     for name in IMPORTED.split():
         importlib.import_module(name)
     for path in FILES:
-        if tested(path) != 0:
+        if run_tests(path) != 0:
             raise SystemExit(f"the tests of {path} fail without a change")
     every = [(path, place) for path in FILES for place in range(len(changes(ast.parse(Path(path).read_text()))))]
     drawn = random.Random(seed).sample(every, min(count or len(every), len(every)))
@@ -70,7 +89,7 @@ def main(count: int = 100, seed: int = 0) -> int:
             before = ast.unparse(tree).splitlines()
             change()
             after = ast.unparse(ast.fix_missing_locations(tree)).splitlines()
-            lives = tested(path, tree) == 0
+            lives = run_tests(path, tree) == 0
             tried[path] += 1
             survived[path] += lives
             if lives:
@@ -128,7 +147,7 @@ def _changes(node: ast.AST) -> list[Callable[[], object]]:
     return []
 
 
-def tested(path: str, tree: ast.Module | None = None) -> int:
+def run_tests(path: str, tree: ast.Module | None = None) -> int:
     """Run the tests of a file in a fork, quietly with the tree in its place; 0 when all pass."""
     process = os.fork()
     if process == 0:

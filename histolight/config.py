@@ -122,6 +122,8 @@ class ModelConfig:
         normalize: ``imagenet`` uses ImageNet's mean and standard deviation, ``none`` leaves pixels in [0, 1], ``auto``
             follows the weights.
         pooling: ``mean`` averages the last feature map, ``centre`` only over the centre third, where the label lies.
+        input_size: Tiles are enlarged (bilinear) to this height and width in pixels in front of the network; null
+            leaves them as they are.
     """
 
     name: str = "densenet121"
@@ -131,6 +133,7 @@ class ModelConfig:
     dropout: float = _number(0.0, least=0, below=1)
     normalize: str = _choice("auto", "imagenet", "none")
     pooling: str = _choice("mean", "centre")
+    input_size: int | None = _number(None, least=32, most=1024)
 
 
 @dataclass
@@ -346,6 +349,11 @@ def _check_together(config: Config) -> None:
         _check_range("loss.pos_weight", weight, {"above": 0})
     if trainer.ema is not None and trainer.swa is not None:
         raise RequestError("trainer.ema and trainer.swa are two averages of the same weights: set one of them")
+    if config.model.input_size is not None and config.model.input_size < data.image_size:
+        raise RequestError(
+            f"model.input_size={config.model.input_size} is smaller than the tiles, data.image_size={data.image_size}: "
+            "it enlarges tiles only"
+        )
     if config.model.freeze_epochs >= trainer.max_epochs:
         raise RequestError(
             f"model.freeze_epochs={config.model.freeze_epochs} leaves none of trainer.max_epochs={trainer.max_epochs} "

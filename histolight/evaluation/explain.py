@@ -79,7 +79,7 @@ def explain(
     Raises:
         RequestError: The network has no feature map to explain.
     """
-    layer, last_layer = feature_layers(classifier.backbone, tiles.image_size)
+    layer, last_layer = feature_layers(classifier.backbone, classifier.input_size)
     shown = pick_tiles(predictions, threshold, count)
     size = min(SAMPLE, len(predictions))
     sample = np.random.default_rng(seed).choice(len(predictions), size, replace=False)

@@ -76,7 +76,7 @@ def build_backbone(name: str, image_size: int, dropout: float = 0.0, pooling: st
 
     Args:
         name: A classification network of torchvision, ``p4m_densenet``, or ``timm/NAME``.
-        image_size: Height and width of the tiles in pixels.
+        image_size: Height and width in pixels of what enters the network.
         dropout: Probability of an extra dropout in front of the last layer; a network's own dropout stays.
         pooling: ``mean``, or ``centre``: see :func:`centre_weights`.
 
@@ -94,7 +94,7 @@ def build_backbone(name: str, image_size: int, dropout: float = 0.0, pooling: st
         if image_size % MULTIPLE:
             raise RequestError(
                 f"model.name={P4M} is symmetric only on tiles whose side is a multiple of {MULTIPLE}, and "
-                f"data.image_size={image_size} is none: choose another size or another network"
+                f"{image_size} is none: choose another model.input_size or another network"
             )
         network, head, statistics = P4MDenseNet(), "classifier", IMAGENET
     else:
@@ -232,7 +232,7 @@ def load_weights(network: nn.Module, head: str, config: ModelConfig, image_size:
         head: Dotted name of its last layer.
         config: Its ``weights`` is ``imagenet`` (downloaded by torchvision or timm), null (nothing to do), or the path
             of a state dict.
-        image_size: Height and width of the tiles in pixels.
+        image_size: Height and width in pixels of what enters the network.
 
     Raises:
         RequestError: The file is missing, is no plain state dict, or belongs to another network; or there are no such

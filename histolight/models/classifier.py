@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.nn.functional import interpolate
 from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.utilities.distributed import gather_all_tensors
 
@@ -59,10 +60,11 @@ class Classifier(L.LightningModule):
         self.loss_config = LossConfig(**loss)
         self.pos_weight = pos_weight
         self.image_size = image_size
+        self.input_size = self.model_config.input_size or image_size
         self.stain = stain
 
         backbone = build_backbone(
-            self.model_config.name, image_size, self.model_config.dropout, self.model_config.pooling
+            self.model_config.name, self.input_size, self.model_config.dropout, self.model_config.pooling
         )
         self.backbone, self.head = backbone.network, backbone.head
         self.backbone.to(memory_format=torch.channels_last)
@@ -83,14 +85,19 @@ class Classifier(L.LightningModule):
         """Build a classifier as a configuration says and load its pretrained weights."""
         sections = {name: asdict(getattr(config, name)) for name in ("model", "optimizer", "scheduler", "loss")}
         classifier = cls(**sections, pos_weight=pos_weight, image_size=config.data.image_size, stain=config.data.stain)
-        load_weights(classifier.backbone, classifier.head, config.model, config.data.image_size)
+        load_weights(classifier.backbone, classifier.head, config.model, classifier.input_size)
         return classifier
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         """Map tiles ``(N, 3, S, S)``, floats in [0, 1], or their :meth:`features`, to logits ``(N,)``."""
         if tiles.ndim == 2:
             return self.backbone.get_submodule(self.head)(tiles).squeeze(1)
-        return self.backbone((tiles - self.mean) / self.std).squeeze(1)
+        return self.backbone(self._network_input(tiles)).squeeze(1)
+
+    def _network_input(self, tiles: torch.Tensor) -> torch.Tensor:
+        if self.input_size != self.image_size:
+            tiles = interpolate(tiles, size=self.input_size, mode="bilinear")
+        return (tiles - self.mean) / self.std
 
     def features(self, tiles: torch.Tensor) -> torch.Tensor:
         """Map tiles ``(N, 3, S, S)``, floats in [0, 1], to what enters the last layer: ``(N, F)`` in most networks."""
@@ -99,7 +106,7 @@ class Classifier(L.LightningModule):
         handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
             # Not called: a compiled network would not notice the hook.
-            self.backbone.forward((tiles - self.mean) / self.std)
+            self.backbone.forward(self._network_input(tiles))
         finally:
             handle.remove()
         return seen[0]
