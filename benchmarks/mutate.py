@@ -156,16 +156,19 @@ def run_tests(path: str, tree: ast.Module | None = None) -> int:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
-            sys.meta_path.insert(0, Finder(path, compile(tree, path, "exec")))
-        os._exit(pytest.main(["-n0", "-x", "-q", "--tb=short", "-p", "no:cacheprovider", path, *FILES[path]]))
+        arguments = ["-n0", "-x", "-q", "--tb=short", "-p", "no:cacheprovider", path, *FILES[path]]
+        os._exit(pytest.main(arguments, [Finder(path, compile(tree, path, "exec"))] if tree else []))
     return os.waitpid(process, 0)[1]
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds one module, and gives it other code."""
+    """Finds one module, and gives it other code; a plugin of pytest, whose own finder would else come first."""
 
     def __init__(self, path: str, code: CodeType) -> None:
         self.name, self.path, self.code = path.removesuffix(".py").replace("/", "."), str(ROOT / path), code
+
+    def pytest_configure(self) -> None:  # noqa: D102
+        sys.meta_path.insert(0, self)
 
     def find_spec(self, name: str, *_: object) -> importlib.machinery.ModuleSpec | None:  # noqa: D102
         if name != self.name:
