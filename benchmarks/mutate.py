@@ -165,13 +165,15 @@ class Finder(importlib.abc.MetaPathFinder):
     """Finds one module, and gives it other code; a plugin of pytest, whose own finder would else come first."""
 
     def __init__(self, path: str, code: CodeType) -> None:
-        self.name, self.path, self.code = path.removesuffix(".py").replace("/", "."), str(ROOT / path), code
+        # Folders of histolight are namespace packages: the module's own doctests know it by its last name.
+        self.names = (path.removesuffix(".py").replace("/", "."), Path(path).stem)
+        self.path, self.code = str(ROOT / path), code
 
     def pytest_configure(self) -> None:  # noqa: D102
         sys.meta_path.insert(0, self)
 
     def find_spec(self, name: str, *_: object) -> importlib.machinery.ModuleSpec | None:  # noqa: D102
-        if name != self.name:
+        if name not in self.names:
             return None
         loader = importlib.machinery.SourceFileLoader(name, self.path)
         loader.get_code = lambda _: self.code  # type: ignore[method-assign]

@@ -153,13 +153,36 @@ def test_slides_of_one_class_each_still_give_both_classes_to_each_part():
 
 @pytest.mark.parametrize(
     ("slides", "fraction", "expected"),
-    [(60, 0.4, 0.4), (60, 0.15, 0.15), (60, 0.03, 0.03), (20, 0.03, 0.05), (3, 0.2, 0.33), (40, 0.5, 0.5)],
+    [
+        (60, 0.4, 0.4),
+        (60, 0.15, 0.15),
+        (60, 0.03, 0.03),
+        (20, 0.03, 0.05),
+        (3, 0.2, 0.33),
+        (40, 0.5, 0.5),
+        (4, 0.95, 0.75),
+        (20, 0.9, 0.9),
+    ],
 )
 def test_whole_slides_come_as_near_to_the_fraction_as_they_can(slides, fraction, expected):
     tiles = table(6000, slides=slides)
     split, _ = make_split(tiles, DataConfig(val_fraction=fraction))
     assert (split == "val").mean() == pytest.approx(expected, abs=0.02)
     assert (split.groupby(tiles["group"]).nunique() == 1).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_slide_larger_than_the_part_is_not_drawn(seed):
+    tiles = table(100).assign(label=[0, 1] * 50, group=["large"] * 50 + [f"small_{row // 10}" for row in range(50)])
+    split, _ = make_split(tiles, DataConfig(val_fraction=0.1, seed=seed))
+    assert (split == "val").sum() == 10
+
+
+def test_as_many_folds_as_there_are_tiles_of_the_rarer_class():
+    tiles = table(20).assign(label=[1] * 5 + [0] * 15)
+    for fold in range(5):
+        split, _ = make_split(tiles, DataConfig(fold=fold))
+        assert tiles["label"][split == "val"].tolist().count(1) == 1
 
 
 def test_slides_on_several_sides_of_a_given_split_are_warned_of(caplog):

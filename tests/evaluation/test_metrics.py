@@ -63,7 +63,8 @@ def test_a_score_of_exactly_the_threshold_is_negative():
 
 def test_a_score_of_one_shares_the_last_bin():
     # sigmoid(40) is 1 in float32, sigmoid(3) is 0.9526: one bin of two tiles, mean score 0.9763, half of them positive.
-    figures = classification_metrics(torch.tensor([40.0, 3.0]), torch.tensor([1, 0]))
+    # In bins of their own they would give (1 + 1 - 0.9526) / 2.
+    figures = classification_metrics(torch.tensor([40.0, 3.0]), torch.tensor([0, 1]))
     assert figures["ece"] == pytest.approx(0.976287 - 0.5, abs=1e-5)
 
 
@@ -112,6 +113,13 @@ def test_threshold_is_the_best_of_all(seed, grid):
     assert quality(threshold) == pytest.approx(qualities.max())
     nearest = np.abs(candidates[np.isclose(qualities, qualities.max())] - 0.5).min()
     assert abs(threshold - 0.5) == pytest.approx(nearest)
+
+
+@pytest.mark.parametrize(
+    ("scores", "threshold"), [([0.125, 0.375, 0.75, 1.0], 0.25), ([0.0, 0.25, 0.625, 0.875], 0.75)]
+)
+def test_of_equally_good_thresholds_the_one_nearest_to_one_half_is_taken(scores, threshold):
+    assert best_threshold(torch.tensor(scores), torch.tensor([0, 1, 0, 1])) == threshold
 
 
 def test_threshold_separates_neighbouring_float32_scores():
