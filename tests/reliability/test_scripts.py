@@ -1,7 +1,8 @@
-"""Short forms of the long scripts of ``benchmarks/``: kills at random moments, and bad input at random."""
+"""Short forms of the long scripts of ``benchmarks/``: kills at random moments, bad input and changed code at random."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,3 +23,11 @@ def test_bad_input_is_refused_in_one_line() -> None:
 
 def test_what_was_killed_goes_on_to_the_same_result() -> None:
     assert "4 kills, 0 failures" in run_script("kill.py", "4", "7")
+
+
+def test_changes_of_the_code_are_noticed_by_its_tests() -> None:
+    counts = re.findall(
+        r"^\| histolight/\S+ \| \d+ \| (\d+) \| (\d+) \| \d+ \|$", run_script("mutate.py", "8"), re.MULTILINE
+    )
+    assert sum(int(tried) for tried, _ in counts) == 8
+    assert sum(int(killed) for _, killed in counts) > 0
