@@ -144,11 +144,13 @@ def test_a_split_that_cannot_be_is_refused(tiles, values, message):
     assert "\n" not in str(caught.value)
 
 
-def test_slides_of_one_class_each_still_give_both_classes_to_each_part():
-    tiles = table(300, slides=6)
-    tiles["label"] = tiles["group"].str.startswith("tumor").astype(np.int8)
-    split, _ = make_split(tiles, DataConfig(val_fraction=0.33))
+@pytest.mark.parametrize("seed", range(8))
+def test_slides_of_one_class_each_still_give_both_classes_to_each_part(seed):
+    """Four folds share two slides with tumour: two of them have none."""
+    tiles = table(80).assign(group=[f"slide_{row // 10}" for row in range(80)], label=[1] * 20 + [0] * 60)
+    split, _ = make_split(tiles, DataConfig(val_fraction=0.25, seed=seed))
     assert (tiles["label"].groupby(split).nunique() == 2).all()
+    assert (split == "val").mean() == 0.25
 
 
 @pytest.mark.parametrize(
