@@ -1,9 +1,9 @@
 """Say how well runs do on other slides, and what is missing there: the tables of docs/accuracy.md.
 
-Takes folders of `histolight evaluate run=RUN data=… calibrate=true`. Beside their own figures: the ECE of the calibrated
-scores once they are told the share of tumour (the difference of its log odds from validation's added to the logits;
-Saerens, Latinne and Decaestecker 2002), and the accuracy at the threshold that is best on the other slides, which nobody
-knows beforehand. The last row takes the mean of the logits of all of them.
+Takes folders of `histolight evaluate run=RUN data=… calibrate=true`. Beside their own figures: the ECE of the
+calibrated scores once they are told the share of tumour (the difference of its log odds from validation's added to
+the logits; Saerens, Latinne and Decaestecker 2002), and the accuracy at the threshold that is best on the other
+slides, which nobody knows beforehand. The last row takes the mean of the logits of all of them.
 
     python benchmarks/other_slides.py EVALUATION [EVALUATION ...]
 """
