@@ -1,6 +1,10 @@
 """Write a ``data.groups`` file of pseudo-slides: tiles of like stain, for data whose slides nobody knows.
 
 A split by these groups validates on stains that training has not seen, as other slides would be; it takes no label.
+`--clusters` is the number of slides to imitate, 20; with 2 they are very likely the two hospitals of Kaggle's tiles.
+
+    python benchmarks/pseudo_slides.py FILE.csv data=kaggle data.root=FOLDER --clusters 2
+    histolight train data=kaggle data.root=FOLDER data.groups=FILE.csv data.folds=2 data.fold=0
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ def stain_features(tiles: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     """Cluster, write the file, print the sizes."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="CSV to write: id,slide")
     parser.add_argument("overrides", nargs="+", help="as for histolight train: data=kaggle data.root=FOLDER …")
     parser.add_argument("--clusters", type=int, default=20)
