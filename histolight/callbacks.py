@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_avg_fn
@@ -38,6 +38,7 @@ class Speed(L.Callback):
         self.seconds = 0.0
         self.waited = 0.0
         self.loss = math.nan
+        self.rate = math.nan  # training tiles per second in this epoch, when the loss was read
         self.anonymous_memory_mb = math.nan  # the most that was seen when the loss was read
         self._begun = self._ended = self._fit_begun = 0.0
         self._elapsed_before = 0.0
@@ -92,6 +93,7 @@ class Speed(L.Callback):
                     f"the loss became {self.loss} in epoch {trainer.current_epoch}, step {batch_idx}: "
                     "try a lower optimizer.lr or trainer.clip=1"
                 )
+            self.rate = self._tiles_of_epoch / (time.perf_counter() - self._begun)
             self._log(trainer)
             self.anonymous_memory_mb = max(anonymous_memory_mb(), self.anonymous_memory_mb)
         if last:
@@ -103,9 +105,9 @@ class Speed(L.Callback):
     def _log(self, trainer: L.Trainer) -> None:
         if trainer.logger is None:
             return
-        rate = self._tiles_of_epoch / (time.perf_counter() - self._begun)
-        figures = {"train/loss": self.loss, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
-        figures |= {"speed/tiles_per_second": rate, "speed/data_wait_seconds": self.waited}
+        # The last group holds the last layer, whose peak is optimizer.lr.
+        figures = {"train/loss": self.loss, "learning_rate": trainer.optimizers[0].param_groups[-1]["lr"]}
+        figures |= {"speed/tiles_per_second": self.rate, "speed/data_wait_seconds": self.waited}
         trainer.logger.log_metrics(figures, trainer.global_step)
 
 
@@ -119,8 +121,7 @@ class Progress(TQDMProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Name the figures at the end of the bar."""
         figures = {"loss": f"{self._speed.loss:.3f}"}
-        if (elapsed := time.perf_counter() - self._speed._begun) > 0:
-            figures["tiles/s"] = f"{self._speed._tiles_of_epoch / elapsed:.0f}"
+        figures["tiles/s"] = f"{self._speed.rate:.0f}"
         if "val/auroc" in trainer.callback_metrics:
             figures["val_auroc"] = f"{float(trainer.callback_metrics['val/auroc']):.4f}"
         return figures
@@ -142,6 +143,15 @@ class EpochLines(L.Callback):
             file=sys.stderr,
             flush=True,
         )
+
+
+class Patience(EarlyStopping):
+    """Lightning's early stopping, which also where it is continued after its last epoch trains no further one."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop at once where the patience was at its end when the checkpoint was saved."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -220,7 +230,7 @@ class TileGrid(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Log the grid at the very first step."""
-        if trainer.global_step == 0 and batch.tiles.ndim == 4:  # no features
+        if trainer.global_step == batch_idx == 0 and batch.tiles.ndim == 4:  # no features
             log_tiles(trainer.logger, "augmented training tiles", batch.tiles[:32], 0)
 
 

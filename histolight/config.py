@@ -160,6 +160,8 @@ class OptimizerConfig:
 class SchedulerConfig:
     """The learning rate over time; it steps every batch.
 
+    one_cycle also lowers the first beta of adam and adamw from 0.95 to 0.85 and back, as PyTorch's does.
+
     Attributes:
         name: ``one_cycle``, ``cosine`` (from the peak to zero) or ``constant``.
         pct_start: Part of the steps in which one_cycle rises.
@@ -213,7 +215,7 @@ class TrainerConfig:
             print which one Smith's range test suggests; the training takes ``optimizer.lr`` all the same.
         patience: Stop after so many epochs without a better validation AUROC; null runs all (early stopping cuts the
             anneal off).
-        profiler: ``simple`` or ``pytorch`` prints where the time goes.
+        profiler: ``simple`` or ``pytorch`` writes where the time goes into the run directory, ``fit-profile.txt``.
     """
 
     max_epochs: int = _number(5, least=1)

@@ -17,13 +17,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.profilers import Profiler, PyTorchProfiler, SimpleProfiler
 
 from histolight import loggers, runs
 from histolight.callbacks import (
     AtomicCheckpoints,
     AveragedWeights,
     EpochLines,
+    Patience,
     Progress,
     RunCheckpoint,
     Speed,
@@ -72,6 +73,10 @@ def check_request(config: Config) -> Config:
     loggers.check_logger(config.logger)
     if config.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise RequestError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu or trainer=auto")
+    if config.trainer.precision == "16-mixed" and (
+        config.trainer.accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    ):
+        raise RequestError("trainer.precision=16-mixed needs a GPU: use trainer.precision=auto")
     devices, gpus = config.trainer.devices, torch.cuda.device_count()
     if config.trainer.accelerator != "cpu" and devices.isdigit() and 0 < gpus < int(devices):
         raise RequestError(f"trainer.devices={devices}, but there are {gpus} GPUs here")
@@ -200,7 +205,7 @@ def _faults_in_one_line(directory: Path) -> Iterator[None]:
     again = command_line("histolight", "train", f"run={directory}")
     try:
         yield
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, SystemExit) as error:  # the one outside Lightning, the other in its learning rate finder
         raise InterruptionError(f"interrupted: continue with {again}") from error
     except torch.OutOfMemoryError as error:
         raise HistolightError(
@@ -269,7 +274,7 @@ def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool 
         RunCheckpoint(directory / "checkpoints", filename="last"),
     ]
     if settings.patience is not None:
-        callbacks.append(EarlyStopping("val/auroc", mode="max", patience=settings.patience))
+        callbacks.append(Patience("val/auroc", mode="max", patience=settings.patience))
     torch.set_float32_matmul_precision("high")
     with quiet_lightning():
         return L.Trainer(
@@ -283,7 +288,7 @@ def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool 
             benchmark=not settings.deterministic,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip,
-            profiler=None if settings.profiler == "none" else settings.profiler,
+            profiler=_build_profiler(settings.profiler, directory),
             logger=loggers.build_logger(config, directory),
             callbacks=callbacks,
             plugins=[AtomicCheckpoints()],
@@ -293,6 +298,13 @@ def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool 
             enable_model_summary=False,
             enable_progress_bar=bar,
         )
+
+
+def _build_profiler(name: str, directory: Path) -> Profiler | None:
+    """Build the profiler that writes its table of each stage into the run directory."""
+    if name == "none":
+        return None
+    return {"simple": SimpleProfiler, "pytorch": PyTorchProfiler}[name](dirpath=directory, filename="profile")
 
 
 def resolve_precision(settings: TrainerConfig) -> str:

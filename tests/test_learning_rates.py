@@ -12,8 +12,10 @@ from PIL import Image
 
 from histolight.compose import compose_config, typed
 from histolight.data.prepare import prepare
-from histolight.errors import RequestError
+from histolight.errors import InterruptionError, RequestError
 from histolight.learning_rates import steepest
+from histolight.models.classifier import Classifier
+from histolight.runs import read_metrics
 from histolight.training import check_request, train
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -44,6 +46,16 @@ def test_the_curve_is_drawn_and_logged_and_the_training_is_none_the_worse(
         assert picture.size == (720, 480)
     kept = {path.relative_to(tmp_path / "found").parts[0] for path in (tmp_path / "found").rglob("*")}
     assert not [name for name in kept if name.startswith(".find_lr")]
+
+
+def test_an_interruption_says_how_to_continue(small: list[str], tmp_path: Path, monkeypatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Classifier, "training_step", interrupt)
+    with pytest.raises(InterruptionError, match="interrupted: continue with histolight train run="):
+        run([*small, "trainer.find_lr=true"], tmp_path / "run")
+    assert read_metrics(tmp_path / "run")["status"] == "interrupted"
 
 
 def test_nothing_is_suggested_where_the_loss_only_rises() -> None:

@@ -22,7 +22,7 @@ from histolight.compose import compose_config, typed
 from histolight.config import Config
 from histolight.data.datamodule import TileDataModule
 from histolight.data.prepare import PreparedData, prepare
-from histolight.errors import HistolightError, InterruptionError
+from histolight.errors import HistolightError, InterruptionError, RequestError
 from histolight.models.classifier import Classifier
 from histolight.training import check_request, resolve_precision, train
 
@@ -353,7 +353,13 @@ def test_learning_happens(small: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["trainer.accumulate=2", "trainer.clip=1"], ["model.freeze=backbone"], ["loss.label_smoothing=0.1"]]
+    "options",
+    [
+        ["trainer.accumulate=2", "trainer.clip=1"],
+        ["trainer.precision=bf16-mixed", "trainer.clip=1"],
+        ["model.freeze=backbone"],
+        ["loss.label_smoothing=0.1"],
+    ],
 )
 def test_options_of_the_trainer_run(options: list[str], small: list[str], tmp_path: Path) -> None:
     assert run([*small, "trainer.max_epochs=1", *options, "logger=csv"], tmp_path / "run")["status"] == "completed"
@@ -370,6 +376,41 @@ def test_a_frozen_backbone_does_not_move(small: list[str], tmp_path: Path) -> No
     fresh = Classifier(**dict(trained.hparams))
     moved = {key for key, value in trained.state_dict().items() if not torch.equal(value, fresh.state_dict()[key])}
     assert moved == {"backbone.fc.weight", "backbone.fc.bias"}
+
+
+@pytest.mark.parametrize(("name", "line"), [("simple", "optimizer_step"), ("pytorch", "aten::conv2d")])
+def test_a_profile_lies_in_the_run_directory(name: str, line: str, small: list[str], tmp_path: Path) -> None:
+    run([*small, "trainer.max_epochs=1", f"trainer.profiler={name}"], tmp_path / "run")
+    assert line in (tmp_path / "run" / "fit-profile.txt").read_text()
+
+
+def test_the_logged_learning_rate_is_that_of_the_last_layer(small: list[str], tmp_path: Path) -> None:
+    overrides = [*small, "optimizer.backbone_lr_factor=0.1", "scheduler=constant", "trainer.max_epochs=1"]
+    run([*overrides, "optimizer.lr=1e-4", "logger=csv"], tmp_path / "run")
+    logged = pd.read_csv(tmp_path / "run" / "csv" / "metrics.csv")["learning_rate"].dropna()
+    assert set(logged.round(9)) == {1e-4}
+
+
+def test_a_run_whose_patience_is_over_trains_no_further_epoch(small: list[str], tmp_path: Path, monkeypatch) -> None:
+    auroc = iter([0.9, 0.8, 0.7, 0.99])
+    original = Classifier.log_dict
+    monkeypatch.setattr(
+        Classifier, "log_dict", lambda self, figures: original(self, {**figures, "val/auroc": next(auroc)})
+    )
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    overrides = [*small, "trainer.patience=2", "trainer.max_epochs=8"]
+    with monkeypatch.context() as patch, pytest.raises(InterruptionError):
+        patch.setattr("histolight.training._measure_parts", interrupt)
+        run(overrides, tmp_path / "run")
+    assert run(overrides, tmp_path / "run", resume=True)["epochs"] == 3
+
+
+def test_half_precision_that_a_cpu_does_not_have_is_refused(small: list[str]) -> None:
+    with pytest.raises(RequestError, match="trainer.precision=16-mixed needs a GPU"):
+        check_request(typed(compose_config([*small, "trainer.precision=16-mixed"])))
 
 
 def test_precision_is_never_half_on_a_cpu(small_config: Config) -> None:

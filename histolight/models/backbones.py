@@ -88,7 +88,9 @@ def build_backbone(name: str, image_size: int, dropout: float = 0.0, pooling: st
         timm = _import_timm(name)
         network = timm.create_model(name.removeprefix("timm/"), pretrained=False, num_classes=1)
         layer = network.get_classifier()
-        head = next(path for path, module in network.named_modules() if module is layer)
+        head = next((path for path, module in network.named_modules() if module is layer), None)
+        if head is None:
+            raise RequestError(f"model.name={name} has more than one last layer: choose another network")
         statistics = (network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
     elif name == P4M:
         if image_size % MULTIPLE:
@@ -107,6 +109,8 @@ def build_backbone(name: str, image_size: int, dropout: float = 0.0, pooling: st
             network = torchvision.models.get_model(name, weights=None, num_classes=1, **options)
         except (AssertionError, ValueError, RuntimeError) as error:
             raise _too_small(name, image_size) from error
+        if name.startswith("squeezenet"):
+            network.classifier[2] = nn.Identity()  # a ReLU behind the last layer: no logit could be negative
         head = [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
         statistics = HALF if name in AUXILIARY else IMAGENET
     _check_size(network, name, image_size)
@@ -160,14 +164,14 @@ def _pool_centre(network: nn.Module, name: str, image_size: int) -> None:
     layers = dict(network.named_modules())
     pool, last = (next((layers[key] for key in keys if key in layers), None) for keys in (_POOLS, _LAST_MAPS))
 
-    def change_map(change: Callable[[torch.Tensor], torch.Tensor]) -> RemovableHandle:
+    def change_map(change: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> RemovableHandle:
         if pool is not None:
-            return pool.register_forward_pre_hook(lambda _, features: change(features[0]))
+            return pool.register_forward_pre_hook(lambda layer, features: change(layer, features[0]))
         assert last is not None
-        return last.register_forward_hook(lambda _, __, features: change(features))
+        return last.register_forward_hook(lambda layer, _, features: change(layer, features))
 
     def logit(change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        training, handle = network.training, change_map(change)
+        training, handle = network.training, change_map(lambda _, features: change(features))
         try:
             with torch.inference_mode():
                 return network.eval()(torch.linspace(-2, 2, 3 * image_size**2).view(1, 3, image_size, image_size))
@@ -200,7 +204,8 @@ def _pool_centre(network: nn.Module, name: str, image_size: int) -> None:
     assert layer is not None
     # On the device like the rest, but in no state dict.
     layer.register_buffer("centre", centre_weights(*sizes[0]), persistent=False)
-    change_map(lambda features: features * layer.get_buffer("centre").to(features.dtype))
+    # Of the layer that runs, which in a copy of the network is another one.
+    change_map(lambda layer, features: features * layer.get_buffer("centre").to(features.dtype))
 
 
 def _not_averaged(name: str) -> RequestError:
@@ -245,7 +250,10 @@ def load_weights(network: nn.Module, head: str, config: ModelConfig, image_size:
     state = _imagenet_state(config.name) if config.weights == "imagenet" else _read_state(config.weights)
     # torchvision's DenseNet files date from before "norm.1" became "norm1".
     state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): value for key, value in state.items()}
-    if isinstance(network, VisionTransformer):
+    # model.dropout puts the last layer at the second place of a Sequential.
+    own_head = f"{head}.1." if isinstance(network.get_submodule(head), nn.Sequential) else f"{head}."
+    state = {re.sub(rf"^{re.escape(head)}\.(1\.)?", own_head, key): value for key, value in state.items()}
+    if isinstance(network, VisionTransformer) and "encoder.pos_embedding" in state:
         state = dict(interpolate_embeddings(image_size, network.patch_size, state))
     own = network.state_dict()
     of_head = re.compile(rf"{re.escape(head)}\.|aux[12]\.|AuxLogits\.")

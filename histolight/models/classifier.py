@@ -15,7 +15,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from histolight.config import Config, LossConfig, ModelConfig, OptimizerConfig, SchedulerConfig
 from histolight.data.loader import Batch
 from histolight.evaluation.metrics import classification_metrics
-from histolight.models.backbones import PIXELS, build_backbone, load_weights
+from histolight.models.backbones import IMAGENET, PIXELS, build_backbone, load_weights
 from histolight.models.losses import binary_loss
 from histolight.models.optimizers import build_optimizer, build_scheduler, parameter_groups
 
@@ -68,7 +68,9 @@ class Classifier(L.LightningModule):
         )
         self.backbone, self.head = backbone.network, backbone.head
         self.backbone.to(memory_format=torch.channels_last)
-        mean, std = PIXELS if self.model_config.normalize == "none" else (backbone.mean, backbone.std)
+        mean, std = {"none": PIXELS, "imagenet": IMAGENET, "auto": (backbone.mean, backbone.std)}[
+            self.model_config.normalize
+        ]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         if self.model_config.freeze == "backbone":
@@ -142,7 +144,9 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and a schedule that steps with it."""
         groups = parameter_groups(self.backbone, self.head, self.optimizer_config)
-        optimizer = build_optimizer(groups, self.optimizer_config)
+        # Lightning can't clip the gradients of a fused optimizer in mixed precision.
+        fused = self.trainer.gradient_clip_val is None or self.trainer.precision == "32-true"
+        optimizer = build_optimizer(groups, self.optimizer_config, fused)
         steps = int(self.trainer.estimated_stepping_batches)
         if self.scheduler_config.total_epochs is not None:
             assert self.trainer.max_epochs is not None

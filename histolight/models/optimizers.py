@@ -34,9 +34,9 @@ def parameter_groups(network: nn.Module, head: str, config: OptimizerConfig) -> 
     return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Build the optimizer of :func:`parameter_groups`; fused where PyTorch has a fused one for their device."""
-    fused = all(parameter.device.type in ("cuda", "cpu") for group in groups for parameter in group["params"])
+def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, fused: bool = True) -> torch.optim.Optimizer:
+    """Build the optimizer of :func:`parameter_groups`; fused, if allowed, where PyTorch has one for their device."""
+    fused &= all(parameter.device.type in ("cuda", "cpu") for group in groups for parameter in group["params"])
     if config.name == "sgd":
         nesterov = config.momentum > 0
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)
@@ -70,6 +70,7 @@ def build_scheduler(
             pct_start=config.pct_start,
             div_factor=config.div_factor,
             final_div_factor=config.final_div_factor,
+            cycle_momentum="momentum" not in optimizer.defaults,  # which is a setting of ours
         )
     if config.name == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, T_max=total_steps)

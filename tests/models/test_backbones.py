@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 import sys
@@ -59,12 +60,16 @@ def test_a_state_dict_is_loaded_but_for_its_head(pretrained: Path) -> None:
     assert torch.equal(backbone.network.fc.weight, head)
 
 
-def test_a_head_with_one_logit_is_loaded_too(tmp_path: Path) -> None:
-    state = build_backbone("resnet18", 96).network.state_dict()
-    torch.save(state, tmp_path / "own.pth")
-    backbone = build_backbone("resnet18", 96)
-    load_weights(backbone.network, backbone.head, ModelConfig("resnet18", str(tmp_path / "own.pth")), 96)
-    assert torch.equal(backbone.network.fc.weight, state["fc.weight"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize(("saved", "loaded"), [(0.0, 0.0), (0.0, 0.2), (0.2, 0.0), (0.2, 0.2)])
+def test_a_head_with_one_logit_is_loaded_too(name: str, saved: float, loaded: float, tmp_path: Path) -> None:
+    network = build_backbone(name, 96, dropout=saved).network.eval()
+    torch.save(network.state_dict(), tmp_path / "own.pth")
+    backbone = build_backbone(name, 96, dropout=loaded)
+    load_weights(backbone.network, backbone.head, ModelConfig(name, str(tmp_path / "own.pth")), 96)
+    tiles = torch.rand(2, 3, 96, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(backbone.network.eval()(tiles), network(tiles))
 
 
 def test_dropout_in_front_of_the_head_does_not_disturb_the_weights(pretrained: Path) -> None:
@@ -96,6 +101,22 @@ def test_missing_surplus_and_reshaped_keys_are_listed(pretrained: Path, tmp_path
         load_weights(backbone.network, backbone.head, ModelConfig("resnet18", str(tmp_path / "odd.pth")), 96)
     for text in ("1 missing (layer1.0.conv1.weight)", "1 surplus (zebra)", "1 of another shape (conv1.weight)"):
         assert text in str(caught.value)
+
+
+def test_weights_of_another_network_are_refused_by_a_transformer_too(pretrained: Path) -> None:
+    backbone = build_backbone("vit_b_32", 96)
+    with pytest.raises(RequestError, match=r"doesn't fit model.name=vit_b_32: keys \d+ missing .*; \d+ surplus"):
+        load_weights(backbone.network, backbone.head, ModelConfig("vit_b_32", str(pretrained)), 96)
+
+
+def test_squeezenet_can_call_a_tile_benign() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("squeezenet1_1", 96)
+    torch.nn.init.constant_(backbone.network.get_submodule(backbone.head).bias, -1.0)
+    logits = backbone.network(torch.rand(4, 3, 96, 96))
+    assert (logits < 0).all()
+    logits.sum().backward()
+    assert backbone.network.get_submodule(backbone.head).weight.grad.any()
 
 
 class Malicious:
@@ -169,6 +190,12 @@ def test_an_unknown_name_of_timm_is_answered_with_the_nearest(name: str, near: s
     check_name(near)
 
 
+def test_a_network_of_timm_with_two_last_layers_is_refused() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(RequestError, match="has more than one last layer: choose another network"):
+        build_backbone("timm/levit_128s", 224)
+
+
 def test_without_timm_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(RequestError, match=r"needs timm: install histolight with its extra, histolight\[timm\]"):
@@ -221,6 +248,12 @@ def test_centre_pooling_averages_the_centre_of_the_last_map(name: str) -> None:
     assert maps[0].shape[-2:] == (9, 9)
     expected = maps[0][..., 3:6, 3:6].relu() if name == "densenet121" else maps[0][..., 3:6, 3:6]
     torch.testing.assert_close(head_inputs[0], expected.mean((-2, -1)), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_a_copy_of_a_network_with_centre_pooling_runs_on_its_own_device(name: str) -> None:
+    network = build_backbone(name, 96, pooling="centre").network
+    assert copy.deepcopy(network).to("meta")(torch.zeros(2, 3, 96, 96, device="meta")).device.type == "meta"
 
 
 @pytest.mark.parametrize("name", ["vgg11", "alexnet", "squeezenet1_1", "vit_b_32", "swin_t", "googlenet"])

@@ -37,6 +37,13 @@ def test_loss_of_half_precision_logits_is_computed_in_float32() -> None:
     assert float(loss) == pytest.approx(30.0)
 
 
+def test_the_weight_of_positive_tiles_is_not_rounded_to_half_precision() -> None:
+    logit = torch.tensor([0.0], dtype=torch.bfloat16)
+    assert float(binary_loss(logit, torch.tensor([1.0]), 1.46895, 0.0)) == pytest.approx(
+        1.46895 * math.log(2), rel=1e-6
+    )
+
+
 def rates(config: SchedulerConfig, steps: int, peak: float = 0.1, name: str = "adam") -> list[float]:
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = build_optimizer([{"params": [parameter], "lr": peak}], OptimizerConfig(name=name))
@@ -55,6 +62,18 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_nothing() -> None:
     assert max(found) == pytest.approx(0.1)
     assert found.index(max(found)) == pytest.approx(29, abs=1)
     assert found[-1] == pytest.approx(0.1 / 25 / 1e4)
+
+
+def test_one_cycle_leaves_the_momentum_of_sgd_as_it_is_set() -> None:
+    config = OptimizerConfig(name="sgd", momentum=0.5)
+    optimizer = build_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1}], config)
+    scheduler = build_scheduler(optimizer, SchedulerConfig(), 10)
+    seen = set()
+    for _ in range(10):
+        seen.add(optimizer.param_groups[0]["momentum"])
+        optimizer.step()
+        scheduler.step()
+    assert seen == {0.5}
 
 
 @pytest.mark.parametrize(("pct_start", "steps"), [(0.1, 10), (0.5, 2), (0.3, 1)])
