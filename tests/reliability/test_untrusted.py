@@ -207,8 +207,8 @@ def test_nothing_touches_the_network_or_writes_outside_output_and_cache(place: P
     files = {found for kind, found in seen if kind == "file"}
     assert f"{tmp_path}/out/predictions/.val.csv" in {re.sub(r"\.\d+$", "", path) for path in files}
     allowed = [str(tmp_path / name) for name in ("out", "cache", "predicted", "temporary")]
-    # Bytecode, and what matplotlib (its list of fonts) and PyTorch (its compiler) keep for themselves.
+    # Bytecode, what matplotlib (its list of fonts) and PyTorch (its compiler) keep for themselves, and coverage.py.
     allowed += ["/dev/", "/proc/", *filter(None, [sys.pycache_prefix])]
-    of_libraries = ("__pycache__", "/matplotlib", "/torchinductor_")
+    of_libraries = ("__pycache__", "/.coverage.", "/matplotlib", "/torchinductor_")
     outside = {path for path in files if not path.startswith(tuple(allowed))}
     assert [path for path in outside if not any(name in path for name in of_libraries)] == []
