@@ -94,7 +94,8 @@ def evaluate(
         batches = predict_logits(
             classifiers, tiles.packed.pack.tiles, rows, config.trainer, config.data.batch_size, tta
         )
-        tables[part] = measure.predictions_table(table, rows, np.concatenate(list(batches))[:, 0])
+        logits = np.fromiter((logit for batch in batches for logit in batch[:, 0]), np.float32, len(rows))
+        tables[part] = measure.predictions_table(table, rows, logits)
         found |= measure.measure_part(part, tables[part], found["threshold"], config.data.seed)
         drawn[part] = measure.draw_part(part, tables[part], rows, tiles.packed.pack.tiles, found, tiles.split)
         if temperature is not None:

@@ -439,7 +439,7 @@ def test_a_gpu_trains_in_half_precision_with_resident_tiles(
 
     def watch(self: Classifier, batch, batch_idx: int):
         loss = original(self, batch, batch_idx)
-        seen.add((self._trained[-1][2].dtype, batch.tiles.device.type))
+        seen.add((self._trained._kept[2].dtype, batch.tiles.device.type))
         return loss
 
     monkeypatch.setattr(Classifier, "training_step", watch)

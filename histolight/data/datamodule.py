@@ -85,7 +85,7 @@ class TileDataModule(L.LightningDataModule):
 
     def _features(self, tiles: Tiles | DeviceRows, rows: np.ndarray, part: str) -> DeviceRows:
         """Compute the features of a part in the order of the table, with the precision of the training."""
-        trainer, found = self.trainer, []
+        trainer, values, place = self.trainer, torch.empty(0), 0
         assert trainer is not None
         assert self.features is not None
         device = trainer.strategy.root_device
@@ -93,8 +93,12 @@ class TileDataModule(L.LightningDataModule):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for batch in tqdm(loader, f"features of {part}", unit="batch", disable=None):
                 pixels = to_floats(batch.tiles.to(device, non_blocking=True), self.config.data.stain)
-                found.append(self.features(pixels).float())
-        return DeviceRows(rows, torch.cat(found))
+                found = self.features(pixels).float()
+                if place == 0:
+                    values = found.new_empty((len(rows), *found.shape[1:]))
+                values[place : place + len(found)] = found
+                place += len(found)
+        return DeviceRows(rows, values)
 
     def _training_order(self, labels: np.ndarray, epoch: int) -> np.ndarray:
         random = np.random.default_rng([self.config.seed, epoch])

@@ -19,7 +19,34 @@ from histolight.models.backbones import IMAGENET, PIXELS, build_backbone, load_w
 from histolight.models.losses import binary_loss
 from histolight.models.optimizers import build_optimizer, build_scheduler, parameter_groups
 
-Seen = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows (N,), labels (N,), logits (N,)
+
+class Seen:
+    """Rows, labels and logits of an epoch's tiles, in one tensor each.
+
+    A small tensor kept from each batch would stop the C allocator from using the place of the large ones beside it
+    again, and memory would grow with every step.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[torch.Tensor] = []
+        self._count = 0
+
+    def add(self, rows: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> None:
+        """Copy those of one batch, each ``(n,)``, behind those before."""
+        batch, end = (rows, labels, logits.detach()), self._count + len(rows)
+        if not self._kept:
+            self._kept = [values.new_empty(2**10) for values in batch]
+        while end > len(self._kept[0]):
+            self._kept = [torch.cat((values, torch.empty_like(values))) for values in self._kept]
+        for kept, values in zip(self._kept, batch, strict=True):
+            kept[self._count : end] = values
+        self._count = end
+
+    def take(self) -> list[torch.Tensor]:
+        """Return rows, labels and logits, each ``(N,)``, and begin anew."""
+        taken = [values[: self._count] for values in self._kept]
+        self._kept, self._count = [], 0
+        return taken
 
 
 class Classifier(L.LightningModule):
@@ -79,8 +106,7 @@ class Classifier(L.LightningModule):
         self.train()
         self.loss: torch.Tensor | None = None
         self.predictions: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._trained: list[Seen] = []
-        self._evaluated: list[Seen] = []
+        self._trained, self._evaluated = Seen(), Seen()
 
     @classmethod
     def from_config(cls, config: Config, pos_weight: float) -> Classifier:
@@ -159,8 +185,7 @@ class Classifier(L.LightningModule):
         torch.manual_seed(batch.seed)
         logits = self(batch.tiles)
         self.loss = binary_loss(logits, batch.labels, self.pos_weight, self.loss_config.label_smoothing)
-        # A copy: with CUDA graphs the next step writes into the same memory.
-        self._trained.append((batch.rows, batch.labels, logits.detach().clone()))
+        self._trained.add(batch.rows, batch.labels, logits)
         return self.loss
 
     def on_train_epoch_end(self) -> None:
@@ -173,7 +198,7 @@ class Classifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the logits of a batch."""
-        self._evaluated.append((batch.rows, batch.labels, self(batch.tiles).clone()))
+        self._evaluated.add(batch.rows, batch.labels, self(batch.tiles))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the logits of a batch."""
@@ -195,10 +220,9 @@ class Classifier(L.LightningModule):
             return  # measuring the best epoch afterwards must not add a point to the curves
         self.log_dict({f"{part}/{name}": value for name, value in figures.items()})
 
-    def _gather(self, seen: list[Seen]) -> Seen:
-        """Empty a list into single tensors, over all processes: each tile once, however uneven their shares."""
-        rows, labels, logits = (torch.cat(parts) for parts in zip(*seen, strict=True))
-        seen.clear()
+    def _gather(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Take rows, labels and logits, over all processes: each tile once, however uneven their shares."""
+        rows, labels, logits = seen.take()
         if self.trainer.world_size > 1:
             rows, labels, logits = (torch.cat(gather_all_tensors(part.contiguous())) for part in (rows, labels, logits))
         order = rows.argsort()
