@@ -3,25 +3,16 @@
 Hydra expands the lists and its launchers run the points, one after another or in parallel. What is kept here makes a
 sweep one that finishes: a point is known by a hash of its configuration, so that the same command given again skips
 what is completed; a point's fault is written into its own ``metrics.json`` and does not stop the others.
-
-================== ====================================================================================================
-``sweep.json``     the configuration that all points share, the keys that were swept, and the folder of each point
-``<n>_<keys>/``    a run directory (see :mod:`histolight.runs`); ``traceback.txt`` in it is of an unexpected error
-================== ====================================================================================================
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import gc
-import hashlib
 import itertools
-import json
 import logging
 import os
-import re
 import shutil
 import sys
 import threading
@@ -44,52 +35,15 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
 from histolight import runs
 from histolight.compose import compose_config, conf_directory, quote_paths, to_yaml, typed
-from histolight.config import valid_keys
 from histolight.errors import HistolightError, InterruptionError, RequestError, command_line, signals_interrupt
+from histolight.sweep_points import Point, Sweep, read_index, shown
 
-NOT_PART_OF_A_POINT = {"name", "run", "like", "data.cache"}
-MACHINE_KEYS = {"data.residency", "trainer.accelerator", "trainer.devices"}  # part of a point only where swept
-DATA_PATHS = ("data.root", "data.groups")
-LONGEST_FOLDER = 120  # characters; file systems allow 255 bytes
 REFRESH = 0.5  # seconds between two looks at the points
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One training of a sweep.
-
-    Attributes:
-        overrides: What Hydra composes it from.
-        directory: Its run directory.
-    """
-
-    overrides: tuple[str, ...]
-    directory: Path
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """What its ``metrics.json`` holds by now; without a point's beginning, only ``status`` = ``missing``."""
-        try:
-            return runs.read_metrics(self.directory)
-        except RequestError:
-            return {"status": "missing"}
-
-    @property
-    def status(self) -> str:
-        """``missing``, or as in ``metrics.json``."""
-        return str(self.metrics["status"])
-
-    @property
-    def auroc(self) -> float | None:
-        """The validation AUROC of a completed point."""
-        metrics = self.metrics
-        return metrics["val"]["auroc"]["value"] if metrics["status"] == "completed" else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +85,7 @@ def run_sweep(overrides: Sequence[str]) -> SweepResult:
         _refuse_several_devices(config)
 
     with runs.claimed(directory):
-        sweep = _Sweep(directory, fixed, keys, configs or [master], bool(configs))
+        sweep = Sweep(directory, fixed, keys, configs or [master], bool(configs))
         for values, config in zip(grid, configs, strict=True):
             sweep.point(values, config)
         context = HydraContext(config_loader=loader, callbacks=Callbacks())
@@ -148,7 +102,7 @@ def run_sweep(overrides: Sequence[str]) -> SweepResult:
                     _search(setup, sweep, [str(override.input_line) for override in swept])
             except KeyboardInterrupt as error:
                 raise InterruptionError(_how_to_continue(sweep, total, overrides, master.name)) from error
-        return SweepResult(master.name, _shown(directory), sweep.points)
+        return SweepResult(master.name, shown(directory), sweep.points)
 
 
 def _fixed_and_swept(overrides: list[str], parser: OverridesParser) -> tuple[list[str], list[Override]]:
@@ -214,151 +168,10 @@ def _refuse_several_devices(config: DictConfig) -> None:
             )
 
 
-class _Sweep:
-    """Which points there are and where each lies: ``sweep.json``, written by the one process that runs the sweep.
-
-    Args:
-        directory: The sweep's folder.
-        fixed: Overrides that hold for all points.
-        keys: Keys and groups that are swept.
-        configs: The points' composed configurations where they are known beforehand (``listed``), else one that
-            stands for all.
-        listed: Whether the points are known beforehand.
-    """
-
-    def __init__(
-        self, directory: Path, fixed: list[str], keys: list[str], configs: list[DictConfig], listed: bool
-    ) -> None:
-        self.directory = directory
-        self.points: list[Point] = []
-        self._fixed = fixed
-        self._keys = list(dict.fromkeys(keys))
-        saved = _read_index(directory)
-        flat = [flat_config(config) for config in configs]
-        varying = {key for key in flat[0] if any(other[key] != flat[0][key] for other in flat)}
-        groups = () if listed else tuple(f"{key}." for key in keys)
-        varying |= {key for key in flat[0] if key in keys or key.startswith(groups)}
-        self._swept = varying | set(saved["swept"])
-        self._ignored = NOT_PART_OF_A_POINT | (MACHINE_KEYS - self._swept)
-        self._base = {key: value for key, value in flat[0].items() if key not in self._ignored | self._swept}
-        self._folders: dict[str, str] = saved["points"]
-        if self._folders:
-            self._refuse_another_base(saved["base"])
-
-    def _refuse_another_base(self, saved: dict[str, Any]) -> None:
-        different = [
-            f"{key}={saved.get(key)}, not {self._base.get(key)}"
-            for key in sorted(saved.keys() | self._base)
-            if key not in self._ignored | self._swept and saved.get(key) != self._base.get(key)
-        ]
-        if different:
-            raise RequestError(
-                f"{_shown(self.directory)} holds a sweep with {'; '.join(different[:3])}: choose another name=NAME"
-            )
-
-    def point(self, values: Sequence[str], config: DictConfig | None = None) -> Point:
-        """Find a point's folder by its configuration, or allot a new one."""
-        overrides = [*self._fixed, *quote_paths(values)]
-        config = compose_config(overrides) if config is None else config
-        parts = {key: value for key, value in flat_config(config).items() if key not in self._ignored}
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        if digest not in self._folders:
-            self._folders[digest] = self._new_folder(values, config)
-        folder = self._folders[digest]
-        place = (f"hydra.sweep.dir={_quoted(str(self.directory))}", f"hydra.sweep.subdir={_quoted(folder)}")
-        # Hydra lays a point's overrides over those of its own node, and would take a "+hydra.…" twice for a mistake.
-        own = [override for override in overrides if not re.match(r"\+*hydra[./]", override)]
-        point = Point((*own, *place), self.directory / folder)
-        if all(known.directory != point.directory for known in self.points):
-            self.points.append(point)
-        return point
-
-    def known(self) -> list[Point]:
-        """Return every point that the sweep has had so far, whoever chose it."""
-        return [Point((), self.directory / folder) for folder in self._folders.values()]
-
-    def _new_folder(self, values: Sequence[str], config: DictConfig) -> str:
-        used = set(self._folders.values()) | {path.name for path in self.directory.iterdir()}
-        numbers = (int(match[0]) for name in used if (match := re.match(r"\d+", name)))
-        number = max(len(self._folders), 1 + max(numbers, default=-1))
-        if not any(override.startswith("hydra.sweep.subdir=") for override in self._fixed):
-            return folder_name(number, values, self._keys)
-        with open_dict(config):
-            config.hydra.job.num = config.hydra.job.id = number
-        folder = str(config.hydra.sweep.subdir)
-        if folder in used:
-            raise RequestError(f"hydra.sweep.subdir gives two points the folder {folder}: put ${{hydra.job.num}} in it")
-        return folder
-
-    def save(self) -> None:
-        """Write ``sweep.json``: before the first of its points begins."""
-        index = {"base": self._base, "swept": sorted(self._swept), "points": self._folders}
-        runs.write_atomically(self.directory / "sweep.json", json.dumps(index, indent=2) + "\n")
-
-
-def _read_index(directory: Path) -> dict[str, Any]:
-    path = directory / "sweep.json"
-    if not path.exists():
-        if any(not item.name.startswith(".") for item in directory.iterdir()):
-            raise RequestError(f"{_shown(directory)} holds something that is not a sweep: choose another name=NAME")
-        return {"base": {}, "swept": [], "points": {}}
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        return {"base": dict(index["base"]), "swept": list(index["swept"]), "points": dict(index["points"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{path} is damaged: choose another name=NAME") from error
-
-
-def flat_config(config: DictConfig) -> dict[str, Any]:
-    """Map every key of the schema, dotted, to its resolved value; paths of data become absolute.
-
-    Raises:
-        RequestError: A value refers to a key that doesn't exist.
-    """
-    try:
-        flat = {key: OmegaConf.select(config, key) for key in valid_keys()}
-    except OmegaConfBaseException as error:
-        raise RequestError(" ".join(str(error).split())) from error
-    for key in DATA_PATHS:
-        if flat[key] is not None:
-            flat[key] = os.path.abspath(os.path.expanduser(flat[key]))
-    return {key: list(value) if OmegaConf.is_list(value) else value for key, value in flat.items()}
-
-
-def folder_name(number: int, values: Sequence[str], keys: Sequence[str]) -> str:
-    """Name a point's folder by its number and the swept keys, readable and safe on every file system.
-
-    >>> folder_name(3, ["optimizer.lr=0.001", "model.name=timm/vit", "seed=1"], ["optimizer.lr", "model.name"])
-    '3_lr=0.001,model.name=timm-vit'
-    """
-    counts = collections.Counter(key.rpartition(".")[2] for key in keys)
-    parts = []
-    for override in values:
-        key, _, value = override.lstrip("+").partition("=")
-        if key in keys:
-            short = key.rpartition(".")[2]
-            parts.append(f"{key if counts[short] > 1 or short in ('name', 'seed') else short}={_short(value)}")
-    name = re.sub(r"[^\w.,=+-]+", "-", "_".join([str(number), *([",".join(parts)] if parts else [])]))
-    return name.encode()[:LONGEST_FOLDER].decode(errors="ignore").rstrip(".,-")
-
-
-def _short(value: str) -> str:
-    """Round a long number, as a search draws it, to six digits."""
-    try:
-        return min(value, f"{float(value):.6g}", key=len)
-    except ValueError:
-        return value
-
-
-def _quoted(value: str) -> str:
-    escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
 class _Launcher:
     """Stands before one of Hydra's launchers: hands it only the points that are not completed, each with its folder."""
 
-    def __init__(self, launcher: Any, sweep: _Sweep) -> None:
+    def __init__(self, launcher: Any, sweep: Sweep) -> None:
         self._launcher = launcher
         self._sweep = sweep
 
@@ -403,7 +216,7 @@ class _Launcher:
                 runs.update_metrics(point.directory, status="failed", reason=reason)
 
 
-def _search(setup: dict[str, Any], sweep: _Sweep, arguments: list[str]) -> None:
+def _search(setup: dict[str, Any], sweep: Sweep, arguments: list[str]) -> None:
     """Let Hydra's Optuna sweeper choose points until ``n_trials`` of them are completed or have failed just now."""
     import optuna
 
@@ -476,7 +289,7 @@ def _train_and_record(config: DictConfig, point: Point) -> None:
                 request = check_request(typed(config))
                 _free_memory()
                 data = prepare_data(request, point.directory)
-                swept = _read_index(Path(HydraConfig.get().sweep.dir))["swept"]
+                swept = read_index(Path(HydraConfig.get().sweep.dir))["swept"]
                 train(request, data, point.directory, resume, progress=False, compared=swept)
             except (HistolightError, KeyboardInterrupt):
                 raise
@@ -532,7 +345,7 @@ def _is_held(directory: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _live_line(sweep: _Sweep, total: int) -> Iterator[None]:
+def _live_line(sweep: Sweep, total: int) -> Iterator[None]:
     """Say on stderr how many points are done, the best so far and the time left, from the points' own files."""
     done: dict[Path, tuple[str, float | None]] = {}
 
@@ -574,7 +387,7 @@ def _live_line(sweep: _Sweep, total: int) -> Iterator[None]:
             show(bar)
 
 
-def _how_to_continue(sweep: _Sweep, total: int, overrides: list[str], name: str) -> str:
+def _how_to_continue(sweep: Sweep, total: int, overrides: list[str], name: str) -> str:
     """Mark what was cut off, and give the command that goes on."""
     for point in sweep.points:
         if point.status == "running" and not _is_held(point.directory):
@@ -583,12 +396,6 @@ def _how_to_continue(sweep: _Sweep, total: int, overrides: list[str], name: str)
     named = overrides if f"name={name}" in overrides else [*overrides, f"name={name}"]
     command = command_line("histolight", "train", "-m", *named)
     return f"interrupted with {done} of {total} points completed: continue with {command}"
-
-
-def _shown(directory: Path) -> Path:
-    """Shorten a path for people: relative to the working directory where it lies below it."""
-    here = Path.cwd()
-    return directory.relative_to(here) if directory.is_relative_to(here) else directory
 
 
 def _one_line(error: BaseException) -> str:

@@ -17,7 +17,8 @@ from histolight import runs, sweeps
 from histolight.cli import main
 from histolight.compose import compose_config
 from histolight.errors import HistolightError, InterruptionError, RequestError
-from histolight.sweeps import Point, folder_name, run_sweep
+from histolight.sweep_points import LONGEST_FOLDER, Point, folder_name
+from histolight.sweeps import run_sweep
 
 CPU = "trainer=cpu"
 
@@ -81,7 +82,7 @@ def test_folder_names_are_safe_and_bounded() -> None:
     assert folder_name(2, ["optimizer.lr=0.000123456789"], ["optimizer.lr"]) == "2_lr=0.000123457"
     both = ["scheduler.name=cosine", "optimizer.name=sgd"]
     assert folder_name(3, both, ["scheduler.name", "optimizer.name"]) == "3_scheduler.name=cosine,optimizer.name=sgd"
-    assert len(folder_name(4, ["model.name=" + "ü" * 300], ["model.name"]).encode()) <= sweeps.LONGEST_FOLDER
+    assert len(folder_name(4, ["model.name=" + "ü" * 300], ["model.name"]).encode()) <= LONGEST_FOLDER
 
 
 def test_the_grid_is_the_one_of_the_design_and_a_given_key_replaces_its_axis(trainings: Trainings) -> None:

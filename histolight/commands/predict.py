@@ -147,7 +147,7 @@ def members_of(folders: Sequence[Path], best: str | None) -> list[Path]:
     Raises:
         RequestError: A folder doesn't exist or holds no completed run, or there are fewer than ``best``.
     """
-    from histolight.evaluation.ranking import find_runs
+    from histolight.evaluation.ranked_runs import find_runs
 
     if best is not None and not (best.isdecimal() and int(best) > 0):
         raise RequestError(f"best={best} is not known: give a number of runs, such as best=3")

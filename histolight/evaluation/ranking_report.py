@@ -15,7 +15,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from histolight.evaluation import ranking_figures as figures
-from histolight.evaluation.ranking import ALPHA, COSTS, METRICS, PARTS, Group, Ranking, Row
+from histolight.evaluation.ranked_runs import PARTS
+from histolight.evaluation.ranking import ALPHA, COSTS, METRICS, Group, Ranking, Row
 from histolight.evaluation.ranking_figures import text_of
 from histolight.evaluation.report import Cell, Picture, Section, Table, as_markdown, as_text, render_page, select
 from histolight.evaluation.report_parts import save_figure

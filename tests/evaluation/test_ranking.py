@@ -12,7 +12,8 @@ from sklearn.metrics import roc_auc_score
 
 from histolight.errors import RequestError
 from histolight.evaluation.comparison import Paired, holm, paired_bootstrap, paired_delong
-from histolight.evaluation.ranking import Ranking, compare_runs, find_runs
+from histolight.evaluation.ranked_runs import find_runs
+from histolight.evaluation.ranking import Ranking, compare_runs
 from histolight.evaluation.ranking_report import (
     answer,
     comparison_csv,
