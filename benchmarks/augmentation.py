@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from histolight.compose import compose_config, typed
-from histolight.config import AugmentConfig, DataConfig
+from histolight.config.compose import compose_config, typed
+from histolight.config.schema import AugmentConfig, DataConfig
 from histolight.data.datamodule import augmented, to_floats
 from histolight.data.loader import Batch
 from histolight.data.sources import load_source

@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import special, stats
 
-from histolight.evaluation.intervals import auroc_interval, auroc_with_variance, bootstrap_auroc, metric_intervals
+from histolight.statistics.intervals import auroc_interval, auroc_with_variance, bootstrap_auroc, metric_intervals
 
 TILES, AUROCS, SLIDES = (100, 800), (0.8, 0.95, 0.99), (None, 8, 22, 54)
 TEMPERATURES = (1.0, 0.7)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from histolight.compose import compose_config, config_groups, typed
-from histolight.export import export_onnx
+from histolight.config.compose import compose_config, config_groups, typed
+from histolight.inference.export import export_onnx
 from histolight.models.classifier import Classifier
 
 TILES, SIZE = 64, 96

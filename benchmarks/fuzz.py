@@ -33,16 +33,17 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from histolight import runs
-from histolight.commands import evaluate, explore, finished, predict
-from histolight.compose import saved_config, to_yaml, typed
-from histolight.config import Config, DataConfig, valid_keys
+from histolight import files, runs
+from histolight.commands import evaluate, explore, predict
+from histolight.config.compose import saved_config, to_yaml, typed
+from histolight.config.request import training_request
+from histolight.config.schema import Config, DataConfig, valid_keys
 from histolight.data.prepare import load_tiles, prepare
 from histolight.data.sources import load_source
 from histolight.errors import HistolightError
-from histolight.evaluation.ranking import compare_runs
-from histolight.requests import training_request
-from histolight.training import check_request
+from histolight.inference import finished
+from histolight.ranking.ranking import compare_runs
+from histolight.training.fit import check_request
 
 Bytes = Callable[[random.Random, bytes], bytes]
 
@@ -230,9 +231,9 @@ def run(chance: random.Random, place: Path) -> None:
     label = np.arange(TILES) % 2
     table = pd.DataFrame({"id": [f"tile_{row:02d}" for row in range(TILES)], "label": label, "group": None})
     table = table.assign(logit=random_numbers.normal(size=TILES).astype(np.float32), score=np.float32(0.25))
-    runs.write_csv(directory / "predictions" / "val.csv", table)
-    runs.write_csv(directory / "splits.csv", table[["id"]].assign(split="val"))
-    runs.write_atomically(directory / "config.yaml", to_yaml(Config()))
+    files.write_csv(directory / "predictions" / "val.csv", table)
+    files.write_csv(directory / "splits.csv", table[["id"]].assign(split="val"))
+    files.write_atomically(directory / "config.yaml", to_yaml(Config()))
     figures = {
         name: {"value": 0.8, "low": 0.7, "high": 0.9, "method": "wilson", "note": ""} for name in ("auroc", "nll")
     }

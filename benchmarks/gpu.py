@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
-from histolight.bench import NotebookTiles, bench, rate, tile_files
-from histolight.compose import typed
-from histolight.config import Config
+from histolight.config.compose import typed
+from histolight.config.request import requested_config
+from histolight.config.schema import Config
 from histolight.data.prepare import PreparedData, prepare
+from histolight.hardware import resolve_precision
 from histolight.models.classifier import Classifier
-from histolight.requests import requested_config
-from histolight.training import check_request, resolve_precision
+from histolight.training.bench import NotebookTiles, bench, rate, tile_files
+from histolight.training.fit import check_request
 
 SECONDS = 20.0
 
@@ -34,7 +35,9 @@ def train_steps(config: Config, loader: DataLoader, device: torch.device, usual:
     classifier.to(device, memory_format=layout).train()
     optimizer = torch.optim.Adam(classifier.parameters(), config.optimizer.lr, fused=usual)
     criterion = torch.nn.BCEWithLogitsLoss()
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(resolve_precision(config.trainer))
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(
+        resolve_precision(config.trainer.precision, config.trainer.accelerator)
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=usual and half is torch.float16)
     for batch in loader:
         tiles = batch.to(device, non_blocking=usual, memory_format=layout)

@@ -33,14 +33,14 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = "captum.attr h5py hydra lightning matplotlib.figure pandas scipy.optimize sklearn.metrics torch torchmetrics"
 IMPORTED += " sklearn.linear_model sklearn.model_selection tensorboard.backend.event_processing.event_accumulator"
-RUN_REPORT = "tests/evaluation/test_run_report.py::"
+RUN_REPORT = "tests/reports/test_run_page.py::"
 FILES = {
     "histolight/data/splits.py": ["tests/data/test_splits.py"],
-    "histolight/evaluation/metrics.py": ["tests/evaluation/test_metrics.py"],
-    "histolight/evaluation/calibration.py": ["tests/evaluation/test_calibration.py"],
-    "histolight/evaluation/measure.py": ["tests/evaluation/test_figures.py", "tests/evaluation/test_measure.py"],
-    "histolight/evaluation/curves.py": ["tests/evaluation/test_curves.py"],
-    "histolight/evaluation/slides.py": [
+    "histolight/statistics/metrics.py": ["tests/statistics/test_metrics.py"],
+    "histolight/statistics/calibration.py": ["tests/statistics/test_calibration.py"],
+    "histolight/reports/measure.py": ["tests/reports/test_figures.py", "tests/reports/test_measure.py"],
+    "histolight/reports/curves.py": ["tests/reports/test_curves.py"],
+    "histolight/statistics/slides.py": [
         RUN_REPORT + "test_slides_are_measured_as_scikit_learn_does",
         RUN_REPORT + "test_sensitivity_at_a_specificity_is_the_best_point_of_the_curve",
     ],

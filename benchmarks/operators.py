@@ -14,13 +14,14 @@ import lightning as L
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from histolight.callbacks import Speed
-from histolight.compose import typed
+from histolight.config.compose import typed
+from histolight.config.request import requested_config
 from histolight.data.datamodule import TileDataModule
 from histolight.data.prepare import prepare
+from histolight.hardware import compile_module
 from histolight.models.classifier import Classifier
-from histolight.requests import requested_config
-from histolight.training import build_trainer, check_request, compile_backbone, quiet_lightning
+from histolight.training.callbacks import Speed
+from histolight.training.fit import build_trainer, check_request, quiet_lightning
 
 SKIPPED, STEPS, ROWS = 10, 20, 25
 
@@ -59,7 +60,7 @@ def main() -> None:
         trainer.callbacks.append(window := Window())  # type: ignore[attr-defined]  # a list, declared in a connector
         classifier = Classifier.from_config(config, 1.0)
         if config.trainer.compile != "none":
-            compile_backbone(classifier, config.trainer.compile, trainer.strategy.root_device)
+            compile_module(classifier.backbone, config.trainer.compile, trainer.strategy.root_device)
         trainer.fit(classifier, TileDataModule(data, config))
     where = "self_cuda_time_total" if trainer.strategy.root_device.type == "cuda" else "self_cpu_time_total"
     print(f"{config.model.name}, batch {config.data.batch_size}, {STEPS} steps, torch {torch.__version__}")

@@ -20,7 +20,7 @@ from scipy.special import logit
 from sklearn.metrics import roc_curve
 
 from histolight import api
-from histolight.evaluation.metrics import classification_metrics
+from histolight.statistics.metrics import classification_metrics
 
 FIGURES = [
     "AUROC",

@@ -17,9 +17,9 @@ import pandas as pd
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import StandardScaler
 
-from histolight.compose import compose_config, typed
+from histolight.config.compose import compose_config, typed
 from histolight.data.prepare import prepare
-from histolight.runs import write_csv
+from histolight.files import write_csv
 
 BLOCK = 256
 

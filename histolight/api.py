@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from histolight import runs
-from histolight.compose import compose_config, saved_config, typed
-from histolight.config import Config
+from histolight import files, runs
+from histolight.config.compose import compose_config, saved_config, typed
+from histolight.config.request import training_request
+from histolight.config.schema import Config
 from histolight.errors import RequestError
-from histolight.requests import training_request
 
 if TYPE_CHECKING:
     from histolight.data.prepare import PackedTiles
@@ -59,7 +59,7 @@ class Run:
         Raises:
             RequestError: The run is not completed, or its checkpoint is missing or damaged.
         """
-        from histolight.inference import load_classifier
+        from histolight.inference.networks import load_classifier
 
         return load_classifier(self.directory)
 
@@ -105,10 +105,10 @@ def train(overrides: Sequence[str] = ()) -> Run:
         HistolightError: As the command: :class:`RequestError` for a wrong request or wrong data, else what went wrong.
     """
     config, directory, resume = training_request(overrides)
-    from histolight import training  # imports torch: not before it must
+    from histolight.training import fit as training  # imports torch: not before it must
 
     config = training.check_request(config)
-    with runs.claimed(directory) if runs.is_main_process() else contextlib.nullcontext():
+    with files.claimed(directory) if files.is_main_process() else contextlib.nullcontext():
         data = training.prepare_data(config, directory)
         slides = data.slides or "no known"
         split = f"split: {data.split_kind}"
@@ -123,7 +123,7 @@ def sweep(overrides: Sequence[str]) -> list[Run]:
     Raises:
         HistolightError: As the command, but for the faults of single points.
     """
-    from histolight.sweeps import run_sweep
+    from histolight.sweeps.sweep import run_sweep
 
     return [Run(point.directory) for point in run_sweep(overrides).points]
 
@@ -149,8 +149,8 @@ def compare(folders: str | Path | Sequence[str | Path], by: str | None = None) -
     Raises:
         RequestError: There is no run to compare.
     """
-    from histolight.evaluation.ranking import compare_runs
-    from histolight.evaluation.ranking_report import answer, comparison_csv
+    from histolight.ranking.page import answer, comparison_csv
+    from histolight.ranking.ranking import compare_runs
 
     several = [folders] if isinstance(folders, str | Path) else folders
     ranking = compare_runs([Path(folder).expanduser() for folder in several], by)

@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from histolight.errors import HistolightError, RequestError, nearest, signals_interrupt
+from histolight.errors import HistolightError, RequestError, nearest
+from histolight.interrupts import signals_interrupt
 
 COMMANDS = {
     "explore": "look at a set of tiles before training: classes, slides, colours, copies, what is damaged",
@@ -111,8 +112,8 @@ def _print_command_help(command: str) -> int:
     if command != "train":
         print(importlib.import_module(f"histolight.commands.{command}").USAGE, end="")
         return 0
-    from histolight.compose import config_groups
-    from histolight.config import valid_keys
+    from histolight.config.compose import config_groups
+    from histolight.config.schema import valid_keys
 
     print("groups (GROUP=NAME):")
     for group, names in config_groups().items():
@@ -126,8 +127,8 @@ def _print_command_help(command: str) -> int:
 def _print_config(which: str, overrides: list[str]) -> int:
     from omegaconf import OmegaConf
 
-    from histolight.compose import to_yaml, typed
-    from histolight.requests import requested_config
+    from histolight.config.compose import to_yaml, typed
+    from histolight.config.request import requested_config
 
     config = requested_config(overrides)
     typed(config)

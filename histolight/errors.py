@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import re
 import shlex
-import signal
-import subprocess
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,36 +38,6 @@ class DataError(RequestError):
 
 class InterruptionError(HistolightError):
     """Ctrl-C or SIGTERM ended the work; the message says how to continue."""
-
-
-@contextlib.contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """Make SIGTERM a KeyboardInterrupt, and in a job of SLURM SIGUSR1, which puts it back into the queue.
-
-    All signals are given back as they were (Lightning leaves Ctrl-C ignored).
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    job = os.environ.get("SLURM_JOB_ID") if hasattr(signal, "SIGUSR1") else None
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}"
-
-    def interrupt(number: int, frame: object) -> None:
-        if number != signal.SIGTERM and os.environ.get("SLURM_PROCID", "0") == "0":
-            with contextlib.suppress(OSError):  # no scontrol: the message still says how to continue
-                subprocess.run(["scontrol", "requeue", str(job)], check=False)
-        raise KeyboardInterrupt
-
-    caught = [signal.SIGTERM, *([signal.SIGUSR1] if job else [])]
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *caught)}
-    for number in caught:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from histolight.compose import compose_config, typed
-from histolight.config import Config
+from histolight.config.compose import compose_config, typed
+from histolight.config.schema import Config
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 os.environ.pop("UV_RUN_RECURSION_DEPTH", None)  # commands are printed as for a shell without uv, however pytest began
@@ -88,5 +88,5 @@ def small_config(small: list[str]) -> Config:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train without figures and report, which take longer than a training of seconds."""
-    monkeypatch.setattr("histolight.evaluation.measure.draw_part", lambda *_: {})
-    monkeypatch.setattr("histolight.training.write_run_report", lambda _: None)
+    monkeypatch.setattr("histolight.reports.measure.draw_part", lambda *_: {})
+    monkeypatch.setattr("histolight.training.fit.write_run_report", lambda _: None)

@@ -11,11 +11,11 @@ import pandas as pd
 from omegaconf import OmegaConf
 from scipy.special import expit
 
-from histolight import runs
-from histolight.compose import to_yaml
-from histolight.config import Config
-from histolight.evaluation.intervals import auroc_interval
-from histolight.evaluation.ranking import METRICS
+from histolight import files, runs
+from histolight.config.compose import to_yaml
+from histolight.config.schema import Config
+from histolight.ranking.ranking import METRICS
+from histolight.statistics.intervals import auroc_interval
 
 
 def fake_run(
@@ -37,12 +37,12 @@ def fake_run(
     config = OmegaConf.structured(Config())
     for key, value in overrides.items():
         OmegaConf.update(config, key.replace("__", "."), value)
-    runs.write_atomically(directory / "config.yaml", to_yaml(config))
+    files.write_atomically(directory / "config.yaml", to_yaml(config))
     metrics: dict[str, Any] = {"status": status, "reason": reason, "split": split, "tiles": {}, "selected_on": "val"}
     if status == "completed":
         for part in parts:
             table = _predictions(config, part, shift, tiles, slides, str(sorted(overrides.items())))
-            runs.write_csv(directory / "predictions" / f"{part}.csv", table)
+            files.write_csv(directory / "predictions" / f"{part}.csv", table)
             groups = table["group"] if slides else None
             figures = {name: {"value": 0.8, "low": 0.7, "high": 0.9, "method": "wilson"} for name in METRICS}
             metrics[part] = {"auroc": auroc_interval(table["score"], table["label"], groups), **figures}

@@ -94,7 +94,10 @@ def test_a_wheel_brings_its_configuration(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
         assert not [name for name in archive.namelist() if name.startswith(("tests/", "conf/"))]
-    code = "from histolight import cli, compose; print(compose.conf_directory()); cli.main(['train', '--cfg', 'job'])"
+    code = (
+        "from histolight import cli; from histolight.config import compose; print(compose.conf_directory()); "
+        "cli.main(['train', '--cfg', 'job'])"
+    )
     result = run("-c", code, cwd=tmp_path, PYTHONPATH=str(site))
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(str(site / "histolight" / "conf"))

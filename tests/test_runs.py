@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from histolight import runs
+from histolight import files, runs
 from histolight.errors import HistolightError, InterruptionError, RequestError
-from histolight.evaluation.intervals import Interval
+from histolight.statistics.intervals import Interval
 
 
 def test_metrics_are_plain_json_without_nan(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_damaged_record_is_one_line(content: str, tmp_path: Path) -> None:
 def test_nothing_is_left_beside_a_file_that_could_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").mkdir()
     with pytest.raises(HistolightError, match="can't be written"):
-        runs.write_atomically(tmp_path / "metrics.json", "text")
+        files.write_atomically(tmp_path / "metrics.json", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 
@@ -59,7 +59,7 @@ def test_float32_figures_read_back_exactly(tmp_path: Path) -> None:
     import numpy as np
 
     table = pd.DataFrame({"id": ["0012", "b"], "logit": np.array([0.1, -1 / 3], dtype=np.float32)})
-    runs.write_csv(tmp_path / "table.csv", table)
+    files.write_csv(tmp_path / "table.csv", table)
     back = pd.read_csv(tmp_path / "table.csv", dtype={"id": str, "logit": np.float32})
     pd.testing.assert_frame_equal(back, table)
 
@@ -73,15 +73,15 @@ def test_versions_and_commit_are_recorded() -> None:
 def test_a_claimed_folder_is_held_and_an_unused_one_goes_again(tmp_path: Path) -> None:
     directory = tmp_path / "outputs" / "runs" / "a"
     with (
-        runs.claimed(directory),
+        files.claimed(directory),
         pytest.raises(RequestError, match="runs/a is in use by another process"),
-        runs.claimed(directory),
+        files.claimed(directory),
     ):
         pass
     assert not list(tmp_path.iterdir())
-    with runs.claimed(directory):
+    with files.claimed(directory):
         (directory / "metrics.json").write_text("{}")
-    with runs.claimed(directory):
+    with files.claimed(directory):
         pass
     assert (directory / "metrics.json").is_file()
 
@@ -89,5 +89,5 @@ def test_a_claimed_folder_is_held_and_an_unused_one_goes_again(tmp_path: Path) -
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused = pytest.raises(RequestError, match=r"file/run can't be written .*: choose another folder")
-    with refused, runs.claimed(tmp_path / "file" / "run"):
+    with refused, files.claimed(tmp_path / "file" / "run"):
         pass

@@ -8,8 +8,8 @@ from pathlib import Path
 import lightning
 import torch
 
-from histolight import runs
-from histolight.compose import compose_config, to_yaml, typed
+from histolight import files, runs
+from histolight.config.compose import compose_config, to_yaml, typed
 from histolight.models.classifier import Classifier
 
 
@@ -27,7 +27,7 @@ def untrained_run(
     # Batch statistics as a training would leave them: without, all tiles have nearly the same logit.
     classifier(torch.rand(16, 3, config.data.image_size, config.data.image_size) * torch.rand(16, 3, 1, 1))
     classifier.zero_grad()
-    runs.write_atomically(directory / "config.yaml", to_yaml(config))
+    files.write_atomically(directory / "config.yaml", to_yaml(config))
     runs.update_metrics(
         directory, status=status, split="random", val={"auroc": {"value": auroc}}, data_fingerprint="", threshold=0.5
     )

@@ -11,7 +11,7 @@ from histolight.augment.colour import change_brightness, change_contrast, change
 from histolight.augment.geometry import random_dihedral, random_flips, shift_and_scale
 from histolight.augment.scanner import add_noise, blur
 from histolight.augment.stain import change_stains
-from histolight.config import AugmentConfig
+from histolight.config.schema import AugmentConfig
 
 __all__ = ["as_floats", "augment_tiles"]
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from histolight import runs
-from histolight.commands.keys import new_folder, own_keys, read_path
+from histolight import files
+from histolight.config.keys import new_folder, own_keys, read_path
 from histolight.errors import RequestError
 
 KEYS = ("hydra.run.dir", "against")
@@ -51,18 +51,18 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     before = read_figures(read_path(values["against"])) if "against" in values else None
     if any(override.startswith(("run=", "sweep=")) for override in others):
         raise RequestError("histolight bench measures a configuration: to take that of a run use like=DIR")
-    from histolight.compose import typed
-    from histolight.requests import requested_config
+    from histolight.config.compose import typed
+    from histolight.config.request import requested_config
 
     config = typed(requested_config(others))
     if config.trainer.strategy != "auto" or config.trainer.devices != "1" or config.trainer.num_nodes != 1:
         raise RequestError("histolight bench measures one device: use trainer=cpu, gpu or auto with trainer.devices=1")
     directory = new_folder(values.get("hydra.run.dir"), "bench", config.name)
-    from histolight.bench import bench
+    from histolight.training.bench import bench
 
-    with runs.claimed(directory):
+    with files.claimed(directory):
         figures = bench(others, directory)
-        runs.write_atomically(directory / "bench.json", json.dumps(figures, indent=2) + "\n")
+        files.write_atomically(directory / "bench.json", json.dumps(figures, indent=2) + "\n")
     print(table(figures, before))
     print(f"\nfigures      {directory / 'bench.json'}")
     return 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from histolight.commands.keys import own_keys, read_path, read_paths
+from histolight.config.keys import own_keys, read_path, read_paths
 from histolight.errors import RequestError, nearest
 
 KEYS = ("runs", "by", "hydra.run.dir")
@@ -42,8 +42,8 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     if multirun:
         raise RequestError("-m sweeps over trainings: use it with histolight train, and compare what it made")
     config = parse_request(overrides)
-    from histolight.evaluation.ranking import compare_runs
-    from histolight.evaluation.ranking_report import terminal_text, write_report
+    from histolight.ranking.page import terminal_text, write_report
+    from histolight.ranking.ranking import compare_runs
 
     ranking = compare_runs(config.runs, config.by)
     write_report(ranking, config.directory, f"Comparison of {_title(config.runs)}")

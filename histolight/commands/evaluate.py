@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from histolight import runs
-from histolight.commands.keys import choice, new_folder, own_keys, read_path, run_config
+from histolight import files
 from histolight.commands.train import interval_text
-from histolight.config import Config
+from histolight.config.keys import choice, new_folder, own_keys, read_path, run_config
+from histolight.config.schema import Config
 from histolight.errors import RequestError
-from histolight.evaluation.report import Cell, Table, as_text
+from histolight.reports.page import Cell, Table, as_text
 
 KEYS = ("run", "calibrate", "tta", "hydra.run.dir")
 OTHER_TILES = ("data", "data.root", "data.groups", "data.classes", "data.limit", "data.seed")
@@ -63,9 +63,9 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     if multirun:
         raise RequestError("-m sweeps over trainings: use it with histolight train, and evaluate what it made")
     request = parse_request(overrides)
-    from histolight.evaluating import evaluate  # imports torch
+    from histolight.inference.evaluate import evaluate  # imports torch
 
-    with runs.claimed(request.directory):
+    with files.claimed(request.directory):
         metrics = evaluate(
             request.run, request.config, request.directory, request.other, request.tta, request.calibrate
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from histolight.commands.finished import read_part, read_run_and_folder
 from histolight.errors import RequestError, nearest
+from histolight.inference.finished import read_part, read_run_and_folder
 
 KEYS = ("run", "tiles", "part", "hydra.run.dir")
 MOST = 64  # tiles of a group that a page can show
@@ -24,17 +24,17 @@ def main(overrides: list[str], multirun: bool = False) -> int:
         raise RequestError(f"part={part} is not known: {nearest(part, ('val', 'test'))}")
     if not count.isdecimal() or not 1 <= int(count) <= MOST:
         raise RequestError(f"tiles={count} is out of range: it is a whole number from 1 to {MOST}")
-    from histolight import runs
-    from histolight.evaluation.explain import explain
-    from histolight.evaluation.explain_report import answer, write_report
-    from histolight.inference import load_classifier
+    from histolight import files
+    from histolight.explanation.grad_cam import explain
+    from histolight.explanation.page import answer, write_report
+    from histolight.inference.networks import load_classifier
 
     classifier = load_classifier(run)
     found = read_part(run, part)
     explanation = explain(
         classifier, found.predictions, found.tiles, found.metrics["threshold"], int(count), found.config.data.seed
     )
-    with runs.claimed(directory):
+    with files.claimed(directory):
         write_report(explanation, directory, run.resolve().name, part, found.metrics["split"])
     print("\n".join(answer(explanation)))
     print(f"report       {directory / 'report.html'}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from histolight import runs
-from histolight.commands.keys import new_folder
-from histolight.compose import compose_config, typed
-from histolight.config import DataConfig
+from histolight import files
+from histolight.config.compose import compose_config, typed
+from histolight.config.keys import new_folder
+from histolight.config.schema import DataConfig
 from histolight.errors import DataError, RequestError
 
 USAGE = """\
@@ -29,7 +29,7 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     if multirun:
         raise RequestError("-m sweeps over trainings: use it with histolight train")
     config, title, directory = parse_request(overrides)
-    with runs.claimed(directory):
+    with files.claimed(directory):
         sentences = explore(config, directory, title)
     print("\n".join(sentences))
     print(f"report       {directory / 'report.html'}")
@@ -65,7 +65,7 @@ def explore(config: DataConfig, directory: Path, title: str) -> list[str]:
     from histolight.data.checks import check_table
     from histolight.data.prepare import load_tiles
     from histolight.data.sources import load_source
-    from histolight.evaluation.exploration_report import write_exploration, write_problems
+    from histolight.exploration.page import write_exploration, write_problems
 
     table = None
     try:

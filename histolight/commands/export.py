@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from histolight.commands.finished import read_part, read_run_and_folder
+from histolight.inference.finished import read_part, read_run_and_folder
 
 KEYS = ("run", "hydra.run.dir")
 COMPARED = 256  # tiles on which ONNX and torch are compared
@@ -18,16 +18,16 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     run, directory, _ = read_run_and_folder("export", overrides, KEYS, multirun)
     import numpy as np
 
-    from histolight import runs
-    from histolight.export import check_packages, describe, export_onnx
-    from histolight.inference import load_classifier
+    from histolight import files
+    from histolight.inference.export import check_packages, describe, export_onnx
+    from histolight.inference.networks import load_classifier
 
     check_packages()
     classifier = load_classifier(run)
     found = read_part(run, "val")
     rows = np.random.default_rng(found.config.data.seed).permutation(found.predictions["row"].to_numpy())[:COMPARED]
     path = directory / "model.onnx"
-    with runs.claimed(directory):
+    with files.claimed(directory):
         metadata = describe(classifier, run.resolve().name, found.metrics)
         difference = export_onnx(classifier, found.tiles.gather(rows), path, metadata)
     print(f"parity       {len(rows)} validation tiles: score differs from torch by at most {difference:.1e}")

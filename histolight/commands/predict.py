@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histolight import runs
-from histolight.commands.keys import choice, new_folder, own_keys, read_path, read_paths, run_config
-from histolight.config import Config
+from histolight import files, runs
+from histolight.config.keys import choice, new_folder, own_keys, read_path, read_paths, run_config
+from histolight.config.schema import Config
 from histolight.errors import InterruptionError, RequestError, command_line
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     if multirun:
         raise RequestError("-m sweeps over trainings: use it with histolight train, and predict with what it made")
     request = parse_request(overrides)
-    from histolight import inference  # imports torch
     from histolight.data.prepare import load_tiles
     from histolight.data.sources import load_source
+    from histolight.inference import networks as inference  # imports torch
 
     data, settings, directory = request.config.data, request.config.trainer, request.directory
     classifiers = inference.load_classifiers(request.runs, data.image_size)
@@ -86,7 +86,7 @@ def main(overrides: list[str], multirun: bool = False) -> int:
         f"{len(packed.table):,} tiles, {networks}, tta={request.tta} ({views} views); writing {directory}",
         file=sys.stderr,
     )
-    with runs.claimed(directory):
+    with files.claimed(directory):
         header = inference.request_header(request.runs, packed.fingerprint, data.batch_size, request.tta, precision)
         try:
             logits = inference.resumable_logits(
@@ -147,7 +147,7 @@ def members_of(folders: Sequence[Path], best: str | None) -> list[Path]:
     Raises:
         RequestError: A folder doesn't exist or holds no completed run, or there are fewer than ``best``.
     """
-    from histolight.evaluation.ranked_runs import find_runs
+    from histolight.ranking.runs import find_runs
 
     if best is not None and not (best.isdecimal() and int(best) > 0):
         raise RequestError(f"best={best} is not known: give a number of runs, such as best=3")
@@ -180,14 +180,14 @@ def write_predictions(
         table: The tiles; ``order`` in it is their place in ``sample_submission.csv``.
         logits: float32 (N, members).
         request: What was asked for.
-        computed: What decided the logits, from :func:`histolight.inference.request_header`.
+        computed: What decided the logits, from :func:`histolight.inference.networks.request_header`.
 
     Returns:
         The tables.
     """
     from scipy.special import expit
 
-    from histolight.inference import mean_logits
+    from histolight.inference.networks import mean_logits
 
     mean = mean_logits(logits, request.mean)
     predictions = table[["id"]].assign(logit=mean, score=expit(mean))
@@ -197,10 +197,10 @@ def write_predictions(
     if "order" in table:
         predictions = predictions.iloc[table["order"].argsort()]
     written = [request.directory / "predictions.csv"]
-    runs.write_csv(written[0], predictions)
+    files.write_csv(written[0], predictions)
     if "order" in table:
         written.append(request.directory / "submission.csv")
-        runs.write_csv(written[1], predictions[["id", "score"]].rename(columns={"score": "label"}))
+        files.write_csv(written[1], predictions[["id", "score"]].rename(columns={"score": "label"}))
     about = {
         "runs": [str(run.resolve()) for run in request.runs],
         "mean": request.mean,
@@ -208,5 +208,5 @@ def write_predictions(
         **computed,
         **runs.provenance(),
     }
-    runs.write_atomically(request.directory / "prediction.json", json.dumps(about, indent=2) + "\n")
+    files.write_atomically(request.directory / "prediction.json", json.dumps(about, indent=2) + "\n")
     return written

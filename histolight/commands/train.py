@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histolight import runs
+from histolight import files
 from histolight.errors import command_line
 
 if TYPE_CHECKING:
-    from histolight.sweeps import SweepResult
+    from histolight.sweeps.sweep import SweepResult
 
 
 def main(overrides: list[str], multirun: bool = False) -> int:
     """Run the command; return the exit status. ``sweep=NAME`` means ``-m``, given or not."""
     if multirun or any(override.startswith("sweep=") for override in overrides):
-        from histolight.sweeps import run_sweep
+        from histolight.sweeps.sweep import run_sweep
 
         result = run_sweep(overrides)
         print(sweep_summary(result))
@@ -23,7 +23,7 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     from histolight.api import train
 
     run = train(overrides)
-    if runs.is_main_process():
+    if files.is_main_process():
         print(summary(run.metrics, run.directory))
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from histolight.config import DataConfig
+from histolight.config.schema import DataConfig
 from histolight.errors import DataError
 
 # The standard deviation of a tile's grey, in levels of 255, below which it shows next to nothing. Of 4,000 tiles of

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from histolight.augment import as_floats, augment_tiles
 from histolight.augment.mixing import mix_tiles
 from histolight.augment.normalisation import normalise_stain
-from histolight.config import AugmentConfig, Config
+from histolight.config.schema import AugmentConfig, Config
 from histolight.data.loader import Batch, DeviceRows, DeviceTiles, TileLoader
 from histolight.data.pack import Tiles
 from histolight.data.prepare import PreparedData

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histolight.config import DataConfig
+from histolight.config.schema import DataConfig
 from histolight.data import checks
 from histolight.data.pack import Pack, Tiles, open_pack
 from histolight.data.sources import load_source

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
-from histolight.config import DataConfig
+from histolight.config.schema import DataConfig
 from histolight.errors import RequestError
 
 log = logging.getLogger("histolight")

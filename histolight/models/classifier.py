@@ -12,12 +12,12 @@ from torch.nn.functional import interpolate
 from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from histolight.config import Config, LossConfig, ModelConfig, OptimizerConfig, SchedulerConfig
+from histolight.config.schema import Config, LossConfig, ModelConfig, OptimizerConfig, SchedulerConfig
 from histolight.data.loader import Batch
-from histolight.evaluation.metrics import classification_metrics
 from histolight.models.backbones import IMAGENET, PIXELS, build_backbone, load_weights
 from histolight.models.losses import binary_loss
 from histolight.models.optimizers import build_optimizer, build_scheduler, parameter_groups
+from histolight.statistics.metrics import classification_metrics
 
 
 class Seen:

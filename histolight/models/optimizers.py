@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from histolight.config import OptimizerConfig, SchedulerConfig
+from histolight.config.schema import OptimizerConfig, SchedulerConfig
 from histolight.errors import RequestError
 
 

@@ -8,8 +8,8 @@ from torchvision.transforms.v2 import functional as reference
 
 from histolight.augment import augment_tiles
 from histolight.augment.colour import change_brightness, change_contrast, change_gamma, change_hue, change_saturation
-from histolight.compose import compose_config, typed
-from histolight.config import AugmentConfig
+from histolight.config.compose import compose_config, typed
+from histolight.config.schema import AugmentConfig
 from histolight.errors import RequestError
 
 

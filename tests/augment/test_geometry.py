@@ -7,8 +7,8 @@ from scipy.ndimage import affine_transform
 
 from histolight.augment import augment_tiles
 from histolight.augment.geometry import random_dihedral, random_flips, shift_and_scale
-from histolight.compose import compose_config, typed
-from histolight.config import AugmentConfig
+from histolight.config.compose import compose_config, typed
+from histolight.config.schema import AugmentConfig
 
 
 def symmetries(tile: torch.Tensor) -> list[torch.Tensor]:

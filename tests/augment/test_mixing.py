@@ -9,8 +9,8 @@ import torch
 from scipy.stats import kstest
 
 from histolight.augment.mixing import mix_tiles, random_boxes
-from histolight.compose import compose_config, typed
-from histolight.config import AugmentConfig, Config
+from histolight.config.compose import compose_config, typed
+from histolight.config.schema import AugmentConfig, Config
 from histolight.data.datamodule import augmented
 from histolight.data.loader import Batch
 from histolight.errors import RequestError
@@ -107,11 +107,11 @@ def test_a_batch_is_mixed_as_its_seed_says_and_a_uniform_label_stays() -> None:
 def test_a_training_with_mixed_labels_gives_its_auroc_and_leaves_validation_labels_alone(
     small_config: Config, tmp_path: Path
 ) -> None:
-    from histolight.callbacks import Speed
     from histolight.data.datamodule import TileDataModule
     from histolight.data.prepare import prepare
     from histolight.models.classifier import Classifier
-    from histolight.training import build_trainer
+    from histolight.training.callbacks import Speed
+    from histolight.training.fit import build_trainer
 
     config = dataclasses.replace(
         small_config,

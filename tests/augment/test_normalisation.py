@@ -9,7 +9,7 @@ from skimage.color import lab2rgb, rgb2lab
 from torchstain.numpy.normalizers import NumpyMacenkoNormalizer
 
 from histolight.augment.normalisation import lab_to_rgb, normalise_stain, rgb_to_lab
-from histolight.compose import compose_config, typed
+from histolight.config.compose import compose_config, typed
 from histolight.data.datamodule import TileDataModule, to_floats
 from histolight.data.loader import Batch
 from histolight.data.prepare import prepare

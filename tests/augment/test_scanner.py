@@ -6,7 +6,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from histolight.augment import augment_tiles
 from histolight.augment.scanner import add_noise, blur
-from histolight.config import AugmentConfig
+from histolight.config.schema import AugmentConfig
 
 
 def test_each_tile_is_blurred_by_its_own_width_as_torchvision_would() -> None:

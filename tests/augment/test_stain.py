@@ -8,8 +8,8 @@ from skimage.color import hed2rgb, rgb2hed
 
 from histolight.augment import augment_tiles
 from histolight.augment.stain import DARKEST, change_stains
-from histolight.compose import compose_config, typed
-from histolight.config import AugmentConfig
+from histolight.config.compose import compose_config, typed
+from histolight.config.schema import AugmentConfig
 from histolight.data.datamodule import augmented
 from histolight.data.loader import Batch
 from histolight.errors import RequestError

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from histolight import bench
 from histolight.cli import main
+from histolight.training import bench
 
 
 @pytest.fixture(scope="module")

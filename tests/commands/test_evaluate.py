@@ -18,10 +18,10 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
-from histolight import cli, runs
+from histolight import cli, files, runs
 from histolight.commands.evaluate import main
 from histolight.errors import RequestError
-from histolight.inference import load_classifier
+from histolight.inference.networks import load_classifier
 
 SIZE = 32
 
@@ -40,9 +40,9 @@ def write_tiles(root: Path, count: int, seed: int, size: int = SIZE) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a validation and a test part, its tiles beside it."""
-    from histolight.compose import compose_config, typed
+    from histolight.config.compose import compose_config, typed
     from histolight.data.prepare import prepare
-    from histolight.training import check_request, train
+    from histolight.training.fit import check_request, train
 
     place = tmp_path_factory.mktemp("trained")
     write_tiles(place / "tiles", 60, seed=0)
@@ -70,22 +70,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out pictures and page, which other tests look at and which take most of the time."""
-    monkeypatch.setattr("histolight.evaluation.measure.draw_part", lambda *arguments: {})
-    monkeypatch.setattr("histolight.evaluating.write_run_report", lambda directory: None)
+    monkeypatch.setattr("histolight.reports.measure.draw_part", lambda *arguments: {})
+    monkeypatch.setattr("histolight.inference.evaluate.write_run_report", lambda directory: None)
 
 
 def metrics_of(directory: Path) -> dict:
     return json.loads((directory / "metrics.json").read_text())
 
 
-def files(*folders: Path) -> list[Path]:
+def all_files(*folders: Path) -> list[Path]:
     return sorted(path for folder in folders for path in folder.rglob("*"))
 
 
 def test_its_own_parts_have_exactly_the_figures_of_the_training(trained, here, capsys) -> None:
-    before = files(trained)
+    before = all_files(trained)
     assert main([f"run={trained}"]) == 0
-    assert files(trained) == before
+    assert all_files(trained) == before
     (place,) = Path("outputs/evaluations").iterdir()
     assert place.name.startswith("run-20")
     found, recorded = metrics_of(place), metrics_of(trained)
@@ -112,7 +112,7 @@ def test_other_tiles_calibrated(trained, others, here, capsys) -> None:
     logits = (3 * true).astype(np.float32)
     labels = (random.random(500) < expit(true)).astype(int)
     table = pd.DataFrame({"id": [f"{number}" for number in range(500)], "label": labels, "group": None})
-    runs.write_csv(run / "predictions" / "val.csv", table.assign(logit=logits, score=expit(logits)))
+    files.write_csv(run / "predictions" / "val.csv", table.assign(logit=logits, score=expit(logits)))
 
     assert main([f"run={run}", "data=folder", f"data.root={others}", "calibrate=true", "hydra.run.dir=out"]) == 0
     found = metrics_of(Path("out"))
@@ -228,11 +228,11 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
     runs.update_metrics(Path("unfinished"), status="failed", reason="x")
     shutil.copytree(trained, "other_tiles")
     runs.update_metrics(Path("other_tiles"), data_fingerprint="0" * 32)
-    before = files(trained, here)
+    before = all_files(trained, here)
     assert cli.main(["evaluate", *(override.format(run=trained) for override in overrides)]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("histolight:")]
     assert re.search(message, line), line
-    assert files(trained, here) == before
+    assert all_files(trained, here) == before
 
 
 def test_tiles_of_one_class_are_refused(trained, others, here) -> None:

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from histolight import cli, export, runs
-from histolight.compose import compose_config, typed
+from histolight import cli, runs
+from histolight.config.compose import compose_config, typed
 from histolight.data.prepare import prepare
 from histolight.errors import RequestError
-from histolight.training import check_request, train
+from histolight.inference import export
+from histolight.training.fit import check_request, train
 
 COMMANDS = ["explain", "export"]
 

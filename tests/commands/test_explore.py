@@ -18,7 +18,7 @@ from histolight.commands.explore import main, parse_request
 from histolight.data.pack import Pack, Tiles
 from histolight.data.prepare import PackedTiles
 from histolight.errors import DataError, HistolightError, RequestError
-from histolight.evaluation.exploration_report import tile_section
+from histolight.exploration.page import tile_section
 
 NAME = "<script>alert(1)<"  # a file's name can hold no slash
 

@@ -75,7 +75,7 @@ def test_kaggles_test_tiles_become_a_submission_in_its_order(sweep, kaggle, data
     assert submission["id"].tolist() == predictions["id"].tolist() == IDS
     np.testing.assert_array_equal(submission["label"], predictions["score"])
     np.testing.assert_allclose(predictions["score"], expit(predictions["logit"]), rtol=1e-6)
-    from histolight.inference import load_classifier
+    from histolight.inference.networks import load_classifier
 
     tiles = [np.asarray(Image.open(kaggle / "test" / f"{name}.tif")) for name in IDS]
     logits = load_classifier(sweep / "0_x")(torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).float() / 255)
@@ -117,7 +117,7 @@ def test_killed_it_goes_on_to_the_same_bytes(sweep, data, here, capsys) -> None:
     main([*request, "hydra.run.dir=whole"])
     code = (
         "import os, signal, sys, torch; torch.set_num_threads(1)\n"
-        "from histolight import inference\n"
+        "from histolight.inference import networks as inference\n"
         "from histolight.commands.predict import main\n"
         "def predict(*arguments, original=inference.predict_logits):\n"
         "    for number, logits in enumerate(original(*arguments)):\n"
@@ -146,7 +146,7 @@ def test_killed_it_goes_on_to_the_same_bytes(sweep, data, here, capsys) -> None:
 
 
 def test_interrupted_it_says_how_to_continue(sweep, data, here, monkeypatch) -> None:
-    from histolight import inference
+    from histolight.inference import networks as inference
 
     def interrupt(*arguments):
         raise KeyboardInterrupt

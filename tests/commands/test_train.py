@@ -165,7 +165,7 @@ def test_the_configuration_of_a_saved_run_is_printed(here: Path, capsys: pytest.
 
 
 def test_runs_named_in_the_same_second_have_a_folder_each(here: Path) -> None:
-    from histolight.requests import _unused
+    from histolight.config.request import _unused
 
     assert _unused(here / "run-12.00") == here / "run-12.00"
     (here / "run-12.00").mkdir()

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from histolight.config import DataConfig
+from histolight.config.schema import DataConfig
 from histolight.data.checks import check_table, describe, find_duplicates, find_near_blank, problem_frame
 from histolight.data.pack import open_pack
 from histolight.data.sources import load_source

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histolight.config import DataConfig
+from histolight.config.schema import DataConfig
 from histolight.data.sources import load_source
 from histolight.errors import DataError, RequestError
 

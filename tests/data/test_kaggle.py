@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histolight.config import DataConfig
+from histolight.config.schema import DataConfig
 from histolight.data.sources import load_source
 from histolight.data.table import read_groups, sample, with_groups
 from histolight.errors import DataError, RequestError

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from histolight.config import DataConfig
+from histolight.config.schema import DataConfig
 from histolight.data import pack as pack_module
 from histolight.data.images import decode
 from histolight.data.pack import Tiles, open_pack

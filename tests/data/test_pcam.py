@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histolight.config import DataConfig
+from histolight.config.schema import DataConfig
 from histolight.data.pack import open_pack
 from histolight.data.sources import load_source
 from histolight.errors import DataError, RequestError

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from histolight.config import Config
+from histolight.config.schema import Config
 from histolight.data.datamodule import TileDataModule, to_floats
 from histolight.data.prepare import prepare
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from histolight.cli import main
-from histolight.compose import compose_config, typed
+from histolight.config.compose import compose_config, typed
 from histolight.data.prepare import PreparedData, prepare
 
 PARTS = {"train": 24, "valid": 12, "test": 12}

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.model_selection import train_test_split
 
-from histolight.config import DataConfig
+from histolight.config.schema import DataConfig
 from histolight.data.splits import make_split
 from histolight.errors import RequestError
 

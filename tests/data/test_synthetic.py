@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import f_oneway
 
-from histolight.config import DataConfig
+from histolight.config.schema import DataConfig
 from histolight.data.checks import check_table
 from histolight.data.sources import load_source, synthetic
 from histolight.data.sources.synthetic import CENTRE, SLIDES, TILES_PER_SLIDE, draw_tile, make_slide, transmit

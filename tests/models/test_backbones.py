@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from histolight.config import ModelConfig
+from histolight.config.schema import ModelConfig
 from histolight.errors import HistolightError, RequestError
 from histolight.models.backbones import build_backbone, centre_weights, check_name, check_weights, load_weights
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from histolight.compose import compose_config, typed
+from histolight.config.compose import compose_config, typed
 from histolight.data.prepare import prepare
 from histolight.errors import RequestError
-from histolight.export import export_onnx
-from histolight.inference import load_classifiers
+from histolight.inference.export import export_onnx
+from histolight.inference.networks import load_classifiers
 from histolight.models.classifier import Classifier
-from histolight.training import check_request, train
+from histolight.training.fit import check_request, train
 
 SIZE = 32
 

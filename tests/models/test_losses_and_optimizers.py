@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from histolight.config import OptimizerConfig, SchedulerConfig
+from histolight.config.schema import OptimizerConfig, SchedulerConfig
 from histolight.errors import RequestError
 from histolight.models.losses import binary_loss, positive_weight
 from histolight.models.optimizers import build_optimizer, build_scheduler, parameter_groups

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from histolight.callbacks import flops_per_tile
-from histolight.compose import compose_config, typed
-from histolight.config import Config, ModelConfig
+from histolight.config.compose import compose_config, typed
+from histolight.config.schema import Config, ModelConfig
 from histolight.data.datamodule import to_floats
 from histolight.errors import RequestError
-from histolight.evaluation.explain import feature_layers, grad_cam
-from histolight.export import export_onnx
-from histolight.inference import load_classifier, tile_views
+from histolight.explanation.grad_cam import feature_layers, grad_cam
+from histolight.inference.export import export_onnx
+from histolight.inference.networks import load_classifier, tile_views
 from histolight.models.backbones import build_backbone, check_weights, load_weights
+from histolight.models.backbones.p4m import P4MBatchNorm, P4MConv, P4MDenseBlock, P4MDenseNet, P4MPooling
 from histolight.models.classifier import Classifier
-from histolight.models.p4m import P4MBatchNorm, P4MConv, P4MDenseBlock, P4MDenseNet, P4MPooling
 from histolight.runs import read_metrics, read_predictions
-from histolight.training import check_request, prepare_data, train
+from histolight.training.callbacks import flops_per_tile
+from histolight.training.fit import check_request, prepare_data, train
 
 SIZE = 32
 

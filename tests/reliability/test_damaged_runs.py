@@ -15,9 +15,9 @@ from odd_names import NAMES, overrides
 
 from histolight import api, cli, runs
 from histolight.errors import HistolightError, InterruptionError, RequestError
-from histolight.evaluation.curves import read_curves
-from histolight.evaluation.report_parts import save_figure
 from histolight.models.classifier import Classifier
+from histolight.reports.curves import read_curves
+from histolight.reports.parts import save_figure
 
 OneLine = Callable[..., str]
 
@@ -161,7 +161,7 @@ def test_a_full_disk_is_one_line_for_every_command(command: str, run: Path, one_
 
 
 def test_a_run_with_damaged_predictions_has_no_page(run: Path) -> None:
-    from histolight.evaluation.run_report import write_run_report
+    from histolight.reports.run_page import write_run_report
 
     edited(run / "predictions" / "test.csv", ",1,", ",1.5,")
     with pytest.raises(RequestError, match=r"test.csv is damaged: it has labels other than 0 and 1"):

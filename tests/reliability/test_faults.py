@@ -19,7 +19,7 @@ from odd_names import overrides, write_tiles
 from PIL import Image
 
 from histolight import api, cli
-from histolight.compose import compose_config, typed
+from histolight.config.compose import compose_config, typed
 from histolight.data.prepare import load_tiles, prepare
 from histolight.data.sources import load_source
 from histolight.errors import HistolightError

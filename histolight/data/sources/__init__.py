@@ -6,7 +6,7 @@ import importlib
 import logging
 from pathlib import Path
 
-from histolight.config import DataConfig
+from histolight.config.schema import DataConfig
 from histolight.data.table import Source, read_groups, with_groups
 from histolight.errors import RequestError
 

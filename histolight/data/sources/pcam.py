@@ -18,7 +18,7 @@ import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
-from histolight.config import DataConfig
+from histolight.config.schema import DataConfig
 from histolight.data.checks import describe, problem_frame
 from histolight.data.pack import cache_folder
 from histolight.data.sources import data_root

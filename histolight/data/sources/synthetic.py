@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from histolight.config import DataConfig
+from histolight.config.schema import DataConfig
 from histolight.data.table import Source, fingerprint
 
 SLIDES = 20

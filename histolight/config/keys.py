@@ -1,0 +1,147 @@
+"""A command's own keys, which are not part of a training's configuration: ``runs=``, ``by=``, ``tta=`` …"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from histolight import files, runs
+from histolight.errors import RequestError, nearest
+
+if TYPE_CHECKING:
+    from histolight.config.schema import Config
+
+
+def own_keys(overrides: Sequence[str], keys: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Take a command's own keys out of its overrides.
+
+    Args:
+        overrides: As on the command line.
+        keys: The command's own keys, the most important first.
+
+    Returns:
+        Their values as written, and the other overrides.
+
+    Raises:
+        RequestError: An override is not ``KEY=VALUE``, or one of the own keys is empty.
+
+    >>> own_keys(["run=outputs/a", "data=kaggle"], ["run", "tta"])
+    ({'run': 'outputs/a'}, ['data=kaggle'])
+    """
+    values: dict[str, str] = {}
+    others: list[str] = []
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise RequestError(f"{override} is not KEY=VALUE: write {keys[0]}=FOLDER")
+        if key not in keys:
+            others.append(override)
+        elif not value:
+            raise RequestError(f"{key}= is empty: give a value")
+        else:
+            values[key] = value
+    return values, others
+
+
+def read_path(value: str) -> Path:
+    """Read a path, quoted or not, with ``~`` for the home folder."""
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return Path(value[1:-1] if quoted else value).expanduser()
+
+
+def read_paths(key: str, value: str) -> list[Path]:
+    """Read one path as it is, or a list in brackets; commas inside a path of a list need quotes.
+
+    >>> read_paths("runs", "[my runs/a (1),'b,c']")
+    [PosixPath('my runs/a (1)'), PosixPath('b,c')]
+    """
+    if not (value.startswith("[") and value.endswith("]")):
+        return [read_path(value)]
+    words = shlex.shlex(value[1:-1], posix=True)
+    words.whitespace, words.whitespace_split, words.commenters, words.escape = ",", True, "", ""
+    try:
+        paths = [read_path(word.strip()) for word in words if word.strip()]
+    except ValueError as error:
+        raise RequestError(
+            f"{key}={value} can't be read: quote a path with a quote in it, {key}=[\"o'hara\",b]"
+        ) from error
+    if not paths:
+        raise RequestError(f"{key}=[] is empty: give run directories, {key}=[DIR,DIR]")
+    return paths
+
+
+def run_config(run: Path, overrides: Sequence[str], own: Sequence[str], taken: Sequence[str], command: str) -> Config:
+    """Lay overrides over a run's configuration; another ``data`` keeps its tile size and stain normalisation.
+
+    Args:
+        run: The run directory.
+        overrides: The command line without the command's own keys.
+        own: The command's own keys, for messages.
+        taken: Groups and keys of a training's configuration that mean something to this command.
+        command: Its name.
+
+    Raises:
+        RequestError: A key is not taken here, or the run's configuration is missing or damaged.
+    """
+    # Hydra: not for commands that compose nothing.
+    from histolight.config.compose import config_groups, like_config, saved_config, typed
+    from histolight.config.schema import valid_keys
+
+    given = {override.partition("=")[0] for override in overrides}
+    for key in sorted(given - set(taken)):
+        if key in (*valid_keys(), *config_groups()):
+            raise RequestError(
+                f"{key}= has no place in histolight {command}, which takes the run as it is; it takes "
+                f"{', '.join((*own, *taken))}"
+            )
+        raise RequestError(f"{key} is not a key of histolight {command}: {nearest(key, (*own, *taken))}")
+    runs.read_metrics(run)
+    saved = saved_config(run)
+    config = like_config(saved, overrides)
+    if "data" in given:
+        for key in {"image_size", "stain", "batch_size", "cache"} - {key.removeprefix("data.") for key in given}:
+            config.data[key] = saved.data[key]
+    return typed(config)
+
+
+def new_folder(place: str | None, kind: str, name: str, partial: str = "") -> Path:
+    """Choose where a command writes: ``hydra.run.dir``, or ``outputs/<kind>/<name>-<time>``.
+
+    Args:
+        place: ``hydra.run.dir``, or None.
+        kind: Such as ``evaluations``.
+        name: Of what the command works on; other characters than those of a file's name become dashes.
+        partial: Name of the file with which the command continues what was interrupted.
+
+    Raises:
+        RequestError: The folder holds files, and nothing that was interrupted.
+    """
+    slug = re.sub(r"[^\w.-]+", "-", name).strip("-") or kind
+    folder = read_path(place) if place else Path("outputs", kind, f"{slug}-{datetime.now():%F_%H-%M-%S}")
+    try:
+        present = {path.name for path in folder.iterdir()} - {files.lock_file(folder).name}
+    except FileNotFoundError:
+        return folder
+    except OSError as error:
+        raise RequestError(
+            f"{folder} can't be used ({error.strerror}): choose another, hydra.run.dir=FOLDER"
+        ) from error
+    if present and partial not in present:
+        raise RequestError(f"{folder} holds files already: choose another folder with hydra.run.dir=FOLDER")
+    return folder
+
+
+def choice(values: Mapping[str, str], key: str, *valid: str) -> str:
+    """Read a key of a few words; the first one is the default.
+
+    >>> choice({"tta": "flips"}, "tta", "none", "flips"), choice({}, "tta", "none", "flips")
+    ('flips', 'none')
+    """
+    value = values.get(key, valid[0])
+    if value not in valid:
+        raise RequestError(f"{key}={value} is not known: {nearest(value, valid)}")
+    return value

@@ -1,0 +1,76 @@
+"""From a command line to what is to be trained, and where."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from histolight import files, runs
+from histolight.config.compose import compose_config, like_config, saved_config, typed
+from histolight.config.schema import Config
+from histolight.errors import RequestError
+
+SHARED_DIRECTORY = "HISTOLIGHT_RUN_DIRECTORY"  # environment variable, for the processes of one DDP training
+
+
+def requested_config(overrides: Sequence[str]) -> DictConfig:
+    """Compose what the command line asks for; ``run=`` and ``like=`` start from a saved configuration.
+
+    Raises:
+        RequestError: As :func:`compose_config`, or the saved configuration is missing or damaged.
+    """
+    composed = compose_config(overrides)
+    if composed.run is not None:
+        if len(overrides) > 1:
+            raise RequestError(
+                "run=DIR continues a run as it is, with no other override: to change something use like=DIR"
+            )
+        directory = Path(composed.run).expanduser()
+        runs.read_metrics(directory)
+        return saved_config(directory)
+    if composed.like is not None:
+        return like_config(saved_config(Path(composed.like).expanduser()), overrides)
+    return composed
+
+
+def training_request(overrides: Sequence[str]) -> tuple[Config, Path, bool]:
+    """Say what to train, where, and whether it continues a run.
+
+    Raises:
+        RequestError: As :func:`requested_config`, or the run is completed, or the folder holds another one.
+    """
+    composed = requested_config(overrides)
+    config = typed(composed)
+    if overrides and overrides[0].startswith("run="):
+        directory = Path(compose_config(overrides).run).expanduser()
+        if runs.read_metrics(directory)["status"] == "completed":
+            raise RequestError(f"{directory} is completed: nothing to continue (like={directory} starts a new run)")
+        return config, directory, True
+    if not composed.hydra.run.dir:
+        raise RequestError("hydra.run.dir is empty: give the folder for this run")
+    directory = Path(composed.hydra.run.dir).expanduser()
+    named = any(override.lstrip("+").startswith("hydra.run.dir=") for override in overrides)
+    begun = (directory / "metrics.json").exists() and (directory / "config.yaml").exists()
+    if named and begun and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        return training_request([f"run={directory}"])  # a job that SLURM requeued gives its command again
+    if not files.is_main_process():
+        # Lightning starts the other processes of a DDP training with this same command: they share one folder.
+        return config, Path(os.environ.get(SHARED_DIRECTORY, directory)), False
+    if not named:
+        directory = _unused(directory)
+    elif begun:
+        raise RequestError(
+            f"{directory} holds a run: continue it with run={directory}, or choose another hydra.run.dir"
+        )
+    os.environ[SHARED_DIRECTORY] = str(directory)
+    return config, directory, False
+
+
+def _unused(directory: Path) -> Path:
+    """Number a folder named by name and second when another run has just taken it."""
+    names = itertools.chain([directory.name], (f"{directory.name}-{number}" for number in itertools.count(2)))
+    return next(path for path in map(directory.with_name, names) if not path.exists())

@@ -1,0 +1,1 @@
+"""What `explain` knows: where a network looks, and its page. (`histolight.explain` is a function of the API.)"""

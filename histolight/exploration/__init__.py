@@ -1,0 +1,1 @@
+"""What `explore` knows: measures of a set of tiles, and its page."""

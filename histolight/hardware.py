@@ -1,0 +1,29 @@
+"""What the machine allows: the precision of its device, and whether it can compile."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+log = logging.getLogger("histolight")
+
+
+def resolve_precision(precision: str, accelerator: str) -> str:
+    """Choose for ``trainer.precision=auto``: a CPU emulates bf16 slowly, and an old GPU has none."""
+    if precision != "auto":
+        return precision
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def compile_module(module: torch.nn.Module, mode: str, device: torch.device) -> None:
+    """Compile a module in place, which leaves the checkpoint's keys alone; without a compiler only warn."""
+    try:
+        torch.compile(torch.nn.GELU(), mode=mode)(torch.zeros(8, 8, device=device))  # one kernel to generate
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        log.warning("trainer.compile=%s is not possible here, training goes on without it: %s", mode, reason)
+    else:
+        module.compile(mode=mode)

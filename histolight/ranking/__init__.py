@@ -1,0 +1,1 @@
+"""What `compare` knows: runs as rows, their ranking, and its page."""

@@ -1,0 +1,198 @@
+"""Figures of a comparison of runs; each function returns a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from histolight.ranking.ranking import Group
+from histolight.reports.figures import ACCENT, INK, PALE
+
+COLOURS = (ACCENT, "#1f6f8b", "#c77d1e", "#4b7f3a", INK)
+STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+DOTS = 40  # rows in the figure of all AUROCs: more can't be read
+NAMED = 8  # points that carry their name
+CELLS = 12  # values on either side of a heatmap
+
+
+def roc_figure(group: Group, names: Sequence[str]) -> Figure:
+    """Draw the receiver operating characteristic of each run of the first rows, one colour a row."""
+    figure, axes = _axes("1 - specificity", "sensitivity", height=5.6)
+    axes.plot([0, 1], [0, 1], color=PALE, linewidth=1)
+    for row, name, colour, style in reversed(list(zip(group.rows, names, COLOURS, STYLES, strict=False))):
+        for number, run in enumerate(row.runs):
+            curve = roc_curve(run.tiles.labels, run.scores)[:2]
+            several = len(row.runs) > 1
+            axes.plot(
+                *curve,
+                color=colour,
+                linestyle=style,
+                linewidth=0.9 if several else 1.8,
+                alpha=0.6 if several else 1,
+                label="" if number else f"{name}: {row.mean('auroc'):.4f}",
+            )
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axes.set_box_aspect(1)
+    axes.legend(loc="lower right", fontsize=8, frameon=False, reverse=True)
+    return figure
+
+
+def auroc_figure(group: Group, names: Sequence[str]) -> Figure:
+    """Draw the AUROC of the first rows: with its interval, or the mean ± sd with each run as a dot."""
+    rows = group.rows[:DOTS]
+    figure, axes = _axes("AUROC", "", height=1.2 + 0.3 * len(rows))
+    axes.axvline(rows[0].mean("auroc"), color=PALE, linewidth=1)
+    for place, row in enumerate(rows):
+        colour, value = (ACCENT if place == 0 else INK), row.mean("auroc")
+        low, high = row.interval("auroc")
+        if len(row.runs) > 1:
+            low, high = value - row.sd("auroc"), value + row.sd("auroc")
+            axes.plot(row.values("auroc"), np.full(len(row.runs), place), "o", color=PALE, markersize=4, zorder=1)
+        axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
+        axes.plot(value, place, "o", color=colour, markersize=6)
+    axes.set_yticks(range(len(rows)), names[: len(rows)], fontsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def axis_figure(group: Group, key: str, label: str) -> Figure:
+    """Draw the AUROC of every row against one swept key, and the mean of each value: a line, or dashes for names."""
+    values = [row.config[key] for row in group.rows]
+    aurocs = np.array([row.mean("auroc") for row in group.rows])
+    places, ticks = _places(values)
+    figure, axes = _axes(label, "AUROC")
+    middles = {place: float(aurocs[np.equal(places, place)].mean()) for place in sorted(set(places))}
+    if ticks is None:
+        axes.plot(list(middles), list(middles.values()), color=INK, linewidth=1.2, zorder=1)
+    else:
+        axes.plot(list(middles), list(middles.values()), "_", color=INK, markersize=28, zorder=1)
+    axes.plot(places, aurocs, "o", color=INK, alpha=0.55, markersize=5, markeredgewidth=0)
+    axes.plot(places[0], aurocs[0], "o", color=ACCENT, markersize=8)
+    if ticks is None:
+        _scale(axes, np.array(places))
+    else:
+        slant = 25 if max(map(len, ticks)) > NAMED else 0
+        axes.set_xticks(range(len(ticks)), ticks, fontsize=8, rotation=slant, ha="right" if slant else "center")
+        axes.set_xlim(-0.5, len(ticks) - 0.5)
+    return figure
+
+
+def heatmap_pairs(group: Group, keys: Sequence[str]) -> list[tuple[str, str]]:
+    """List pairs of swept keys whose values were crossed: at least half of their combinations exist."""
+    pairs = []
+    for one, other in combinations(keys, 2):
+        seen = {(row.config[one], row.config[other]) for row in group.rows}
+        width, height = (len({pair[side] for pair in seen}) for side in (0, 1))
+        if min(width, height) >= 2 and max(width, height) <= CELLS and 2 * len(seen) >= width * height:
+            pairs.append((one, other))
+    return pairs
+
+
+def heatmap_figure(group: Group, keys: tuple[str, str], labels: tuple[str, str]) -> Figure:
+    """Draw the AUROC for each combination of two swept keys, the mean over all rows that have it."""
+    cells: dict[tuple[Any, Any], list[float]] = defaultdict(list)
+    for row in group.rows:
+        cells[row.config[keys[0]], row.config[keys[1]]].append(row.mean("auroc"))
+    across, down = (_ordered([pair[side] for pair in cells]) for side in (0, 1))
+    grid = np.array([[np.mean(cells.get((x, y), [np.nan])) for x in across] for y in down])
+    figure, axes = _axes(*labels)
+    image = axes.imshow(grid, cmap="PuRd", aspect="auto", alpha=0.85)
+    middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
+    for (line, column), value in np.ndenumerate(grid):
+        text, dark = ("-" if np.isnan(value) else f"{value:.3f}"), value > middle
+        size = 9 if len(across) <= NAMED else 6
+        axes.text(column, line, text, ha="center", va="center", fontsize=size, color="white" if dark else INK)
+    axes.set_xticks(range(len(across)), [text_of(value) for value in across], fontsize=8)
+    axes.set_yticks(range(len(down)), [text_of(value) for value in down], fontsize=8)
+    if max(len(text_of(value)) for value in across) > NAMED:
+        axes.tick_params(axis="x", rotation=25)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.colorbar(image, ax=axes, label="AUROC").outline.set_visible(False)
+    return figure
+
+
+def cost_figure(group: Group, cost: str, label: str) -> Figure:
+    """Draw the AUROC of every row against what it costs; few rows are marked with their rank."""
+    costs = np.array([row.mean(cost) for row in group.rows]) / (1e6 if cost == "parameters" else 1)
+    aurocs = np.array([row.mean("auroc") for row in group.rows])
+    figure, axes = _axes(label, "AUROC")
+    axes.plot(costs, aurocs, "o", color=INK, alpha=0.7, markersize=6, markeredgewidth=0)
+    axes.plot(costs[0], aurocs[0], "o", color=ACCENT, markersize=8)
+    known = costs[np.isfinite(costs)]
+    _scale(axes, known, ticks=False)
+    if len(group.rows) <= NAMED:
+        for rank, (x, y) in enumerate(zip(costs, aurocs, strict=True), start=1):
+            right = x > np.sqrt(known.min() * known.max())
+            offset, side = ((-7, 5), "right") if right else ((7, 5), "left")
+            axes.annotate(f"#{rank}", (x, y), offset, textcoords="offset points", fontsize=8, color=INK, ha=side)
+    axes.margins(0.12)
+    return figure
+
+
+def worth_an_axis(group: Group, key: str) -> bool:
+    """Say whether a figure against this key shows more than the ranking does: numbers, or names that recur."""
+    values = [row.config[key] for row in group.rows]
+    return len(set(values)) > 1 and (_numeric(values) or len(set(values)) < len(values))
+
+
+def text_of(value: Any) -> str:
+    """Write a configuration's value briefly: ``1e-05``, ``null``, the last two parts of an absolute path."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    parts = str(value).split("/")
+    return f"…/{'/'.join(parts[-2:])}" if str(value).startswith("/") and len(parts) > 3 else str(value)
+
+
+def _ordered(values: Sequence[Any]) -> list[Any]:
+    """Put the different values in order: numbers by size, all else by name."""
+    different = list(dict.fromkeys(values))
+    return sorted(different) if _numeric(values) else sorted(different, key=text_of)
+
+
+def _numeric(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _places(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
+    """Place values on an axis: numbers where they belong, all else side by side under their names."""
+    if _numeric(values):
+        return [float(value) for value in values], None
+    order = _ordered(values)
+    return [float(order.index(value)) for value in values], [text_of(value) for value in order]
+
+
+def _scale(axes: Axes, values: np.ndarray, ticks: bool = True) -> None:
+    """Make the horizontal axis logarithmic where the values span decades; a zero keeps its place left of them."""
+    positive = values[values > 0]
+    if len(positive) and positive.max() / positive.min() >= 10:
+        if values.min() == 0:
+            axes.set_xscale("symlog", linthresh=positive.min())
+        elif values.min() > 0:
+            axes.set_xscale("log")
+    different = np.unique(values)
+    if ticks and len(different) <= NAMED:
+        axes.set_xticks(different, [f"{value:g}" for value in different])
+        axes.minorticks_off()
+
+
+def _axes(x_label: str, y_label: str, height: float = 4.2) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.6, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

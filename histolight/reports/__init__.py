@@ -1,0 +1,1 @@
+"""What pages share, and the page of a run."""

@@ -1,0 +1,158 @@
+"""Figures of one model on one part of the tiles; each function returns a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, precision_recall_curve, roc_curve
+
+from histolight.statistics.intervals import ECE_BINS
+
+CENTRE = 32  # pixels: the label says whether the centre 32x32 holds tumour
+INK, ACCENT, PALE, QUIET = "#1f2933", "#8a2b6e", "#c9ced6", "#5b6672"
+
+
+def roc_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:
+    """Draw the receiver operating characteristic.
+
+    Args:
+        scores: ``(N,)`` in [0, 1].
+        labels: ``(N,)``, 0 or 1.
+        title: What it shows: part, figure, kind of split.
+    """
+    false_positive, sensitivity, _ = roc_curve(labels, scores)
+    figure, axes = _square(title, "1 - specificity", "sensitivity")
+    axes.plot([0, 1], [0, 1], color=PALE, linewidth=1, label="chance")
+    axes.plot(false_positive, sensitivity, color=ACCENT, linewidth=2)
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
+    return figure
+
+
+def precision_recall_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:
+    """Draw precision against recall, with the prevalence, which is what chance reaches.
+
+    The area under the steps is the average precision.
+    """
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    figure, axes = _square(title, "recall (sensitivity)", "precision")
+    axes.axhline(np.mean(labels), color=PALE, linewidth=1, label="chance: the share of positive tiles")
+    # The points come in falling recall: each one's precision holds from the next lower recall up to its own.
+    axes.plot(recall, precision, color=ACCENT, linewidth=2, drawstyle="steps-post")
+    axes.legend(loc="lower left", fontsize=8, frameon=False)
+    return figure
+
+
+def reliability_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:
+    """Draw the share of positive tiles against the mean score, in 15 bins of equal width, and the tiles of each bin."""
+    share, score = calibration_curve(labels, scores, n_bins=ECE_BINS)
+    figure, axes = _square(title, "mean score of the bin", "share of positive tiles")
+    counts = axes.twinx()
+    counts.hist(scores, bins=ECE_BINS, range=(0, 1), color=INK, alpha=0.12, label="tiles per bin (right axis)")
+    counts.set_ylabel("tiles per bin", color=QUIET)
+    counts.tick_params(colors=QUIET, length=0)
+    counts.spines[:].set_visible(False)
+    counts.set_box_aspect(1)
+    axes.set_zorder(counts.get_zorder() + 1)  # the curve in front of the bars
+    axes.patch.set_visible(False)
+    axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle="--", label="perfectly calibrated")
+    axes.plot(score, share, "o-", color=ACCENT, linewidth=2, markersize=5, label="this model")
+    handles, names = (
+        one + other for one, other in zip(*(each.get_legend_handles_labels() for each in (axes, counts)), strict=True)
+    )
+    axes.legend(handles, names, loc="upper left", fontsize=8, frameon=False)
+    return figure
+
+
+def confusion_figure(scores: np.ndarray, labels: np.ndarray, threshold: float, title: str) -> Figure:
+    """Draw the confusion matrix at a threshold, in numbers of tiles."""
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    matrix = confusion_matrix(labels, scores > threshold, labels=[0, 1])
+    display = ConfusionMatrixDisplay(matrix, display_labels=["benign", "tumour"])
+    display.plot(ax=axes, cmap="PuRd", colorbar=False, values_format=",d")
+    axes.set(xlabel="called", ylabel="labelled")
+    axes.set_title(f"{title}, threshold {threshold:.3f}", fontsize=10, color=INK)
+    return figure
+
+
+def learning_rate_figure(rates: np.ndarray, losses: np.ndarray, suggested: float | None) -> Figure:
+    """Draw the loss against the learning rate, on a logarithmic axis.
+
+    Args:
+        rates: ``(N,)``, rising.
+        losses: ``(N,)``.
+        suggested: One of the rates, to be marked.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(rates, losses, color=ACCENT, linewidth=2)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, running mean")
+    if suggested is not None:
+        axes.axvline(suggested, color=QUIET, linewidth=1, linestyle="--", label=f"steepest: {suggested:.1e}")
+        axes.legend(loc="upper left", fontsize=8, frameon=False)
+    axes.set_title("learning rate range test", fontsize=10, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def worst_calls(scores: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
+    """Find the wrong calls, the surest one first.
+
+    Args:
+        scores: ``(N,)`` in [0, 1]; a tile is called positive when its score is above the threshold.
+        labels: ``(N,)``, 0 or 1.
+        threshold: In [0, 1].
+
+    Returns:
+        ``(wrong,)`` int64, places in ``scores``.
+
+    >>> worst_calls(np.array([0.9, 0.6, 0.2, 0.45]), np.array([0, 1, 1, 1]), 0.5).tolist()
+    [0, 2, 3]
+    """
+    wrong = np.flatnonzero((scores > threshold) != (labels == 1))
+    return wrong[np.argsort(-np.abs(scores[wrong] - labels[wrong]), kind="stable")]
+
+
+def tile_grid_figure(tiles: np.ndarray, captions: Sequence[str], title: str, columns: int = 8) -> Figure:
+    """Draw tiles in a grid with the centre, which decides the label, framed; without tiles the title alone.
+
+    Args:
+        tiles: ``(N, S, S, 3)`` uint8.
+        captions: One line per tile.
+        title: What they are.
+        columns: Tiles per line.
+    """
+    lines = -(-len(tiles) // columns)
+    figure = Figure(figsize=(1.35 * columns, 1.6 * lines + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=11, color=INK)
+    if not lines:
+        return figure
+    for number, axes in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if number < len(tiles):
+            axes.imshow(tiles[number])
+            frame_centre(axes, tiles.shape[1])
+            axes.set_title(captions[number], fontsize=7, color=INK)
+    return figure
+
+
+def frame_centre(axes: Axes, size: int) -> None:
+    """Frame the centre of a tile, S pixels high and wide, that was drawn."""
+    corner = (size - CENTRE) / 2 - 0.5
+    for colour, width in ((INK, 1.8), ("white", 0.8)):  # to be seen on glass and on nuclei
+        axes.add_patch(Rectangle((corner, corner), CENTRE, CENTRE, fill=False, edgecolor=colour, linewidth=width))
+
+
+def _square(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x_label, ylabel=y_label)
+    axes.set_box_aspect(1)
+    axes.set_title(title, fontsize=10, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

@@ -1,0 +1,106 @@
+"""From logits to predictions, figures with intervals and pictures: what a training and an evaluation both write."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy.special import expit
+
+from histolight.data.pack import Tiles
+from histolight.reports import figures
+from histolight.reports.parts import save_figure
+from histolight.statistics.intervals import Interval, metric_intervals
+
+WORST = 32  # tiles in the figure of the worst calls
+THRESHOLDED = ("accuracy", "balanced_accuracy", "f1", "sensitivity", "specificity")
+
+
+def predictions_table(part: pd.DataFrame, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
+    """Put logits beside the tiles that they were given for.
+
+    Args:
+        part: Tiles with ``id``, ``label``, ``group`` and ``row``.
+        rows: ``(N,)`` int64, the tiles of the logits, in any order.
+        logits: ``(N,)`` float32.
+
+    Returns:
+        One row a tile, in the order of ``part``: id, label, group, logit, score (its sigmoid, float32).
+    """
+    logit = pd.Series(logits, index=rows).loc[part["row"]].to_numpy()
+    return part[["id", "label", "group"]].assign(logit=logit, score=expit(logit))
+
+
+def intervals(table: pd.DataFrame, threshold: float, seed: int) -> dict[str, Interval]:
+    """Measure a table of predictions at a threshold, each figure with its interval."""
+    logits, labels, groups = (table[name].to_numpy() for name in ("logit", "label", "group"))
+    return metric_intervals(logits, labels, threshold, groups, seed=seed)
+
+
+def measure_part(part: str, table: pd.DataFrame, threshold: float, seed: int) -> dict[str, dict[str, Interval]]:
+    """Measure one part as ``metrics.json`` has it.
+
+    Args:
+        part: Its name.
+        table: Its predictions.
+        threshold: The one that was chosen on validation.
+        seed: Of the bootstrap.
+
+    Returns:
+        ``<part>``: all figures, with calls at 0.5; ``<part>_at_threshold``: those that depend on the threshold, at it.
+    """
+    at_threshold = intervals(table, threshold, seed)
+    return {
+        part: intervals(table, 0.5, seed),
+        f"{part}_at_threshold": {name: at_threshold[name] for name in THRESHOLDED},
+    }
+
+
+def draw_part(
+    part: str, table: pd.DataFrame, rows: np.ndarray, tiles: Tiles, found: dict[str, Any], split: str
+) -> dict[str, Figure]:
+    """Draw ROC, precision-recall, reliability, confusion and the worst calls of one part.
+
+    Args:
+        part: Its name.
+        table: Its predictions.
+        rows: ``(N,)`` int64, where the tiles of the table lie.
+        tiles: The tile store.
+        found: From :func:`measure_part`, and ``threshold``.
+        split: How the tiles were chosen, for the titles: ``random``, ``slide``, ``given`` or ``other``.
+    """
+    scores, labels = table["score"].to_numpy(), table["label"].to_numpy()
+    where = f"{part}, {'other tiles' if split == 'other' else f'{split} split'}"
+    wrong = figures.worst_calls(scores, labels, found["threshold"])
+    shown = wrong[:WORST]
+    captions = [f"{'tumour' if labels[i] else 'benign'}, score {scores[i]:.2f}" for i in shown]
+    calls = f"threshold {found['threshold']:.3f} calls {len(wrong):,} of {len(labels):,} tiles wrong"
+    if len(shown) < len(wrong):
+        calls += f"; the {len(shown)} worst"
+    return {
+        "roc": figures.roc_figure(scores, labels, f"{where}\n{_figure_text('AUROC', found[part]['auroc'])}"),
+        "precision_recall": figures.precision_recall_figure(
+            scores, labels, f"{where}\n{_figure_text('average precision', found[part]['average_precision'])}"
+        ),
+        "reliability": figures.reliability_figure(
+            scores, labels, f"{where}\n{_figure_text('ECE', found[part]['ece'])}"
+        ),
+        "confusion": figures.confusion_figure(scores, labels, found["threshold"], where),
+        "worst_calls": figures.tile_grid_figure(tiles.gather(rows[shown]), captions, f"{where}: {calls}"),
+    }
+
+
+def _figure_text(name: str, found: Interval) -> str:
+    if math.isnan(found.low):
+        return f"{name} {found.value:.4f}, no interval"
+    return f"{name} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
+
+
+def save_figures(drawn: dict[str, Figure], part: str, directory: Path) -> None:
+    """Save figures as ``figures/<part>_<name>.png``."""
+    for name, figure in drawn.items():
+        save_figure(figure, directory / "figures" / f"{part}_{name}.png")

@@ -1,0 +1,101 @@
+"""A model card: what the network is for, what it is not for, and the limits that follow from how it was made.
+
+After M. Mitchell and others, "Model Cards for Model Reporting", 2019.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from histolight.reports.page import Cell, Table
+from histolight.statistics.intervals import FEW_SLIDES
+
+POORLY_CALIBRATED = 0.05  # ECE
+
+
+def model_card(metrics: dict[str, Any], config: dict[str, Any], training: dict[str, Any]) -> Table:
+    """Fill the card.
+
+    Args:
+        metrics: ``metrics.json`` of a run or an evaluation.
+        config: Its ``config.yaml``.
+        training: The configuration of the training: of a run the same, of an evaluation its ``training.yaml``.
+    """
+    rows = [
+        ("intended use", "Research on the detection of metastatic tissue in histology tiles."),
+        ("not for", "Diagnosis, or any decision about a patient. It is not a medical device."),
+        ("network", _network(metrics, training)),
+        ("training", _training(metrics, training)),
+        ("answer", _answer(config)),
+        *(("known limit", text) for text in known_limits(metrics, config)),
+    ]
+    return Table(["", ""], [[Cell(name), Cell(text)] for name, text in rows if text], words=2)
+
+
+def _network(metrics: dict[str, Any], config: dict[str, Any]) -> str:
+    model = config.get("model", {})
+    size = f", {metrics['parameters'] / 1e6:.2f} million parameters" if metrics.get("parameters") else ""
+    start = {"imagenet": "ImageNet weights", None: "random weights"}.get(
+        model.get("weights"), f"{model.get('weights')}"
+    )
+    return f"{model.get('name')}{size}, one logit; training started from {start}." if model else ""
+
+
+def _training(metrics: dict[str, Any], config: dict[str, Any]) -> str:
+    if not {"trainer", "optimizer", "scheduler", "augment", "data"} <= set(config):
+        return ""
+    epochs, optimizer = config["trainer"]["max_epochs"], config["optimizer"]
+    return (
+        f"{epochs} epoch{'s' * (epochs != 1)} of {optimizer['name']}, schedule {config['scheduler']['name']} with a "
+        f"peak learning rate of {optimizer['lr']:g}, {_step(metrics, config)}, "
+        f"geometric augmentation: {config['augment']['geometry']}; the epoch with the highest validation "
+        "AUROC was kept."
+    )
+
+
+def _step(metrics: dict[str, Any], config: dict[str, Any]) -> str:
+    """Say how many tiles a step of the optimizer had."""
+    batch, batches = config["data"]["batch_size"], config["trainer"].get("accumulate", 1)
+    devices = metrics.get("devices") or 1
+    parts = [f"{batch} a batch", f"{batches} batches" * (batches > 1), f"{devices} devices" * (devices > 1)]
+    known = ", ".join(filter(None, parts[1:]))
+    return f"{batch * batches * devices} tiles a step" + (f" ({parts[0]}, {known})" if known else "")
+
+
+def _answer(config: dict[str, Any]) -> str:
+    size = config.get("data", {}).get("image_size", 96)
+    return (
+        f"A score between 0 and 1 for a tile of {size}x{size} pixels: whether its centre 32x32 holds any tumour. It "
+        "says nothing of the rest of the tile, of the slide or of the patient."
+    )
+
+
+def known_limits(metrics: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """List the limits that this run has."""
+    data = config.get("data", {})
+    lead = next((part for part in ("test", "val") if part in metrics), None)
+    limits = []
+    if data.get("source") == "synthetic":
+        limits.append("Trained or measured on synthetic tiles: on real tissue it is worth nothing.")
+    if metrics.get("split") == "random":
+        limits.append("The slides are unknown and the split is random: how it does on other slides was not measured.")
+    elif 0 < metrics.get("slides", 0) < FEW_SLIDES:
+        limits.append(f"Only {metrics['slides']} slides are known: figures and intervals rest on few slides.")
+    limits.append(
+        "Other laboratories, scanners, stains, magnifications and organs than those of its tiles were not measured."
+        if metrics.get("split") != "other"
+        else "Laboratories, scanners, stains, magnifications and organs beyond these tiles were not measured."
+    )
+    if lead is not None:
+        counts = metrics["tiles"][lead]
+        share = counts.get("1", 0) / max(1, sum(counts.values()))
+        limits.append(
+            f"Accuracy, F1 and average precision hold where {share:.0%} of the tiles are tumour, as here; of a whole "
+            "slide usually far fewer are."
+        )
+        ece = metrics[lead]["ece"]["value"]
+        if ece > POORLY_CALIBRATED:
+            limits.append(f"A score is not a probability here: on average the two are {ece:.3f} apart (ECE).")
+    if lead == "val" and metrics.get("split") != "other":
+        limits.append("There is no test part: the figures are of the tiles on which the epoch was chosen.")
+    return limits

@@ -1,0 +1,56 @@
+"""Parts that several pages have in common."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from histolight.files import write_atomically
+from histolight.reports.page import Cell, Picture, Table
+
+NAMED = 3  # tiles named of each kind of finding
+
+
+def problem_table(problems: pd.DataFrame) -> Table:
+    """Count the findings of each kind, and name the first ones.
+
+    Args:
+        problems: Columns id, problem and detail.
+    """
+    rows = []
+    for kind, found in problems.groupby("problem", sort=False):
+        first = found.head(NAMED).to_dict("records")
+        names = ", ".join(f"{row['id']} ({row['detail']})" if row["detail"] else row["id"] for row in first)
+        rows.append([Cell(str(kind)), Cell(f"{names}{', …' * (len(found) > NAMED)}"), Cell(f"{len(found):,}")])
+    return Table(["what", "such as", "tiles"], rows, words=2)
+
+
+def pairs(values: list[tuple[str, str]]) -> Table:
+    """Lay out names with their values."""
+    return Table(["", ""], [[Cell(name), Cell(text)] for name, text in values], words=2)
+
+
+def saved_picture(figure: Figure, path: Path, caption: str, photographs: bool = False, wide: bool = False) -> Picture:
+    """Save a figure as PNG, and embed it; photographs, which PNG makes ten times as large, as JPEG."""
+    png = save_figure(figure, path)
+    return Picture(as_jpeg(png) if photographs else png, caption, wide)
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 120) -> bytes:
+    """Save a figure as PNG, whole or not at all, and return the file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    write_atomically(path, buffer.getbuffer())
+    return buffer.getvalue()
+
+
+def as_jpeg(png: bytes) -> bytes:
+    """Encode a picture anew."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGB").save(buffer, "JPEG", quality=88, subsampling=0)
+    return buffer.getvalue()

@@ -1,0 +1,365 @@
+"""The page of one run, or of one evaluation, made of nothing but the files in its folder."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from histolight.errors import RequestError
+from histolight.files import write_atomically
+from histolight.reports.curves import curve_figures, read_curves
+from histolight.reports.model_card import model_card
+from histolight.reports.page import Cell, Picture, Section, Table, render_page
+from histolight.reports.parts import as_jpeg, pairs, problem_table, saved_picture
+from histolight.runs import read_metrics, read_predictions
+from histolight.statistics.intervals import FEW_SLIDES
+from histolight.statistics.slides import sensitivity_at_specificity, slide_figures
+
+PARTS = {"test": "test", "val": "validation"}  # the part that nothing was chosen on leads
+FIGURES = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "nll": "NLL",
+    "ece": "ECE",
+}
+SPLITS = {
+    "random": "The parts were drawn at random, as the slides are unknown: tiles of one slide may sit on both sides.",
+    "slide": "The parts were drawn by slide: no slide lies on two sides.",
+    "given": "The parts are the source's own.",
+    "other": "These tiles are not the parts that the run was trained and validated on.",
+}
+METHODS = {
+    "delong": "AUROC: DeLong's variance on the logit scale.",
+    "obuchowski": "AUROC: the variance over slides (Obuchowski 1997) on the logit scale, with t(slides - 1).",
+    "clopper-pearson": "AUROC of 0 or 1: Clopper-Pearson over the pairs that share no tile.",
+    "wilson": "Accuracy, sensitivity and specificity: Wilson.",
+    "stratified bootstrap": "The others: 1,000 bootstrap resamples of tiles within each class, for ECE the basic form.",
+    "slide bootstrap": "All but AUROC: 1,000 bootstrap resamples of whole slides, for ECE the basic form.",
+}
+PICTURES = {
+    "roc": "ROC of the {part} tiles.",
+    "precision_recall": "Precision against recall; the area under the steps is the average precision.",
+    "reliability": "Reliability: the share of tumour among tiles of about the same score, and how many there are.",
+    "reliability_calibrated": "Reliability after temperature scaling, fitted on validation.",
+    "confusion": "Calls at the threshold chosen on validation, in tiles.",
+    "worst_calls": "The surest of the wrong calls on {part} tiles, with label and score. The frame marks the centre, "
+    "which decides the label.",
+}
+SLIDES_SHOWN = 15
+SPECIFICITY = 0.95
+
+
+def write_run_report(directory: Path) -> Path:
+    """Write ``report.html``, and the training curves to ``figures/``.
+
+    Args:
+        directory: A run directory, or the folder of an evaluation. What is not there is left out of the page.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RequestError: The folder has no ``metrics.json``, or a damaged one.
+        HistolightError: The page can't be written.
+    """
+    metrics = read_metrics(directory)
+    config = _config(directory / "config.yaml")
+    training = _config(directory / "training.yaml") or config
+    predictions = {
+        part: table for part in PARTS if part in metrics if (table := _predictions(directory, part)) is not None
+    }
+    sections = [
+        _figures_section(metrics, predictions, config),
+        *[section for part in PARTS if (section := _pictures(directory, part)).pictures],
+        _training(directory),
+        *[_slides(table, part, metrics) for part, table in predictions.items()],
+        _data(metrics, predictions, config),
+        _checks(directory),
+        _cost(metrics),
+        Section("Model card", table=model_card(metrics, config, training)),
+        Section("Configuration", table=_settings(config)),
+        Section("Provenance", table=_provenance(directory, metrics)),
+    ]
+    kind = "Evaluation" if "run" in metrics else "Run"
+    title = f"{kind} {directory.resolve().name}"
+    footer = f"histolight {version('histolight')}, {datetime.now():%Y-%m-%d %H:%M}. For research; not for diagnosis."
+    shown = [section for section in sections if section is not None and (section.table is None or section.table.rows)]
+    path = directory / "report.html"
+    write_atomically(path, render_page(title, answer(metrics, predictions, config), shown, footer))
+    return path
+
+
+def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config: dict[str, Any]) -> list[str]:
+    """Say how good the model is, on which tiles and how sure that is; then what to beware of."""
+    network = config.get("model", {}).get("name", "the network")
+    parts = [part for part in PARTS if part in metrics]
+    ended = (
+        ""
+        if metrics["status"] in ("completed", "running")
+        else f"This run is {metrics['status']}: {metrics.get('reason')}."
+    )
+    if not parts:
+        return [ended or f"{network} has not been measured yet."]
+    lead, *others = parts
+    auroc = metrics[lead]["auroc"]
+    tiles = f"{_count(metrics, lead):,} {'other' if metrics['split'] == 'other' else PARTS[lead]} tiles"
+    slides = predictions[lead]["group"].nunique() if lead in predictions else 0
+    known = {
+        "random": " (random split, slides unknown)",
+        "slide": f" of {slides} slides that it was not trained on"
+        if slides
+        else " of slides that it was not trained on",
+        "given": " (the source's own split)",
+        "other": f" of {slides} slides" if slides else "",
+    }[metrics["split"]]
+    sentences = [f"On {tiles}{known} {network} finds tumour with AUROC {_figure(auroc)}."]
+    if lead == metrics.get("selected_on") and metrics["split"] != "other":
+        sentences.append(
+            "The epoch was chosen by its AUROC on these same tiles, and so was the threshold: the figures are a little "
+            "optimistic. A test part (data.test_fraction=0.2) has no part in any choice."
+        )
+    elif metrics.get("seen"):
+        sentences.append(
+            f"{metrics['seen']:,} of these tiles have the id of one that trained or chose the network: where they are "
+            "the same tiles, these figures flatter it."
+        )
+    else:
+        sentences.append("Nothing was chosen on these tiles: neither the epoch nor the threshold.")
+    sentences += [
+        f"On the {_count(metrics, part):,} {PARTS[part]} tiles, on which the epoch was chosen, it is "
+        f"{_figure(metrics[part]['auroc'])}."
+        for part in others
+    ]
+    if metrics["split"] == "random":
+        sentences.append(
+            "The split is random and the slides are unknown: tiles of one slide may sit on both sides, and on other "
+            "slides every figure will be lower."
+        )
+    if metrics["split"] == "other" and not slides:
+        sentences.append("Their slides are unknown: the interval takes tiles for independent, and is likely too short.")
+    if 0 < slides < FEW_SLIDES:
+        sentences.append(f"These are tiles of only {slides} slides: the interval is likely too short.")
+    if config.get("data", {}).get("source") == "synthetic":
+        sentences.append("The tiles are synthetic: the figures say nothing of real tissue.")
+    return [*sentences, *[ended] * bool(ended)]
+
+
+def _count(metrics: dict[str, Any], part: str) -> int:
+    return sum(metrics["tiles"][part].values())
+
+
+def _figure(figure: dict[str, Any], digits: int = 3) -> str:
+    """Write a figure that no line break takes apart."""
+    return f"{figure['value']:.{digits}f} {_interval(figure, digits)}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _interval(figure: dict[str, Any], digits: int = 3) -> str:
+    low, high = figure["low"], figure["high"]
+    return "[no interval]" if low is None or high is None else f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise RequestError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise RequestError(f"{path} is damaged: it is not a configuration")
+    return config
+
+
+def _predictions(directory: Path, part: str) -> pd.DataFrame | None:
+    path = directory / "predictions" / f"{part}.csv"
+    return read_predictions(path) if path.is_file() else None
+
+
+def _figures_section(
+    metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config: dict[str, Any]
+) -> Section | None:
+    threshold = metrics.get("threshold")
+    columns = {
+        f"{part}{ending}": heading
+        for part, name in PARTS.items()
+        for ending, heading in (
+            ("", name),
+            ("_at_threshold", f"{name} at {threshold:.3f}" if threshold is not None else ""),
+            ("_calibrated", f"{name}, calibrated"),
+        )
+        if f"{part}{ending}" in metrics
+    }
+    if not columns:
+        return None
+    rows = []
+    for name, heading in FIGURES.items():
+        found = [metrics[column].get(name) for column in columns]
+        rows.append(
+            [Cell(heading), *(Cell(f"{one['value']:.4f}", _interval(one, 4)) if one else Cell("") for one in found)]
+        )
+    seed = config.get("data", {}).get("seed", 0)
+    fixed = {part: sensitivity_at_specificity(table, SPECIFICITY, seed) for part, table in predictions.items()}
+    if fixed:
+        cells = [
+            Cell(f"{fixed[column].value:.4f}", _interval(_plain(fixed[column]), 4)) if column in fixed else Cell("")
+            for column in columns
+        ]
+        rows.append([Cell(f"sensitivity at {SPECIFICITY:.0%} specificity"), *cells])
+    used = [one for column in columns for one in metrics[column].values()]
+    methods = {one["method"].removesuffix(", basic") for one in used}
+    notes = ["With 95 % intervals. " + " ".join(text for name, text in METHODS.items() if name in methods)]
+    if threshold is not None:
+        chosen = f"Calls at 0.5, and at {threshold:.3f}: the threshold of the highest balanced accuracy on validation"
+        notes.append(
+            f"{chosen}, whose own figures at it are therefore optimistic." if "val" in metrics else f"{chosen}."
+        )
+    if metrics.get("temperature") is not None:
+        notes.append(
+            f"Calibrated: logits divided by {metrics['temperature']:.4f}, fitted on the run's validation tiles."
+        )
+    remarks = dict.fromkeys(one.get("note") for one in used)
+    notes += [f"{remark[0].upper()}{remark[1:]}." for remark in remarks if remark]
+    return Section("How good it is", table=Table(["", *columns.values()], rows, words=1), notes=notes)
+
+
+def _plain(interval: Any) -> dict[str, Any]:
+    ends = {
+        name: None if np.isnan(value) else value for name, value in (("low", interval.low), ("high", interval.high))
+    }
+    return {"value": interval.value, **ends}
+
+
+def _pictures(directory: Path, part: str) -> Section:
+    pictures = [
+        Picture(
+            as_jpeg(path.read_bytes()) if name == "worst_calls" else path.read_bytes(),
+            caption.format(part=PARTS[part]),
+            wide=name == "worst_calls",
+        )
+        for name, caption in PICTURES.items()
+        if (path := directory / "figures" / f"{part}_{name}.png").is_file()
+    ]
+    return Section(f"The {PARTS[part]} tiles in pictures", pictures=pictures)
+
+
+def _training(directory: Path) -> Section | None:
+    figures = curve_figures(read_curves(directory))
+    pictures = [
+        saved_picture(figure, directory / "figures" / f"{name}.png", caption)
+        for name, (figure, caption) in figures.items()
+    ]
+    return Section("How it was trained", pictures=pictures) if pictures else None
+
+
+def _slides(predictions: pd.DataFrame, part: str, metrics: dict[str, Any]) -> Section | None:
+    if predictions["group"].isna().all():
+        return None
+    threshold = metrics.get("threshold", 0.5)
+    table = slide_figures(predictions, threshold)
+    shown = table.head(SLIDES_SHOWN)
+
+    counts, shares = ("tiles", "tumour"), ("auroc", "sensitivity", "specificity")
+    rows = [
+        [
+            Cell(str(slide["slide"])),
+            *(Cell(f"{slide[name]:,}") for name in counts),
+            Cell(f"{slide['wrong']:.1%}"),
+            *(Cell("-" if np.isnan(slide[name]) else f"{slide[name]:.3f}") for name in shares),
+        ]
+        for slide in shown.to_dict("records")
+    ]
+    columns = ["slide", "tiles", "tumour", "wrong calls", "AUROC", "sensitivity", "specificity"]
+    first = f"the {SLIDES_SHOWN} of {len(table)} slides" if len(table) > len(shown) else f"all {len(table)} slides"
+    notes = [f"Shown: {first}, those with the largest share of wrong calls first. Calls at {threshold:.3f}."]
+    if lacking := int(predictions["group"].isna().sum()):
+        notes.append(f"{lacking:,} tiles have no known slide.")
+    return Section(f"Slide by slide: {PARTS[part]}", table=Table(columns, rows, words=1), notes=notes)
+
+
+def _data(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config: dict[str, Any]) -> Section | None:
+    if not metrics.get("tiles"):
+        return None
+    data = config.get("data", {})
+    rows = []
+    for part in ("train", "val", "test"):
+        if part in metrics["tiles"]:
+            benign, tumour = (metrics["tiles"][part].get(label, 0) for label in ("0", "1"))
+            cells = [f"{benign + tumour:,}", f"{benign:,}", f"{tumour:,}", f"{tumour / (benign + tumour):.1%}"]
+            slides = predictions[part]["group"].nunique() if part in predictions else 0
+            rows.append(
+                [Cell({"train": "training", **PARTS}[part]), *map(Cell, cells), Cell(f"{slides:,}" if slides else "")]
+            )
+    columns = ["part", "tiles", "benign", "tumour", "tumour share", "slides"]
+    if not any(row[-1].text for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    root = f" from {data['root']}" if data.get("root") else ""
+    limit = f", {data['limit']:,} drawn of them (data.limit)" if data.get("limit") else ""
+    words = [f"Tiles of data={data.get('source')}{root}{limit}. {SPLITS[metrics['split']]}"]
+    if metrics["split"] == "slide":
+        words[0] += f" There are {metrics['slides']} slides in all."
+    words += [f"{part}: {text}." for part, text in metrics.get("origin", {}).items()]
+    words += [f"{note[0].upper()}{note[1:]}." for note in metrics.get("notes", [])]
+    return Section("The tiles and their split", words, Table(columns, rows, words=1))
+
+
+def _checks(directory: Path) -> Section:
+    path = directory / "data_problems.csv"
+    if not path.is_file():
+        return Section("What the checks found", ["No near-blank tiles, and no tiles with exactly the same pixels."])
+    problems = pd.read_csv(path, dtype=str, keep_default_na=False)
+    notes = ["All of them are in data_problems.csv."]
+    return Section("What the checks found", table=problem_table(problems), notes=notes)
+
+
+def _cost(metrics: dict[str, Any]) -> Section | None:
+    rows = {
+        "training, with validation": ("seconds", lambda value: f"{value:,.0f} s"),
+        "epochs": ("epochs", lambda value: f"{value}"),
+        "training speed": ("tiles_per_second", lambda value: f"{value:,.0f} tiles/s"),
+        "waiting for data": ("data_wait_seconds", lambda value: f"{value:,.0f} s"),
+        "peak memory": ("peak_memory_mb", lambda value: f"{value:,.0f} MB"),
+        "parameters": ("parameters", lambda value: f"{value / 1e6:.2f} million"),
+    }
+    known = [(name, text(metrics[key])) for name, (key, text) in rows.items() if metrics.get(key) is not None]
+    if not known:
+        return None
+    return Section("What it cost", table=pairs(known))
+
+
+def _settings(config: dict[str, Any]) -> Table:
+    rows = []
+    for group, values in config.items():
+        known = values.items() if isinstance(values, dict) else [("", values)]
+        rows.append((group, ", ".join(f"{key} {_value(value)}".strip() for key, value in known)))
+    return pairs(rows)
+
+
+def _value(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _provenance(directory: Path, metrics: dict[str, Any]) -> Table:
+    machine = metrics.get("machine", {})
+    known = {
+        "folder": str(directory.resolve()),
+        "run": metrics.get("run"),
+        "test-time augmentation": metrics.get("tta"),
+        "commit": metrics.get("git_commit"),
+        "machine": ", ".join(
+            filter(None, [machine.get("platform"), f"{machine['cpus']} CPUs" if machine.get("cpus") else ""])
+        ),
+        "tiles (fingerprint)": metrics.get("data_fingerprint"),
+        "versions": ", ".join(f"{name} {number}" for name, number in metrics.get("versions", {}).items()),
+    }
+    return pairs([(name, text) for name, text in known.items() if text])

@@ -1,0 +1,1 @@
+"""Numbers with their uncertainty: figures of merit, intervals, comparisons. Nothing here knows of runs."""

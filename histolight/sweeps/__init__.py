@@ -1,0 +1,1 @@
+"""Many trainings: points, their folders, and how they are continued."""

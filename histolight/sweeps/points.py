@@ -1,0 +1,216 @@
+"""The points of a sweep: what tells one from another, and where each lies.
+
+================== ====================================================================================================
+``sweep.json``     the configuration that all points share, the keys that were swept, and the folder of each point
+``<n>_<keys>/``    a run directory (see :mod:`histolight.runs`); ``traceback.txt`` in it is of an unexpected error
+================== ====================================================================================================
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from histolight import files, runs
+from histolight.config.compose import compose_config, quote_paths
+from histolight.config.schema import valid_keys
+from histolight.errors import RequestError
+
+NOT_PART_OF_A_POINT = {"name", "run", "like", "data.cache"}
+MACHINE_KEYS = {"data.residency", "trainer.accelerator", "trainer.devices"}  # part of a point only where swept
+DATA_PATHS = ("data.root", "data.groups")
+LONGEST_FOLDER = 120  # characters; file systems allow 255 bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One training of a sweep.
+
+    Attributes:
+        overrides: What Hydra composes it from.
+        directory: Its run directory.
+    """
+
+    overrides: tuple[str, ...]
+    directory: Path
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What its ``metrics.json`` holds by now; without a point's beginning, only ``status`` = ``missing``."""
+        try:
+            return runs.read_metrics(self.directory)
+        except RequestError:
+            return {"status": "missing"}
+
+    @property
+    def status(self) -> str:
+        """``missing``, or as in ``metrics.json``."""
+        return str(self.metrics["status"])
+
+    @property
+    def auroc(self) -> float | None:
+        """The validation AUROC of a completed point."""
+        metrics = self.metrics
+        return metrics["val"]["auroc"]["value"] if metrics["status"] == "completed" else None
+
+
+class Sweep:
+    """Which points there are and where each lies: ``sweep.json``, written by the one process that runs the sweep.
+
+    Args:
+        directory: The sweep's folder.
+        fixed: Overrides that hold for all points.
+        keys: Keys and groups that are swept.
+        configs: The points' composed configurations where they are known beforehand (``listed``), else one that
+            stands for all.
+        listed: Whether the points are known beforehand.
+    """
+
+    def __init__(
+        self, directory: Path, fixed: list[str], keys: list[str], configs: list[DictConfig], listed: bool
+    ) -> None:
+        self.directory = directory
+        self.points: list[Point] = []
+        self._fixed = fixed
+        self._keys = list(dict.fromkeys(keys))
+        saved = read_index(directory)
+        flat = [flat_config(config) for config in configs]
+        varying = {key for key in flat[0] if any(other[key] != flat[0][key] for other in flat)}
+        groups = () if listed else tuple(f"{key}." for key in keys)
+        varying |= {key for key in flat[0] if key in keys or key.startswith(groups)}
+        self._swept = varying | set(saved["swept"])
+        self._ignored = NOT_PART_OF_A_POINT | (MACHINE_KEYS - self._swept)
+        self._base = {key: value for key, value in flat[0].items() if key not in self._ignored | self._swept}
+        self._folders: dict[str, str] = saved["points"]
+        if self._folders:
+            self._refuse_another_base(saved["base"])
+
+    def _refuse_another_base(self, saved: dict[str, Any]) -> None:
+        different = [
+            f"{key}={saved.get(key)}, not {self._base.get(key)}"
+            for key in sorted(saved.keys() | self._base)
+            if key not in self._ignored | self._swept and saved.get(key) != self._base.get(key)
+        ]
+        if different:
+            raise RequestError(
+                f"{shown(self.directory)} holds a sweep with {'; '.join(different[:3])}: choose another name=NAME"
+            )
+
+    def point(self, values: Sequence[str], config: DictConfig | None = None) -> Point:
+        """Find a point's folder by its configuration, or allot a new one."""
+        overrides = [*self._fixed, *quote_paths(values)]
+        config = compose_config(overrides) if config is None else config
+        parts = {key: value for key, value in flat_config(config).items() if key not in self._ignored}
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        if digest not in self._folders:
+            self._folders[digest] = self._new_folder(values, config)
+        folder = self._folders[digest]
+        place = (f"hydra.sweep.dir={_quoted(str(self.directory))}", f"hydra.sweep.subdir={_quoted(folder)}")
+        # Hydra lays a point's overrides over those of its own node, and would take a "+hydra.…" twice for a mistake.
+        own = [override for override in overrides if not re.match(r"\+*hydra[./]", override)]
+        point = Point((*own, *place), self.directory / folder)
+        if all(known.directory != point.directory for known in self.points):
+            self.points.append(point)
+        return point
+
+    def known(self) -> list[Point]:
+        """Return every point that the sweep has had so far, whoever chose it."""
+        return [Point((), self.directory / folder) for folder in self._folders.values()]
+
+    def _new_folder(self, values: Sequence[str], config: DictConfig) -> str:
+        used = set(self._folders.values()) | {path.name for path in self.directory.iterdir()}
+        numbers = (int(match[0]) for name in used if (match := re.match(r"\d+", name)))
+        number = max(len(self._folders), 1 + max(numbers, default=-1))
+        if not any(override.startswith("hydra.sweep.subdir=") for override in self._fixed):
+            return folder_name(number, values, self._keys)
+        with open_dict(config):
+            config.hydra.job.num = config.hydra.job.id = number
+        folder = str(config.hydra.sweep.subdir)
+        if folder in used:
+            raise RequestError(f"hydra.sweep.subdir gives two points the folder {folder}: put ${{hydra.job.num}} in it")
+        return folder
+
+    def save(self) -> None:
+        """Write ``sweep.json``: before the first of its points begins."""
+        index = {"base": self._base, "swept": sorted(self._swept), "points": self._folders}
+        files.write_atomically(self.directory / "sweep.json", json.dumps(index, indent=2) + "\n")
+
+
+def read_index(directory: Path) -> dict[str, Any]:
+    """Read ``sweep.json``, empty in a new folder.
+
+    Raises:
+        RequestError: It is damaged, or the folder holds something else.
+    """
+    path = directory / "sweep.json"
+    if not path.exists():
+        if any(not item.name.startswith(".") for item in directory.iterdir()):
+            raise RequestError(f"{shown(directory)} holds something that is not a sweep: choose another name=NAME")
+        return {"base": {}, "swept": [], "points": {}}
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        return {"base": dict(index["base"]), "swept": list(index["swept"]), "points": dict(index["points"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{path} is damaged: choose another name=NAME") from error
+
+
+def flat_config(config: DictConfig) -> dict[str, Any]:
+    """Map every key of the schema, dotted, to its resolved value; paths of data become absolute.
+
+    Raises:
+        RequestError: A value refers to a key that doesn't exist.
+    """
+    try:
+        flat = {key: OmegaConf.select(config, key) for key in valid_keys()}
+    except OmegaConfBaseException as error:
+        raise RequestError(" ".join(str(error).split())) from error
+    for key in DATA_PATHS:
+        if flat[key] is not None:
+            flat[key] = os.path.abspath(os.path.expanduser(flat[key]))
+    return {key: list(value) if OmegaConf.is_list(value) else value for key, value in flat.items()}
+
+
+def folder_name(number: int, values: Sequence[str], keys: Sequence[str]) -> str:
+    """Name a point's folder by its number and the swept keys, readable and safe on every file system.
+
+    >>> folder_name(3, ["optimizer.lr=0.001", "model.name=timm/vit", "seed=1"], ["optimizer.lr", "model.name"])
+    '3_lr=0.001,model.name=timm-vit'
+    """
+    counts = collections.Counter(key.rpartition(".")[2] for key in keys)
+    parts = []
+    for override in values:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in keys:
+            short = key.rpartition(".")[2]
+            parts.append(f"{key if counts[short] > 1 or short in ('name', 'seed') else short}={_short(value)}")
+    name = re.sub(r"[^\w.,=+-]+", "-", "_".join([str(number), *([",".join(parts)] if parts else [])]))
+    return name.encode()[:LONGEST_FOLDER].decode(errors="ignore").rstrip(".,-")
+
+
+def _short(value: str) -> str:
+    """Round a long number, as a search draws it, to six digits."""
+    try:
+        return min(value, f"{float(value):.6g}", key=len)
+    except ValueError:
+        return value
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def shown(directory: Path) -> Path:
+    """Shorten a path for people: relative to the working directory where it lies below it."""
+    here = Path.cwd()
+    return directory.relative_to(here) if directory.is_relative_to(here) else directory

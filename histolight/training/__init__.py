@@ -1,0 +1,1 @@
+"""One training from prepared data to a finished run directory."""

@@ -1,0 +1,267 @@
+"""What is shown, recorded and kept while Lightning trains: progress, speed, checkpoints; and that all is finite."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
+
+from histolight.data.loader import Batch
+from histolight.errors import HistolightError
+from histolight.files import write_atomically
+from histolight.models.classifier import Classifier
+from histolight.training.loggers import log_tiles
+
+EVERY = 10  # steps between two readings of the loss: each reading waits for the device
+
+
+class Speed(L.Callback):
+    """Measure tiles/s and how long the device waits for data; log them with loss and learning rate.
+
+    A loss that is not finite stops the training.
+    """
+
+    def __init__(self) -> None:
+        self.tiles = 0
+        self.seconds = 0.0
+        self.waited = 0.0
+        self.loss = math.nan
+        self.rate = math.nan  # training tiles per second in this epoch, when the loss was read
+        self.anonymous_memory_mb = math.nan  # the most that was seen when the loss was read
+        self._begun = self._ended = self._fit_begun = 0.0
+        self._elapsed_before = 0.0
+        self._tiles_of_epoch = 0
+
+    @property
+    def tiles_per_second(self) -> float:
+        """Training tiles per second over all epochs, validation not counted."""
+        return self.tiles / self.seconds if self.seconds else math.nan
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training and validation so far, those before an interruption included."""
+        return self._elapsed_before + time.perf_counter() - self._fit_begun
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the totals in the checkpoint, so that a resumed run goes on counting."""
+        return {"tiles": self.tiles, "seconds": self.seconds, "waited": self.waited, "elapsed": self.elapsed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the totals from the checkpoint."""
+        self.tiles, self.seconds, self.waited = state_dict["tiles"], state_dict["seconds"], state_dict["waited"]
+        self._elapsed_before = state_dict["elapsed"]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Start the clock of the whole training."""
+        self._fit_begun = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._begun = self._ended = time.perf_counter()
+        self._tiles_of_epoch = 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the time since the last batch as waiting for data."""
+        self.waited += time.perf_counter() - self._ended
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the batch; read the loss every few steps."""
+        self._tiles_of_epoch += len(batch.rows) * trainer.world_size
+        last = batch_idx + 1 == trainer.num_training_batches
+        if last or batch_idx % EVERY == 0:
+            assert isinstance(pl_module, Classifier)
+            assert pl_module.loss is not None
+            self.loss = float(pl_module.loss.detach())
+            if not math.isfinite(self.loss):
+                raise HistolightError(
+                    f"the loss became {self.loss} in epoch {trainer.current_epoch}, step {batch_idx}: "
+                    "try a lower optimizer.lr or trainer.clip=1"
+                )
+            self.rate = self._tiles_of_epoch / (time.perf_counter() - self._begun)
+            self._log(trainer)
+            self.anonymous_memory_mb = max(anonymous_memory_mb(), self.anonymous_memory_mb)
+        if last:
+            seconds = time.perf_counter() - self._begun
+            self.tiles += self._tiles_of_epoch
+            self.seconds += seconds
+        self._ended = time.perf_counter()
+
+    def _log(self, trainer: L.Trainer) -> None:
+        if trainer.logger is None:
+            return
+        # The last group holds the last layer, whose peak is optimizer.lr.
+        figures = {"train/loss": self.loss, "learning_rate": trainer.optimizers[0].param_groups[-1]["lr"]}
+        figures |= {"speed/tiles_per_second": self.rate, "speed/data_wait_seconds": self.waited}
+        trainer.logger.log_metrics(figures, trainer.global_step)
+
+
+class Progress(TQDMProgressBar):
+    """A progress bar with the loss, tiles/s and the validation AUROC of the last epoch."""
+
+    def __init__(self, speed: Speed) -> None:
+        super().__init__(refresh_rate=EVERY)
+        self._speed = speed
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Name the figures at the end of the bar."""
+        figures = {"loss": f"{self._speed.loss:.3f}"}
+        figures["tiles/s"] = f"{self._speed.rate:.0f}"
+        if "val/auroc" in trainer.callback_metrics:
+            figures["val_auroc"] = f"{float(trainer.callback_metrics['val/auroc']):.4f}"
+        return figures
+
+
+class EpochLines(L.Callback):
+    """A line for each epoch, where no terminal shows a progress bar."""
+
+    def __init__(self, speed: Speed) -> None:
+        self._speed = speed
+
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the line."""
+        print(
+            f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: loss {self._speed.loss:.3f}, "
+            f"val AUROC {float(trainer.callback_metrics['val/auroc']):.4f}, "
+            f"{self._speed.tiles_per_second:.0f} tiles/s, {self._speed.elapsed:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class Patience(EarlyStopping):
+    """Lightning's early stopping, which also where it is continued after its last epoch trains no further one."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop at once where the patience was at its end when the checkpoint was saved."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """One of Lightning's checkpoints, which also in a run directory that was moved remembers which epoch it kept."""
+
+    def __init__(self, folder: Path, filename: str, monitor: str | None = None, mode: str = "min") -> None:
+        super().__init__(
+            folder,
+            filename=filename,
+            monitor=monitor,
+            mode=mode,
+            # Once the epoch is counted, so that its number is right in a resumed training.
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put this folder in the place of the one that the state was saved in."""
+
+        def here(path: str) -> str:
+            return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
+
+        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": scores})
+
+
+class AveragedWeights(WeightAveraging):
+    """Lightning's averaging of weights and batch-norm statistics, for validation and checkpoints.
+
+    Lightning's own StochasticWeightAveraging validates and keeps the weights that are not averaged, and replaces the
+    schedule.
+
+    Args:
+        decay: Part of itself that an exponential average keeps each step; None is the plain mean.
+        start: Part of the steps after which the average begins; until then it is the weights themselves.
+    """
+
+    def __init__(self, decay: float | None, start: float = 0.0) -> None:
+        # Of all parameters at once PyTorch has a plain mean too, which fails on a batch norm's count of batches.
+        super().__init__(
+            **({"avg_fn": get_swa_avg_fn()} if decay is None else {"multi_avg_fn": get_ema_multi_avg_fn(decay)})
+        )
+        self._start = start
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the average, which copies the weights where nothing has been averaged yet."""
+        assert self._average_model is not None
+        if self._latest_update_step <= self._start * trainer.estimated_stepping_batches:
+            self._average_model.n_averaged.zero_()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Begin to average; afterwards let go of it, since a checkpoint that is measured holds its own."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            self._average_model = None
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place; Lightning's own may copy it there from another disk, which can be cut."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the file, or leave the one before it."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomically(Path(path), buffer.getbuffer())
+
+
+class TileGrid(L.Callback):
+    """Show the first batch of augmented training tiles: what the network really sees."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log the grid at the very first step."""
+        if trainer.global_step == batch_idx == 0 and batch.tiles.ndim == 4:  # no features
+            log_tiles(trainer.logger, "augmented training tiles", batch.tiles[:32], 0)
+
+
+def peak_memory_mb() -> float:
+    """Return the peak memory in MB (1e6 bytes): of the GPU if one is used, else of this process."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e6
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return math.nan
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def anonymous_memory_mb() -> float:
+    """Return the memory in MB (1e6 bytes) that is this process's own now: no page cache; NaN where only Linux tells."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return math.nan
+    return next(
+        (int(line.split()[1]) * 1024 / 1e6 for line in status.splitlines() if line.startswith("RssAnon")), math.nan
+    )
+
+
+def flops_per_tile(classifier: Classifier) -> int:
+    """Count the floating-point operations of one tile's way forward, a multiplication and an addition being two."""
+    mode, size = classifier.training, classifier.image_size
+    with FlopCounterMode(display=False) as counter:  # with gradients: without, attention takes an uncounted short cut
+        classifier.eval()(torch.zeros(1, 3, size, size, device=classifier.device))
+    classifier.train(mode)
+    return int(counter.get_total_flops())

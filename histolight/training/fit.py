@@ -1,0 +1,378 @@
+"""One training from prepared data to a finished run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import pickle
+import sys
+import tempfile
+import warnings
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.profilers import Profiler, PyTorchProfiler, SimpleProfiler
+
+from histolight import files, runs
+from histolight.config.compose import to_yaml
+from histolight.config.schema import AugmentConfig, Config, LoggerConfig
+from histolight.data.datamodule import TileDataModule
+from histolight.data.prepare import PreparedData, prepare
+from histolight.errors import (
+    DataError,
+    HistolightError,
+    InterruptionError,
+    RequestError,
+    command_line,
+    unreadable_reason,
+)
+from histolight.hardware import compile_module, resolve_precision
+from histolight.models.backbones import check_name, check_weights
+from histolight.models.classifier import Classifier
+from histolight.models.losses import positive_weight
+from histolight.reports import measure
+from histolight.reports.run_page import write_run_report
+from histolight.statistics.metrics import best_threshold
+from histolight.training import loggers
+from histolight.training.callbacks import (
+    AtomicCheckpoints,
+    AveragedWeights,
+    EpochLines,
+    Patience,
+    Progress,
+    RunCheckpoint,
+    Speed,
+    TileGrid,
+    flops_per_tile,
+    peak_memory_mb,
+)
+from histolight.training.learning_rates import range_test, show_learning_rates
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+log = logging.getLogger("histolight")
+
+
+def check_request(config: Config) -> Config:
+    """Refuse what can't be trained before any work starts; resolve ``auto`` where only the configuration decides.
+
+    Raises:
+        RequestError: The network, its weights file or the device doesn't exist, or the classes are balanced twice.
+    """
+    weights = config.model.weights
+    if weights == "auto":
+        weights = None if config.data.source == "synthetic" else "imagenet"
+    if config.data.sampler == "balanced" and config.loss.pos_weight == "balanced":
+        raise RequestError("data.sampler=balanced and loss.pos_weight=balanced count twice: add loss.pos_weight=null")
+    check_name(config.model.name)
+    check_weights(config.model.name, weights)
+    loggers.check_logger(config.logger)
+    if config.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise RequestError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu or trainer=auto")
+    if config.trainer.precision == "16-mixed" and (
+        config.trainer.accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    ):
+        raise RequestError("trainer.precision=16-mixed needs a GPU: use trainer.precision=auto")
+    devices, gpus = config.trainer.devices, torch.cuda.device_count()
+    if config.trainer.accelerator != "cpu" and devices.isdigit() and 0 < gpus < int(devices):
+        raise RequestError(f"trainer.devices={devices}, but there are {gpus} GPUs here")
+    if weights not in (None, "imagenet"):
+        weights = _absolute(weights)
+    data = config.data
+    data = dataclasses.replace(
+        data, root=_absolute(data.root), cache=_absolute(data.cache), groups=_absolute(data.groups)
+    )
+    return dataclasses.replace(config, data=data, model=dataclasses.replace(config.model, weights=weights))
+
+
+def _absolute(path: str | None) -> str | None:
+    """Make a path hold from any working directory, so that a saved configuration does."""
+    return os.path.abspath(os.path.expanduser(path)) if path else path
+
+
+def prepare_data(config: Config, directory: Path) -> PreparedData:
+    """Prepare the data of a run; damaged data are listed in the run directory.
+
+    Raises:
+        HistolightError: As :func:`histolight.data.prepare.prepare`.
+    """
+    try:
+        return prepare(config.data)
+    except DataError as error:
+        with runs.recorded(directory):
+            files.write_atomically(directory / "config.yaml", to_yaml(config))
+            path = directory / "data_problems.csv"
+            files.write_csv(path, error.problems)
+            raise DataError(f"{error}; all of them: {path}", error.problems) from error
+
+
+def train(
+    config: Config,
+    data: PreparedData,
+    directory: Path,
+    resume: bool = False,
+    progress: bool = True,
+    compared: Collection[str] | None = None,
+) -> dict[str, Any]:
+    """Train, choose the best epoch by validation AUROC, measure it, and write the run directory.
+
+    Args:
+        config: From :func:`check_request`.
+        data: From :func:`prepare_data`.
+        directory: The run directory; ``config.yaml`` in it says how to continue.
+        resume: Continue from ``checkpoints/last.ckpt`` where there is one.
+        progress: Show how far it is.
+        compared: The keys that a sweep varies, to be the columns of TensorBoard's HPARAMS table; None is all keys.
+
+    Returns:
+        What ``metrics.json`` holds; of several processes that share the training only the main one returns it.
+
+    Raises:
+        HistolightError: The training failed: out of memory, a loss that is not finite, a full disk.
+    """
+    if resume:
+        _check_same_tiles(data, directory)
+        for name in ("best.ckpt", "last.ckpt"):
+            _check_checkpoint(directory / "checkpoints" / name)
+    with runs.recorded(directory), _faults_in_one_line(directory), loggers.closed_at_the_end():
+        _write_beginning(config, data, directory)
+        L.seed_everything(config.seed, verbose=False)
+        train_labels = data.part("train")["label"].to_numpy()
+        classifier = Classifier.from_config(config, positive_weight(config.loss.pos_weight, train_labels))
+        flops = flops_per_tile(classifier)
+        speed = Speed()
+        trainer = build_trainer(config, directory, speed, progress)
+        # Each epoch would compute the same features again.
+        still = config.model.freeze == "backbone" and config.augment == AugmentConfig("none")
+        once = still and trainer.world_size == 1 and classifier.ends_in_head()
+        datamodule = TileDataModule(data, config, classifier.features if once else None)
+        if config.model.freeze_epochs and trainer.world_size > 1:  # DDP waits for gradients of what is frozen
+            raise RequestError("model.freeze_epochs needs a single process: use trainer.devices=1 or freeze_epochs=0")
+        if config.trainer.find_lr and trainer.world_size > 1:
+            raise RequestError("trainer.find_lr needs a single process: use trainer.devices=1 or trainer.find_lr=false")
+        last = directory / "checkpoints" / "last.ckpt"
+        checkpoint = str(last) if resume and last.is_file() else None
+        if config.trainer.find_lr and checkpoint is None:
+            with tempfile.TemporaryDirectory(dir=directory, prefix=".find_lr") as folder, quiet_lightning():
+                apart = dataclasses.replace(config, logger=LoggerConfig("csv"))
+                finding = build_trainer(apart, Path(folder), Speed(), progress=False)
+                rates, losses = range_test(finding, classifier, TileDataModule(data, config))
+            show_learning_rates(rates, losses, config.optimizer.lr, trainer.logger, directory)
+        if config.trainer.compile != "none":
+            compile_module(classifier.backbone, config.trainer.compile, trainer.strategy.root_device)
+        with quiet_lightning():
+            try:
+                trainer.fit(classifier, datamodule, ckpt_path=checkpoint, weights_only=True)
+                # Measuring loads the best epoch, and with it that epoch's totals.
+                cost = {
+                    "seconds": speed.elapsed,
+                    "tiles_per_second": speed.tiles_per_second,
+                    "data_wait_seconds": speed.waited,
+                }
+                found = _measure_parts(config, data, trainer, classifier, datamodule, directory)
+            except SystemExit as error:  # what Lightning makes of Ctrl-C and SIGTERM
+                again = command_line("histolight", "train", f"run={directory}")
+                raise InterruptionError(
+                    f"interrupted in epoch {trainer.current_epoch}: continue with {again}"
+                ) from error
+        _log_hyperparameters(trainer, config, found, compared)
+        runs.update_metrics(
+            directory,
+            **found,
+            **cost,
+            peak_memory_mb=peak_memory_mb(),
+            anonymous_memory_mb=speed.anonymous_memory_mb,
+            parameters=sum(parameter.numel() for parameter in classifier.parameters()),
+            flops_per_tile=flops,
+            devices=trainer.world_size,
+            epochs=trainer.current_epoch,
+        )
+        if files.is_main_process():
+            try:
+                write_run_report(directory)
+            except HistolightError as error:  # the run itself is complete
+                log.warning("the run has no report.html: %s", error)
+    return runs.read_metrics(directory) if files.is_main_process() else {}
+
+
+@contextlib.contextmanager
+def _faults_in_one_line(directory: Path) -> Iterator[None]:
+    """Say in our words what a machine's limits end a training with."""
+    again = command_line("histolight", "train", f"run={directory}")
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:  # the one outside Lightning, the other in its learning rate finder
+        raise InterruptionError(f"interrupted: continue with {again}") from error
+    except torch.OutOfMemoryError as error:
+        raise HistolightError(
+            "out of GPU memory: use a smaller data.batch_size (trainer.accumulate makes up for it) "
+            "or data.residency=memmap"
+        ) from error
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise HistolightError(
+            f"{error.filename or directory} can't be written ({error.strerror}): make room, then continue with {again}"
+        ) from error
+
+
+def _check_same_tiles(data: PreparedData, directory: Path) -> None:
+    """Refuse to continue on other tiles: what was trained on could then validate."""
+    known = runs.read_metrics(directory).get("data_fingerprint")
+    splits = directory / "splits.csv"
+    other = known not in (None, data.fingerprint)
+    if splits.is_file():
+        other |= splits.read_text(encoding="utf-8") != data.table[["id", "split"]].to_csv(index=False)
+    if other:
+        raise RequestError(
+            f"the tiles, their labels, slides or split are no longer those that {directory} began with: restore them, "
+            f"or start a new run with like={directory}"
+        )
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Refuse a checkpoint that Lightning could not continue from, before it tries."""
+    again = "delete the folder checkpoints to train this run from its first epoch"
+    if not path.is_file():
+        return
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise RequestError(f"{path} can't be read as a checkpoint ({unreadable_reason(error)}): {again}") from error
+    needed = {"state_dict", "hyper_parameters", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch"}
+    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
+        raise RequestError(f"{path} is not a checkpoint of histolight: {again}")
+
+
+def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool = True) -> L.Trainer:
+    """Build Lightning's Trainer with the callbacks of a run."""
+    settings = config.trainer
+    bar = progress and sys.stdout.isatty()
+    callbacks: list[L.Callback] = [
+        speed,
+        *([Progress(speed)] if bar else [EpochLines(speed)] if progress else []),
+        TileGrid(),
+        *([AveragedWeights(settings.ema)] if settings.ema is not None else []),
+        *([AveragedWeights(None, settings.swa)] if settings.swa is not None else []),
+        # Two, as save_last=True of one saves the last epoch only where it is the best: a kill would lose the others.
+        RunCheckpoint(directory / "checkpoints", filename="best", monitor="val/auroc", mode="max"),
+        RunCheckpoint(directory / "checkpoints", filename="last"),
+    ]
+    if settings.patience is not None:
+        callbacks.append(Patience("val/auroc", mode="max", patience=settings.patience))
+    torch.set_float32_matmul_precision("high")
+    with quiet_lightning():
+        return L.Trainer(
+            max_epochs=settings.max_epochs,
+            accelerator=settings.accelerator,
+            devices=int(settings.devices) if settings.devices.isdigit() else settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=settings.strategy,
+            precision=resolve_precision(settings.precision, settings.accelerator),  # type: ignore[arg-type]  # a Literal there
+            deterministic=settings.deterministic,
+            benchmark=not settings.deterministic,
+            accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.clip,
+            profiler=_build_profiler(settings.profiler, directory),
+            logger=loggers.build_logger(config, directory),
+            callbacks=callbacks,
+            plugins=[AtomicCheckpoints()],
+            default_root_dir=directory,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=bar,
+        )
+
+
+def _build_profiler(name: str, directory: Path) -> Profiler | None:
+    """Build the profiler that writes its table of each stage into the run directory."""
+    if name == "none":
+        return None
+    return {"simple": SimpleProfiler, "pytorch": PyTorchProfiler}[name](dirpath=directory, filename="profile")
+
+
+def _write_beginning(config: Config, data: PreparedData, directory: Path) -> None:
+    files.write_atomically(directory / "config.yaml", to_yaml(config))
+    files.write_csv(directory / "splits.csv", data.table[["id", "split"]])
+    if len(data.warnings):
+        files.write_csv(directory / "data_problems.csv", data.warnings)
+    counts = data.table.groupby(["split", "label"]).size().unstack(fill_value=0)
+    runs.update_metrics(
+        directory,
+        split=data.split_kind,
+        slides=data.slides,
+        tiles={part: {str(label): int(count) for label, count in row.items()} for part, row in counts.iterrows()},
+        data_fingerprint=data.fingerprint,
+        selected_on="val",
+        **runs.provenance(),
+    )
+
+
+def _measure_parts(
+    config: Config,
+    data: PreparedData,
+    trainer: L.Trainer,
+    classifier: Classifier,
+    datamodule: TileDataModule,
+    directory: Path,
+) -> dict[str, Any]:
+    """Measure the best epoch on validation, and on the test part where there is one."""
+    best = directory / "checkpoints" / "best.ckpt"
+    found: dict[str, Any] = {}
+    for part in ("val", "test"):
+        if data.part(part).empty:
+            continue
+        run = trainer.validate if part == "val" else trainer.test
+        run(classifier, datamodule=datamodule, ckpt_path=str(best), weights_only=True, verbose=False)
+        assert classifier.predictions is not None
+        rows, logits = (tensor.numpy() for tensor in classifier.predictions)
+        table = measure.predictions_table(data.part(part), rows, logits)
+        files.write_csv(directory / "predictions" / f"{part}.csv", table)
+        if part == "val":
+            scores, labels = (torch.tensor(table[name].to_numpy()) for name in ("score", "label"))
+            found["threshold"] = best_threshold(scores, labels)
+        found |= measure.measure_part(part, table, found["threshold"], config.data.seed)
+        runs.update_metrics(directory, **found)  # before anything is drawn, which can fail
+        if files.is_main_process():
+            drawn = measure.draw_part(
+                part, table, data.part(part)["row"].to_numpy(), data.tiles, found, data.split_kind
+            )
+            measure.save_figures(drawn, part, directory)
+            for name, figure in drawn.items():
+                loggers.log_figure(trainer.logger, f"{part}/{name}", figure, trainer.global_step)
+    return found
+
+
+def _log_hyperparameters(
+    trainer: L.Trainer, config: Config, found: dict[str, Any], compared: Collection[str] | None
+) -> None:
+    """Log the final figures with the hyperparameters; TensorBoard's table of them shows only those compared."""
+    flat = {"seed": config.seed} | {
+        f"{section}.{key}": str(value) if value is None or isinstance(value, list) else value
+        for section, values in dataclasses.asdict(config).items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+    }
+    if compared is not None and config.logger.name == "tensorboard":
+        flat = {key: value for key, value in flat.items() if key in compared}
+    parts = [part for part in ("val", "test") if part in found]
+    final = {f"final/{part}_{name}": found[part][name].value for part in parts for name in ("auroc", "accuracy", "nll")}
+    loggers.log_final(trainer.logger, flat, final, trainer.global_step)
+
+
+class quiet_lightning(warnings.catch_warnings):  # noqa: N801  # used like a function
+    """Silence Lightning's advertisements and advice that does not apply to loaders without workers."""
+
+    def __enter__(self) -> Any:
+        result = super().__enter__()
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module="lightning.*")
+        return result

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from histolight.config.compose import compose_config, conf_directory, config_groups, like_config, to_yaml, typed
+from histolight.config.schema import Config, valid_keys
+from histolight.errors import RequestError
+
+FILES = [(group, name) for group, names in config_groups().items() for name in names]
+
+
+@pytest.mark.parametrize(("group", "name"), FILES)
+def test_every_file_of_conf_composes_and_passes_the_checks(group: str, name: str) -> None:
+    overrides = [f"{group}={name}"]
+    if name in ("kaggle", "pcam", "folder", "notebook", "linear_probe", "best"):
+        overrides.append("data.root=somewhere")
+    config = typed(compose_config(overrides))
+    if group in ("model", "optimizer", "scheduler", "logger") and name != "timm":
+        assert getattr(config, group).name == name
+    if group == "data":
+        assert config.data.source == name
+
+
+def test_conf_has_files_and_every_file_is_in_a_group() -> None:
+    yamls = list(conf_directory().rglob("*.yaml"))
+    assert len(yamls) == len(FILES) + 1
+
+
+def test_defaults_are_those_of_the_design() -> None:
+    config = typed(compose_config(["data=kaggle", "data.root=x"]))
+    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == ("adam", 1e-3, 1e-5)
+    assert (config.scheduler.name, config.trainer.max_epochs, config.data.batch_size) == ("one_cycle", 5, 64)
+    assert (config.augment.geometry, config.loss.pos_weight, config.model.name) == (
+        "dihedral",
+        "balanced",
+        "densenet121",
+    )
+    assert (config.data.val_fraction, config.data.test_fraction, config.data.fold, config.data.folds) == (
+        0.2,
+        0,
+        None,
+        5,
+    )
+
+
+def test_embedded_data_choose_a_smaller_network_unless_one_is_given() -> None:
+    assert typed(compose_config([])).model.name == "resnet18"
+    assert typed(compose_config(["model=densenet121"])).model.name == "densenet121"
+    assert typed(compose_config(["model.name=vgg11"])).model.name == "vgg11"
+
+
+def test_the_notebook_experiment_has_the_faults_of_the_notebook() -> None:
+    config = typed(compose_config(["experiment=notebook", "data.root=x"]))
+    assert config.model.name == "densenet121"
+    assert config.model.normalize == "none"
+    assert config.loss.pos_weight == "inverse"
+    assert config.scheduler.total_epochs == 20
+    assert config.trainer.max_epochs == 1
+    assert config.data.augment_val
+    assert (config.augment.geometry, config.augment.brightness, config.augment.contrast) == ("flips", 0, 0)
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.data.limit) == (1e-3, 1e-5, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=abc", "optimizer.lr=abc is of the wrong type: it must be a number"),
+        ("optimizer.lrr=1", "optimizer.lrr is not a key: did you mean optimizer.lr"),
+        ("optmizer.lr=1", "optmizer.lr is not a key: did you mean optimizer.lr"),
+        ("zebra=1", "zebra is not a key: valid: augment, data"),
+        ("+zebra=1", "zebra is not a key"),
+        ("hydra.run.dir=o/${nam}", "refers to ${nam}, which is not there: nam is not a key: did you mean name"),
+        ("~optimizer", "nothing can be left out of a configuration"),
+        ("~optimizer.lr", "nothing can be left out of a configuration"),
+        ("data.batch_size=1.5", "data.batch_size=1.5 is of the wrong type: it must be a whole number"),
+        ("data.augment_val=maybe", "data.augment_val is of the wrong type"),
+        ("data.classes=cancer", "data.classes is of the wrong type: it must be a list"),
+        ("data=kagle", "data=kagle is not known: did you mean kaggle?"),
+        ("model=densnet121", "model=densnet121 is not known: did you mean densenet121"),
+        ("experiment=nothing", "experiment=nothing is not known"),
+        ("seed=1,2", "seed=1,2 is several values"),
+        ("seed", "seed can't be read: write KEY=VALUE"),
+        ("a\nb='", "a b=' can't be read: write KEY=VALUE"),
+        ("a" * 300 + "=1", "=1 can't be looked up: File name too long"),
+        ("name=a(b", "name=a(b can't be read"),
+        ("hydra.run.dirr=x", "hydra.run.dirr is not a key"),
+    ],
+)
+def test_what_cannot_be_composed_is_refused_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)) as caught:
+        typed(compose_config([override]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.lr=-1"], "optimizer.lr=-1.0 is out of range: it must be above 0 and at most 100"),
+        (["optimizer.lr=nan"], "optimizer.lr=nan is out of range"),
+        (["data.batch_size=0"], "data.batch_size=0 is out of range: it must be at least 1"),
+        (["model.dropout=1"], "model.dropout=1.0 is out of range"),
+        (["optimizer.name=adaam"], "optimizer.name=adaam is not known: did you mean adam"),
+        (["trainer.compile=False"], "trainer.compile=False is not known: valid: default, none, reduce-overhead"),
+        (["data=kaggle"], "data=kaggle needs data.root=FOLDER"),
+        (["data.fold=5"], "data.fold=5 is out of range: with data.folds=5 it is 0 to 4"),
+        (["data.val_fraction=0.5", "data.test_fraction=0.5"], "must be below 1"),
+        (["data.classes=[a,b,c]"], "data.classes takes two folder names"),
+        (["loss.pos_weight=heavy"], "loss.pos_weight=heavy is not known"),
+        (["loss.pos_weight=-1"], "loss.pos_weight=-1.0 is out of range"),
+        (["trainer.devices=many"], "trainer.devices=many is not known"),
+        (["scheduler.total_epochs=1"], "is shorter than trainer.max_epochs=2"),
+        (["name=../../x"], "becomes a folder"),
+    ],
+)
+def test_values_out_of_range_are_refused_in_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)):
+        typed(compose_config(overrides))
+
+
+@pytest.mark.parametrize("path", ["~/tiles", "/a b/c", "/tiles (1)/x", "/a=b", "/ä/é", "C:\\tiles", "/it's", "/a[1]"])
+def test_paths_reach_the_configuration_as_typed(path: str) -> None:
+    assert typed(compose_config(["data=folder", f"data.root={path}"])).data.root == path
+
+
+def test_a_configuration_survives_yaml(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    config = typed(compose_config(["model=resnet34", "loss.pos_weight=2.5", "data.limit=100"]))
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert typed(OmegaConf.load(tmp_path / "config.yaml")) == config
+
+
+def test_like_replaces_groups_and_sets_values_and_keeps_the_rest() -> None:
+    from omegaconf import OmegaConf
+
+    saved = OmegaConf.create(
+        to_yaml(typed(compose_config(["optimizer=sgd", "optimizer.lr=0.5", "seed=7", "data.limit=9"])))
+    )
+    config = typed(like_config(saved, ["like=DIR", "model=resnet34", "optimizer.lr=0.001", "data.limit=null"]))
+    assert config.model.name == "resnet34"
+    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == ("sgd", 0.001, 1e-4)
+    assert (config.seed, config.data.limit) == (7, None)
+    with pytest.raises(RequestError, match="presets a whole run"):
+        like_config(saved, ["like=DIR", "experiment=demo"])
+
+
+def test_every_key_is_explained_in_its_docstring() -> None:
+    def check(schema: type) -> None:
+        for item in dataclasses.fields(schema):
+            kind = item.default_factory if item.default_factory is not dataclasses.MISSING else None
+            if dataclasses.is_dataclass(kind):
+                check(kind)
+            else:
+                assert f"        {item.name}: " in (schema.__doc__ or ""), f"{schema.__name__}.{item.name}"
+
+    check(Config)
+    assert len(valid_keys()) > 40

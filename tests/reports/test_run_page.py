@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_runs import fake_run
+from PIL import Image
+from sklearn.metrics import recall_score, roc_auc_score, roc_curve
+
+from histolight import files, runs
+from histolight.config.schema import Config
+from histolight.data.prepare import PreparedData, prepare
+from histolight.errors import HistolightError, RequestError
+from histolight.reports.curves import read_curves
+from histolight.reports.measure import measure_part
+from histolight.reports.model_card import known_limits
+from histolight.reports.run_page import write_run_report
+from histolight.statistics.slides import sensitivity_at_specificity, slide_figures
+
+
+class Words(HTMLParser):
+    """Collects what a reader reads, and the headings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        self.headings: list[str] = []
+        self.place = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.place = tag
+        self.text += " "
+
+    def handle_data(self, data: str) -> None:
+        if self.place == "h2" and data.strip():
+            self.headings.append(data)
+        if self.place != "style":
+            self.text += data
+
+
+def read(page: Path) -> Words:
+    words = Words()
+    words.feed(page.read_text())
+    words.text = " ".join(words.text.split())
+    return words
+
+
+def measured(directory: Path, **metrics: object) -> Path:
+    """Give a fake run the figures of its predictions."""
+    found: dict[str, object] = {"threshold": 0.25}
+    for path in sorted((directory / "predictions").glob("*.csv")):
+        found |= measure_part(path.stem, pd.read_csv(path), 0.25, 0)
+    runs.update_metrics(directory, **found, **metrics)
+    return directory
+
+
+def write_png(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    path.write_bytes(buffer.getvalue())
+
+
+def test_the_page_of_a_training_has_everything(small_config: Config, tmp_path: Path) -> None:
+    from histolight.training.fit import train
+
+    data = prepare(small_config.data)
+    train(small_config, data, tmp_path / "run", progress=False)
+    words = read(tmp_path / "run" / "report.html")
+    assert words.headings == [
+        "How good it is",
+        "The validation tiles in pictures",
+        "How it was trained",
+        "The tiles and their split",
+        "What the checks found",
+        "What it cost",
+        "Model card",
+        "Configuration",
+        "Provenance",
+    ]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    auroc = metrics["val"]["auroc"]
+    assert (
+        f"On 12 validation tiles (random split, slides unknown) resnet18 finds tumour with AUROC {auroc['value']:.3f} "
+        f"[{auroc['low']:.3f}, {auroc['high']:.3f}]." in words.text
+    )
+    for said in ("The epoch was chosen by its AUROC on these same tiles", "on other slides every figure will be lower"):
+        assert said in words.text
+    for setting in ("batch_size 8", "geometry dihedral", f"torch {metrics['versions']['torch']}", "11.18 million"):
+        assert setting in words.text
+    curves = read_curves(tmp_path / "run")
+    assert set(curves) == {"train/loss", "val/nll", "train/auroc", "val/auroc", "learning_rate"}
+    assert len(curves["val/auroc"]) == 2
+    assert curves["val/auroc"].max() == pytest.approx(auroc["value"], abs=1e-6)
+
+
+def test_a_page_that_cannot_be_written_leaves_the_run_completed(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from histolight.training import fit as training
+
+    def fail(directory: Path) -> Path:
+        raise HistolightError("no room")
+
+    monkeypatch.setattr(training, "write_run_report", fail)
+    config = dataclasses.replace(small_config, trainer=dataclasses.replace(small_config.trainer, max_epochs=1))
+    assert training.train(config, _few(config), tmp_path, progress=False)["status"] == "completed"
+    assert "the run has no report.html: no room" in caplog.text
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_the_metrics(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from histolight.training import fit as training
+
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device", "figures/val_roc.png")
+
+    monkeypatch.setattr(training.measure, "save_figures", fail)
+    config = dataclasses.replace(small_config, trainer=dataclasses.replace(small_config.trainer, max_epochs=1))
+    with pytest.raises(HistolightError, match="No space left"):
+        training.train(config, _few(config), tmp_path, progress=False)
+    metrics = runs.read_metrics(tmp_path)
+    assert metrics["status"] == "failed"
+    assert 0 <= metrics["val"]["auroc"]["value"] <= 1
+
+
+def _few(config: Config) -> PreparedData:
+    return prepare(dataclasses.replace(config.data, limit=24))
+
+
+def test_the_test_part_leads_and_slides_are_listed_worst_first(tmp_path: Path) -> None:
+    run = measured(fake_run(tmp_path / "run", slides=18, split="slide", parts=("val", "test")), slides=90)
+    words = read(write_run_report(run))
+    assert "On 200 test tiles of 18 slides that it was not trained on densenet121 finds tumour" in words.text
+    assert "Nothing was chosen on these tiles" in words.text
+    assert "On the 200 validation tiles, on which the epoch was chosen, it is" in words.text
+    assert "tiles of only 18 slides: the interval is likely too short" in words.text
+    assert "random" not in words.text.partition("How good it is")[0]
+    assert "Shown: the 15 of 18 slides" in words.text
+    table = slide_figures(pd.read_csv(run / "predictions/test.csv"), 0.25)
+    test_part = words.text.partition("Slide by slide: test")[2].partition("Shown:")[0]
+    order = [test_part.find(name + " ") for name in table["slide"].head(15)]
+    assert order == sorted(order)
+    assert -1 not in order
+    assert "test at 0.250" in words.text
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted"])
+def test_a_run_without_figures_says_why(status: str, tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", status=status, reason="out of GPU memory")
+    words = read(write_run_report(run))
+    assert f"This run is {status}: out of GPU memory." in words.text
+    assert "How good it is" not in words.headings
+
+
+def test_an_evaluation_has_a_page_too(tmp_path: Path) -> None:
+    place = fake_run(tmp_path / "evaluation", split="other", parts=("test",), data__source="folder")
+    measured(
+        place,
+        run="outputs/runs/a",
+        temperature=1.4142,
+        tta="flips",
+        notes=["temperature 1.4142, fitted elsewhere"],
+        origin={"test": "data=folder data.root=x, which chose nothing"},
+    )
+    metrics = runs.read_metrics(place)
+    runs.update_metrics(place, test_calibrated={**metrics["test"], "ece": {**metrics["test"]["ece"], "value": 0.0123}})
+    for name in ("roc", "reliability_calibrated", "worst_calls"):
+        write_png(place / "figures" / f"test_{name}.png")
+    page = write_run_report(place)
+    words = read(page)
+    assert words.text.startswith("Evaluation evaluation")
+    assert "On 200 other tiles densenet121 finds tumour" in words.text
+    assert "The epoch was chosen" not in words.text
+    assert "Their slides are unknown: the interval takes tiles for independent" in words.text
+    for said in ("test, calibrated", "0.0123", "divided by 1.4142", "flips", "outputs/runs/a", "Temperature 1.4142"):
+        assert said in words.text
+    assert "How it was trained" not in words.headings
+    assert page.read_text().count("<img") == 3
+    assert "image/jpeg" in page.read_text()
+
+
+def test_everything_from_data_is_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    run = measured(fake_run(tmp_path / "run", slides=4, split="slide", data__root=evil), slides=4)
+    table = pd.read_csv(run / "predictions/val.csv")
+    table["group"] = table["group"].replace(table["group"].iloc[0], evil)
+    files.write_csv(run / "predictions/val.csv", table)
+    problems = pd.DataFrame({"id": [evil] * 5, "problem": "near-blank", "detail": evil})
+    files.write_csv(run / "data_problems.csv", problems)
+    page = write_run_report(run).read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 8
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="is not a run directory"):
+        write_run_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slides_are_measured_as_scikit_learn_does() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 300)
+    table = pd.DataFrame({"label": labels, "score": (labels + random.normal(size=300)) / 4 + 0.4})
+    table["group"] = np.where(np.arange(300) < 20, None, "s" + (table.index % 5).astype(str))
+    table.loc[(table["group"] == "s3") & (table["label"] == 1), "group"] = "only_tumour"
+    found = slide_figures(table, 0.45).set_index("slide")
+    assert found["wrong"].is_monotonic_decreasing
+    assert found["tiles"].sum() == 280
+    own = table[table["group"] == "s1"]
+    called = own["score"] > 0.45
+    assert found.loc["s1", "auroc"] == roc_auc_score(own["label"], own["score"])
+    assert found.loc["s1", "sensitivity"] == recall_score(own["label"], called)
+    assert found.loc["s1", "specificity"] == recall_score(own["label"], called, pos_label=0)
+    assert found.loc["s1", "wrong"] == (called != own["label"]).mean()
+    assert np.isnan(found.loc["s3", ["auroc", "sensitivity"]].astype(float)).all()
+    assert np.isnan(found.loc["only_tumour", ["auroc", "specificity"]].astype(float)).all()
+
+
+@pytest.mark.parametrize("ties", [1, 3])
+def test_sensitivity_at_a_specificity_is_the_best_point_of_the_curve(ties: int) -> None:
+    random = np.random.default_rng(1)
+    labels = random.integers(0, 2, 400)
+    table = pd.DataFrame({"label": labels, "score": (labels + random.normal(size=400)).round(ties), "group": None})
+    false, true, _ = roc_curve(table["label"], table["score"], drop_intermediate=False)
+    found = sensitivity_at_specificity(table, 0.95)
+    assert found.value == pytest.approx(true[false <= 0.05].max())
+    assert found.low < found.value < found.high
+    assert found.method == "stratified bootstrap"
+    slides = table.assign(group=[f"s{number % 40}" for number in range(400)])
+    assert sensitivity_at_specificity(slides).method == "slide bootstrap"
+    one = sensitivity_at_specificity(table.assign(group="one"))
+    assert np.isnan(one.low)
+    assert (one.value, one.method) == (found.value, "none")
+
+
+def test_the_card_knows_the_limits_of_the_run() -> None:
+    tiles = {"val": {"0": 90, "1": 10}}
+    val = {"ece": {"value": 0.2}}
+    random = known_limits({"split": "random", "slides": 0, "tiles": tiles, "val": val}, {"data": {"source": "kaggle"}})
+    text = " ".join(random)
+    for said in ("slides are unknown", "10% of the tiles", "0.200 apart", "no test part"):
+        assert said in text
+    test = {"split": "slide", "slides": 8, "tiles": {"test": tiles["val"]}, "test": {"ece": {"value": 0.01}}}
+    text = " ".join(known_limits(test, {"data": {"source": "synthetic"}}))
+    assert "synthetic" in text
+    assert "Only 8 slides" in text
+    for absent in ("slides are unknown", "apart", "no test part"):
+        assert absent not in text

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+
+from histolight.errors import HistolightError, RequestError
+from histolight.statistics.calibration import fit_temperature, negative_log_likelihood
+
+
+def simulated(temperature: float, tiles: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that are too sure by a known factor."""
+    random = np.random.default_rng(seed)
+    true_logits = random.normal(0, 2, tiles)
+    return (true_logits * temperature).astype(np.float32), (random.random(tiles) < expit(true_logits)).astype(int)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_it_finds_the_temperature_of_the_simulation(temperature: float) -> None:
+    assert fit_temperature(*simulated(temperature, 50_000)) == pytest.approx(temperature, rel=0.05)
+
+
+def test_it_agrees_with_a_logistic_regression_without_intercept() -> None:
+    logits, labels = simulated(2.5)
+    regression = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10, max_iter=1000)
+    slope = regression.fit(logits[:, None].astype(float), labels).coef_[0, 0]
+    assert fit_temperature(logits, labels) == pytest.approx(1 / slope, rel=1e-5)
+
+
+def test_the_likelihood_is_scikit_learns_and_is_smallest_there() -> None:
+    logits, labels = simulated(3.0)
+    best = fit_temperature(logits, labels)
+    found = negative_log_likelihood(logits, labels, best)
+    assert found == pytest.approx(log_loss(labels, expit(logits.astype(float) / best)))
+    for other in (best * 0.99, best * 1.01, 1.0):
+        assert negative_log_likelihood(logits, labels, other) > found
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "error", "message"),
+    [
+        ([-1.0, -2.0, 1.0, 2.0], [0, 0, 1, 1], RequestError, "the 4 validation tiles are all on the right side of 0.5"),
+        ([-1.0, -2.0, 1.0, 2.0], [1, 1, 0, 0], RequestError, "no better than chance"),
+        ([1.0, 2.0], [1, 1], RequestError, "one and the same label"),
+        ([1.0, np.nan], [1, 0], HistolightError, "NaN"),
+    ],
+)
+def test_where_no_temperature_is_best_it_says_so(logits, labels, error, message) -> None:
+    with pytest.raises(error, match=message):
+        fit_temperature(logits, labels)

@@ -1,0 +1,140 @@
+"""A tiny training with each logger, read back with the tool's own means."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from histolight.commands.train import summary
+from histolight.config.compose import compose_config, typed
+from histolight.config.schema import LoggerConfig
+from histolight.data.prepare import prepare
+from histolight.errors import InterruptionError, RequestError
+from histolight.models.classifier import Classifier
+from histolight.training.fit import check_request, train
+from histolight.training.loggers import build_logger, check_logger, closed_at_the_end
+
+CURVES = {"train/loss", "learning_rate", "speed/tiles_per_second", "train/auroc", "val/auroc", "val/ece"}
+FINAL = {"final/val_auroc", "final/val_accuracy", "final/val_nll"}
+
+
+def run(overrides: list[str], directory: Path, resume: bool = False) -> dict:
+    config = check_request(typed(compose_config(overrides)))
+    return train(config, prepare(config.data), directory, resume, progress=False)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = socket.socket.connect
+
+    def connect(self: socket.socket, address: object) -> None:
+        if self.family != socket.AF_UNIX and not (isinstance(address, tuple) and address[0] == "127.0.0.1"):
+            raise AssertionError(f"connects to {address}")
+        original(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+def test_mlflow_keeps_curves_figures_and_hyperparameters_in_one_run_also_when_continued(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    overrides, directory = [*small, "logger=mlflow", "logger.project=my tiles"], tmp_path / "run (1)"
+    original = Classifier.training_step
+
+    def interrupt(self: Classifier, batch, batch_idx: int):
+        if self.trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", interrupt)
+    with pytest.raises(InterruptionError):
+        run(overrides, directory)
+    monkeypatch.setattr(Classifier, "training_step", original)
+    metrics = run(overrides, directory, resume=True)
+
+    client = MlflowClient(f"sqlite:///{directory}/mlflow/mlflow.db")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "my tiles"]
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert (found.info.run_name, found.info.status) == ("run (1)", "FINISHED")
+    assert set(found.data.metrics) >= CURVES | FINAL
+    assert found.data.metrics["final/val_auroc"] == pytest.approx(metrics["val"]["auroc"]["value"])
+    assert len(client.get_metric_history(found.info.run_id, "val/auroc")) == 2
+    assert found.data.params["optimizer.lr"] == "0.001"
+    assert found.data.params["seed"] == "0"
+    pictures = {path.name for path in (directory / "mlflow" / "artifacts").rglob("*.png")}
+    assert {"roc.png", "worst_calls.png", "augmented training tiles.png"} <= pictures
+    assert list(tmp_path.iterdir()) == [directory]
+    assert f"MLflow       sqlite:///{directory}/mlflow/mlflow.db" in summary(metrics, directory)
+    assert not (directory / "tensorboard").exists()
+
+
+def test_wandb_is_offline_and_writes_inside_the_run_only(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    import wandb
+
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    metrics = run([*small, "trainer.max_epochs=1", "logger=wandb"], tmp_path / "run")
+    assert wandb.run is None
+    assert not list((tmp_path / "home").rglob("*wandb*"))
+    (record,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    content = record.read_bytes()
+    for name in CURVES | FINAL | {"optimizer.lr", "seed"}:
+        assert name.encode() in content, name
+    assert json.dumps(metrics["val"]["auroc"]["value"]).encode() in content
+    pictures = {path.stem.rpartition("_")[0].rpartition("_")[0] for path in record.parent.rglob("*.png")}
+    assert {"roc", "worst_calls", "augmented training tiles"} <= pictures
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_a_continued_wandb_run_keeps_its_id_and_the_next_run_has_its_own(small: list[str], tmp_path: Path) -> None:
+    config = typed(compose_config([*small, "logger=wandb"]))
+    found = []
+    for name in ("a", "a", "b"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        with closed_at_the_end():
+            logger = build_logger(config, tmp_path / name)
+            logger.log_metrics({"x": 1.0}, 0)
+            found.append(logger.version)
+    assert found[0] == found[1] != found[2]
+
+
+def test_csv_logs_curves_and_final_figures(small: list[str], tmp_path: Path) -> None:
+    metrics = run([*small, "trainer.max_epochs=1", "logger=csv"], tmp_path / "run")
+    header = (tmp_path / "run" / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert set(header) >= CURVES | FINAL
+    assert f"CSV          {tmp_path}/run/csv" in summary(metrics, tmp_path / "run")
+
+
+def test_a_store_that_cannot_be_opened_is_one_line(small: list[str], tmp_path: Path) -> None:
+    config = typed(compose_config([*small, "logger=mlflow", "logger.uri=nonsense://x"]))
+    with pytest.raises(RequestError, match=r"logger=mlflow can't be opened \(.*nonsense.*\): see logger.uri") as caught:
+        build_logger(config, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "message"),
+    [
+        ("mlflow", "mlflow", r"logger=mlflow needs mlflow: install histolight with its extra, histolight\[mlflow\]"),
+        ("mlflow", "alembic", r"logger=mlflow needs alembic: .*histolight\[mlflow\]"),
+        ("wandb", "wandb", r"logger=wandb needs wandb: .*histolight\[wandb\]"),
+    ],
+)
+def test_a_missing_package_names_the_extra_before_anything_is_written(
+    name: str, missing: str, message: str, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if package == missing else found(package))
+    with pytest.raises(RequestError, match=message):
+        check_request(typed(compose_config([*small, f"logger={name}"])))
+    check_logger(LoggerConfig())
