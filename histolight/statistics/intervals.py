@@ -163,6 +163,19 @@ def clustered_variance(components: Array, positive: npt.NDArray[np.bool_], clust
     return float(factors[0] * ours @ ours + factors[1] * theirs @ theirs + 2 * count / (count - 1) * ours @ theirs)
 
 
+def effective_clusters(positive: npt.NDArray[np.bool_], clusters: Clusters) -> float:
+    """Effective number of clusters of the scarcer class: the smaller of (sum n)^2 / sum n^2 over the two classes.
+
+    n is a cluster's number of tiles of the class: clusters of equal size count as one each, and a cluster that holds
+    nearly all the tiles of a class leaves little more than one.
+
+    >>> effective_clusters(np.array([True, True, False, False]), find_clusters(["a", "b", "c", "c"], 4))
+    1.0
+    """
+    sizes = [np.bincount(clusters.codes[members]).astype(np.float64) for members in (positive, ~positive)]
+    return min(float(size.sum() ** 2 / (size @ size)) for size in sizes)
+
+
 def lack_of_clusters(positive: npt.NDArray[np.bool_], clusters: Clusters) -> str:
     """Say why these tiles cannot tell how sure a figure is, or return an empty string."""
     for name, members in (("positive", positive), ("negative", ~positive)):
