@@ -87,7 +87,7 @@ def test_it_runs_as_a_module_from_any_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv builds the wheel")
-def test_a_wheel_brings_its_configuration(tmp_path: Path) -> None:
+def test_a_wheel_brings_its_configuration_and_its_templates(tmp_path: Path) -> None:
     subprocess.run(["uv", "build", "--wheel", "--out-dir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
     wheel = next(tmp_path.glob("*.whl"))
     site = tmp_path / "site"
@@ -96,9 +96,13 @@ def test_a_wheel_brings_its_configuration(tmp_path: Path) -> None:
         assert not [name for name in archive.namelist() if name.startswith(("tests/", "conf/"))]
     code = (
         "from histolight import cli; from histolight.config import compose; print(compose.conf_directory()); "
-        "cli.main(['train', '--cfg', 'job'])"
+        "cli.main(['train', '--cfg', 'job']); "
+        "from histolight.reports import page; print(page.__file__, page.render_page('a title', [], [], ''))"
     )
     result = run("-c", code, cwd=tmp_path, PYTHONPATH=str(site))
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(str(site / "histolight" / "conf"))
     assert "name: resnet18" in result.stdout
+    assert str(site / "histolight" / "reports" / "page.py") in result.stdout
+    assert "<h1>a title</h1>" in result.stdout
+    assert "--accent:" in result.stdout
