@@ -19,6 +19,8 @@ OTHER_TILES = ("data", "data.root", "data.groups", "data.classes", "data.limit",
 TAKEN = (
     *OTHER_TILES,
     "data.image_size",
+    "data.mpp",
+    "data.mpp_tolerance",
     "data.batch_size",
     "data.cache",
     "trainer",

@@ -24,6 +24,8 @@ TAKEN = (
     "data",
     "data.root",
     "data.image_size",
+    "data.mpp",
+    "data.mpp_tolerance",
     "data.batch_size",
     "data.cache",
     "trainer",

@@ -13,6 +13,8 @@ from histolight import files, runs
 from histolight.errors import RequestError, nearest
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from histolight.config.schema import Config
 
 
@@ -105,7 +107,19 @@ def run_config(run: Path, overrides: Sequence[str], own: Sequence[str], taken: S
     if "data" in given:
         for key in {"image_size", "stain", "batch_size", "cache"} - {key.removeprefix("data.") for key in given}:
             config.data[key] = saved.data[key]
+    _check_pixel_size(config.data, saved.data.mpp, run)
     return typed(config)
+
+
+def _check_pixel_size(data: DictConfig, trained: float | None, run: Path) -> None:
+    """Refuse tiles of another pixel size than the network's: only whole slides are resampled to it."""
+    if data.source == "slides" or data.mpp is None or trained is None:
+        return
+    if abs(data.mpp / trained - 1) > data.mpp_tolerance:
+        raise RequestError(
+            f"these tiles have {data.mpp:g} µm a pixel and {run} was trained at {trained:g}: resample them first, or "
+            f"correct data.mpp (data.mpp_tolerance={data.mpp_tolerance:g})"
+        )
 
 
 def new_folder(place: str | None, kind: str, name: str, partial: str = "") -> Path:

@@ -43,6 +43,9 @@ class DataConfig:
         groups: CSV ``id,<slide column>``: the slide of each tile. Splits are then by slide.
         classes: Names of the negative and the positive class folder; null knows 0/1 and the usual names.
         image_size: Height and width of a tile in pixels.
+        mpp: Pixel size of the tiles as cut, in microns; of ``data=slides`` that of the slides at full resolution, where
+            null takes it from each file. Null is unknown.
+        mpp_tolerance: Pixel sizes whose ratio differs from 1 by no more than this count as equal.
         residency: ``device`` keeps the tiles in the device's memory, ``memmap`` streams them, ``auto`` chooses.
         sampler: ``shuffle`` shows each training tile once an epoch, ``balanced`` draws both classes alike.
         stain: Normalisation of the stains, tile by tile and in front of augmentation, wherever the trained network is
@@ -50,7 +53,7 @@ class DataConfig:
         augment_val: Augment validation tiles too. A fault of the notebook, kept for ``experiment=notebook`` alone.
     """
 
-    source: str = _choice("synthetic", "kaggle", "pcam", "folder")
+    source: str = _choice("synthetic", "kaggle", "pcam", "folder", "slides")
     root: str | None = None
     cache: str | None = None
     seed: int = _number(0, least=0, most=2**32 - 2)
@@ -63,6 +66,8 @@ class DataConfig:
     groups: str | None = None
     classes: list[str] | None = None
     image_size: int = _number(96, least=32)
+    mpp: float | None = _number(None, least=0.01, most=100)
+    mpp_tolerance: float = _number(0.1, least=0, most=0.5)
     residency: str = _choice("auto", "device", "memmap")
     sampler: str = _choice("shuffle", "balanced")
     stain: str = _choice("none", "macenko", "reinhard")

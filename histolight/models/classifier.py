@@ -78,6 +78,7 @@ class Classifier(L.LightningModule):
         pos_weight: float = 1.0,
         image_size: int = 96,
         stain: str = "none",  # checkpoints of before it existed have none
+        mpp: float | None = None,  # likewise
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -89,6 +90,7 @@ class Classifier(L.LightningModule):
         self.image_size = image_size
         self.input_size = self.model_config.input_size or image_size
         self.stain = stain
+        self.mpp = mpp
 
         backbone = build_backbone(
             self.model_config.name, self.input_size, self.model_config.dropout, self.model_config.pooling
@@ -112,7 +114,8 @@ class Classifier(L.LightningModule):
     def from_config(cls, config: Config, pos_weight: float) -> Classifier:
         """Build a classifier as a configuration says and load its pretrained weights."""
         sections = {name: asdict(getattr(config, name)) for name in ("model", "optimizer", "scheduler", "loss")}
-        classifier = cls(**sections, pos_weight=pos_weight, image_size=config.data.image_size, stain=config.data.stain)
+        data = config.data
+        classifier = cls(**sections, pos_weight=pos_weight, image_size=data.image_size, stain=data.stain, mpp=data.mpp)
         load_weights(classifier.backbone, classifier.head, config.model, classifier.input_size)
         return classifier
 

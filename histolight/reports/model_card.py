@@ -26,6 +26,7 @@ def model_card(metrics: dict[str, Any], config: dict[str, Any], training: dict[s
         ("not for", "Diagnosis, or any decision about a patient. It is not a medical device."),
         ("network", _network(metrics, training)),
         ("training", _training(metrics, training)),
+        ("pixel size", _pixel_size(training)),
         ("answer", _answer(config)),
         *(("known limit", text) for text in known_limits(metrics, config)),
     ]
@@ -60,6 +61,13 @@ def _step(metrics: dict[str, Any], config: dict[str, Any]) -> str:
     parts = [f"{batch} a batch", f"{batches} batches" * (batches > 1), f"{devices} devices" * (devices > 1)]
     known = ", ".join(filter(None, parts[1:]))
     return f"{batch * batches * devices} tiles a step" + (f" ({parts[0]}, {known})" if known else "")
+
+
+def _pixel_size(config: dict[str, Any]) -> str:
+    mpp = config.get("data", {}).get("mpp")
+    if mpp is None:
+        return "Unknown: data.mpp was not given. Tiles cut at another pixel size may be scored wrongly."
+    return f"{mpp:g} µm, of the tiles as cut; tiles of another pixel size must be resampled to it first."
 
 
 def _answer(config: dict[str, Any]) -> str:

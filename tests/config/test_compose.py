@@ -16,7 +16,7 @@ FILES = [(group, name) for group, names in config_groups().items() for name in n
 @pytest.mark.parametrize(("group", "name"), FILES)
 def test_every_file_of_conf_composes_and_passes_the_checks(group: str, name: str) -> None:
     overrides = [f"{group}={name}"]
-    if name in ("kaggle", "pcam", "folder", "notebook", "linear_probe", "best"):
+    if name in ("kaggle", "pcam", "folder", "slides", "notebook", "linear_probe", "best"):
         overrides.append("data.root=somewhere")
     config = typed(compose_config(overrides))
     if group in ("model", "optimizer", "scheduler", "logger") and name != "timm":

@@ -23,6 +23,8 @@ def load_source(config: DataConfig, labelled: bool = True) -> Source:
     Raises:
         RequestError: The folder or a file in it is not what the source needs (:class:`DataError` for single tiles).
     """
+    if config.source == "slides":
+        raise RequestError("data=slides has no labelled tiles: it is for histolight predict run=DIR data=slides")
     module = importlib.import_module(f"histolight.data.sources.{config.source}")
     if not labelled and not hasattr(module, "load_unlabelled"):
         raise RequestError(f"data={config.source} has no unlabelled tiles to predict: use data=kaggle, pcam or folder")
