@@ -35,13 +35,13 @@ from tqdm import tqdm
 
 from histolight import files, runs
 from histolight.commands import evaluate, explore, predict
+from histolight.config import keys
 from histolight.config.compose import saved_config, to_yaml, typed
 from histolight.config.request import training_request
 from histolight.config.schema import Config, DataConfig, valid_keys
 from histolight.data.prepare import load_tiles, prepare
 from histolight.data.sources import load_source
 from histolight.errors import HistolightError
-from histolight.inference import finished
 from histolight.ranking.ranking import compare_runs
 from histolight.training.fit import check_request
 
@@ -269,7 +269,7 @@ def overrides(chance: random.Random, place: Path) -> None:
             lambda: explore.parse_request(words),
             lambda: predict.parse_request(words),
             lambda: evaluate.parse_request(words),
-            lambda: finished.read_run_and_folder("explain", words, ("run", "tiles", "part", "hydra.run.dir"), False),
+            lambda: keys.read_run_and_folder("explain", words, ("run", "tiles", "part", "hydra.run.dir"), False),
         ]
     )
     parse()

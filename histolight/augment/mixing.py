@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-CENTRE = 32  # pixels; the label speaks of the centre CENTRE x CENTRE
+from histolight.config.schema import CENTRE
 
 
 def mix_tiles(

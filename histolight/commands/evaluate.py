@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from histolight import files
-from histolight.commands.train import interval_text
 from histolight.config.keys import choice, new_folder, own_keys, read_path, run_config
 from histolight.config.schema import Config
 from histolight.errors import RequestError
 from histolight.reports.page import Cell, Table, as_text
+from histolight.reports.parts import interval_text
 
 KEYS = ("run", "calibrate", "tta", "hydra.run.dir")
 OTHER_TILES = ("data", "data.root", "data.groups", "data.classes", "data.limit", "data.seed")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from histolight.config.keys import read_run_and_folder
 from histolight.errors import RequestError, nearest
-from histolight.inference.finished import read_part, read_run_and_folder
 
 KEYS = ("run", "tiles", "part", "hydra.run.dir")
 MOST = 64  # tiles of a group that a page can show
@@ -27,6 +27,7 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     from histolight import files
     from histolight.explanation.grad_cam import explain
     from histolight.explanation.page import answer, write_report
+    from histolight.inference.finished import read_part
     from histolight.inference.networks import load_classifier
 
     classifier = load_classifier(run)

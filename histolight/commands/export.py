@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from histolight.inference.finished import read_part, read_run_and_folder
+from histolight.config.keys import read_run_and_folder
 
 KEYS = ("run", "hydra.run.dir")
 COMPARED = 256  # tiles on which ONNX and torch are compared
@@ -20,6 +20,7 @@ def main(overrides: list[str], multirun: bool = False) -> int:
 
     from histolight import files
     from histolight.inference.export import check_packages, describe, export_onnx
+    from histolight.inference.finished import read_part
     from histolight.inference.networks import load_classifier
 
     check_packages()

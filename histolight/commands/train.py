@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histolight import files
+from histolight.data.table import PARTS, SPLITS
 from histolight.errors import command_line
+from histolight.reports.parts import interval_text
 
 if TYPE_CHECKING:
     from histolight.sweeps.sweep import SweepResult
@@ -28,17 +30,10 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     return 0
 
 
-def interval_text(figure: dict[str, Any]) -> str:
-    """Write an interval of ``metrics.json``; there is none where the tiles do not tell how sure the figure is."""
-    if figure["low"] is None or figure["high"] is None:
-        return "[no interval]"
-    return f"[{figure['low']:.4f}, {figure['high']:.4f}]"
-
-
 def summary(metrics: dict[str, Any], directory: Path) -> str:
     """Say in a few lines how good the model is, how sure that is, on which tiles, and where everything lies."""
     lines = []
-    for part in ("val", "test"):
+    for part in PARTS:
         if part in metrics:
             auroc, count = metrics[part]["auroc"], sum(metrics["tiles"][part].values())
             chosen = ", on which the epoch was chosen" if part == metrics["selected_on"] else ""
@@ -47,12 +42,8 @@ def summary(metrics: dict[str, Any], directory: Path) -> str:
                 f"{part} AUROC {auroc['value']:.4f} {interval_text(auroc)} "
                 f"({auroc['method']}; {count:,} tiles{chosen}{note})"
             )
-    split = {
-        "random": "random split, slides unknown: tiles of one slide may sit on both sides, other slides will be harder",
-        "slide": f"split by slide ({metrics['slides']} slides)",
-        "given": "the source's own split",
-    }
-    lines.append(split[metrics["split"]])
+    slides = f" ({metrics['slides']} slides)" if metrics["split"] == "slide" else ""
+    lines.append(SPLITS[metrics["split"]] + slides)
     lines.append(f"run          {directory}")
     if (directory / "report.html").is_file():
         lines.append(f"report       {directory / 'report.html'}")

@@ -159,3 +159,35 @@ def choice(values: Mapping[str, str], key: str, *valid: str) -> str:
     if value not in valid:
         raise RequestError(f"{key}={value} is not known: {nearest(value, valid)}")
     return value
+
+
+def read_run_and_folder(
+    command: str, overrides: Sequence[str], keys: Sequence[str], multirun: bool
+) -> tuple[Path, Path, dict[str, str]]:
+    """Read ``run=…`` and ``hydra.run.dir=…``.
+
+    Args:
+        command: The command's name.
+        overrides: As on the command line.
+        keys: All the command's keys.
+        multirun: Whether ``-m`` was given.
+
+    Returns:
+        The run, an unused folder (``outputs/COMMAND/RUN-TIME`` unless given), and the values of all keys.
+
+    Raises:
+        RequestError: A key is unknown, ``run`` is missing, or the folder holds something already.
+
+    >>> read_run_and_folder("export", ["run=a b", "hydra.run.dir=out"], ["run", "hydra.run.dir"], False)[:2]
+    (PosixPath('a b'), PosixPath('out'))
+    """
+    if multirun:
+        raise RequestError(f"-m sweeps over trainings: use it with histolight train, and {command} what it made")
+    values, others = own_keys(overrides, keys)
+    if others:
+        key = others[0].partition("=")[0]
+        raise RequestError(f"{key} is not a key of histolight {command}: {nearest(key, keys)}")
+    if "run" not in values:
+        raise RequestError(f"run= is missing: histolight {command} run=FOLDER, with a run directory")
+    run = read_path(values["run"])
+    return run, new_folder(values.get("hydra.run.dir"), command, run.resolve().name), values

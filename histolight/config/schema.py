@@ -15,6 +15,8 @@ from typing import Any
 
 from histolight.errors import RequestError, nearest
 
+CENTRE = 32  # pixels: the label of a tile is about its centre, CENTRE x CENTRE
+
 
 def _choice(default: str, *choices: str) -> Any:
     return field(default=default, metadata={"choices": (default, *choices)})
@@ -65,7 +67,7 @@ class DataConfig:
     fold: int | None = _number(None, least=0)
     groups: str | None = None
     classes: list[str] | None = None
-    image_size: int = _number(96, least=32)
+    image_size: int = _number(96, least=CENTRE)
     mpp: float | None = _number(None, least=0.01, most=100)
     mpp_tolerance: float = _number(0.1, least=0, most=0.5)
     residency: str = _choice("auto", "device", "memmap")

@@ -17,6 +17,14 @@ from histolight.errors import DataError, RequestError
 # Part of every fingerprint: raise it when the pack's files or the way tiles are decoded change, and packs are rebuilt.
 PACK_FORMAT = 2
 
+PARTS = {"val": "validation", "test": "test"}  # the parts of a split that are measured
+SPLITS = {
+    "random": "random split, slides unknown: tiles of one slide may sit on both sides, other slides will be harder",
+    "slide": "split by slide",
+    "given": "the source's own split",
+    "other": "other tiles than the parts that the run was trained and validated on",
+}
+
 _SLIDE_COLUMNS = {"slide", "slide_id", "wsi", "wsi_id", "group", "case", "case_id", "patient", "patient_id"}
 _LONGEST_HEADER = 2**16  # bytes; each column of a longer one would take far more memory than its name
 _MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]

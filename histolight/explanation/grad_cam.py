@@ -15,11 +15,11 @@ from captum.attr import LayerGradCam
 from scipy import special, stats
 from torch import nn
 
+from histolight.config.schema import CENTRE
 from histolight.data.datamodule import to_floats
 from histolight.data.pack import Tiles
 from histolight.errors import RequestError
 from histolight.models.classifier import Classifier
-from histolight.reports.figures import CENTRE
 from histolight.statistics.intervals import Interval, find_clusters
 
 SAMPLE = 256  # tiles drawn for the figure of the centre

@@ -17,9 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from histolight.config.schema import CENTRE
 from histolight.explanation.grad_cam import GROUPS, Explanation
 from histolight.files import write_atomically, write_csv
-from histolight.reports.figures import ACCENT, CENTRE, INK
+from histolight.reports.figures import ACCENT, INK
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
 from histolight.reports.parts import save_figure
 from histolight.statistics.intervals import Interval

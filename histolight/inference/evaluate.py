@@ -18,17 +18,13 @@ from histolight.config.compose import saved_config, to_yaml
 from histolight.config.schema import Config, DataConfig
 from histolight.data.prepare import PackedTiles, find_warnings, load_tiles
 from histolight.data.sources import load_source
+from histolight.data.table import SPLITS
 from histolight.errors import RequestError
 from histolight.inference.networks import first_problem, load_classifiers, predict_logits
 from histolight.reports import figures, measure
 from histolight.reports.run_page import write_run_report
 from histolight.statistics.calibration import fit_temperature
 
-SPLITS = {
-    "random": "random split, slides unknown: tiles of one slide may sit on both sides, other slides will be harder",
-    "slide": "split by slide",
-    "given": "the source's own split",
-}
 RANKING = ("auroc", "average_precision")  # what no temperature changes
 
 

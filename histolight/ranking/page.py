@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from histolight.data.table import PARTS, SPLITS
 from histolight.files import write_atomically, write_csv
 from histolight.ranking import figures
 from histolight.ranking.figures import text_of
 from histolight.ranking.ranking import ALPHA, COSTS, METRICS, Group, Ranking, Row
-from histolight.ranking.runs import PARTS
 from histolight.reports.page import Cell, Picture, Section, Table, as_markdown, as_text, render_page, select
 from histolight.reports.parts import save_figure
 
@@ -35,7 +35,6 @@ HEADINGS = {
     "nll": "NLL",
     "ece": "ECE",
 }
-SPLITS = {"random": "random split", "slide": "split by slide", "given": "the source's own split"}
 AXES = 8  # swept keys with a figure of their own
 FURTHER = 5  # last columns of the table, which make a second one on the page
 LABEL = 44  # characters of a row's name in a figure: a longer one is cut and led by its rank
@@ -169,7 +168,9 @@ def _p(value: float) -> str:
 
 def _tiles(group: Group, ranking: Ranking) -> str:
     folds = f" in {group.folds} folds" if group.folds > 1 and ranking.part == "val" else ""
-    return f"{group.tiles:,} {PARTS[ranking.part]} tiles{folds} ({SPLITS.get(group.split, group.split)})"
+    return (
+        f"{group.tiles:,} {PARTS[ranking.part]} tiles{folds} ({SPLITS.get(group.split, group.split).partition(',')[0]})"
+    )
 
 
 def group_table(group: Group, ranking: Ranking) -> Table:

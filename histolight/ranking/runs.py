@@ -17,10 +17,10 @@ import yaml
 from tqdm import tqdm
 
 from histolight.config.schema import Config
+from histolight.data.table import PARTS
 from histolight.errors import HistolightError, RequestError
 from histolight.runs import read_metrics, read_predictions
 
-PARTS = {"val": "validation", "test": "test"}
 DEPTH = 3  # a folder of sweeps, a sweep, a run
 
 

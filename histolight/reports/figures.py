@@ -11,9 +11,9 @@ from matplotlib.patches import Rectangle
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, precision_recall_curve, roc_curve
 
+from histolight.config.schema import CENTRE
 from histolight.statistics.intervals import ECE_BINS
 
-CENTRE = 32  # pixels: the label says whether the centre 32x32 holds tumour
 INK, ACCENT, PALE, QUIET = "#1f2933", "#8a2b6e", "#c9ced6", "#5b6672"
 
 

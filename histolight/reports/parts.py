@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -13,6 +14,13 @@ from histolight.files import write_atomically
 from histolight.reports.page import Cell, Picture, Table
 
 NAMED = 3  # tiles named of each kind of finding
+
+
+def interval_text(figure: dict[str, Any]) -> str:
+    """Write an interval of ``metrics.json``; there is none where the tiles do not tell how sure the figure is."""
+    if figure["low"] is None or figure["high"] is None:
+        return "[no interval]"
+    return f"[{figure['low']:.4f}, {figure['high']:.4f}]"
 
 
 def problem_table(problems: pd.DataFrame) -> Table:

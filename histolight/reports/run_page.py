@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from histolight.data.table import PARTS, SPLITS
 from histolight.errors import RequestError
 from histolight.files import write_atomically
 from histolight.reports.curves import curve_figures, read_curves
@@ -21,7 +22,7 @@ from histolight.runs import read_metrics, read_predictions
 from histolight.statistics.intervals import FEW_SLIDES
 from histolight.statistics.slides import sensitivity_at_specificity, slide_figures
 
-PARTS = {"test": "test", "val": "validation"}  # the part that nothing was chosen on leads
+LEADING = ("test", "val")  # the part that nothing was chosen on leads
 FIGURES = {
     "auroc": "AUROC",
     "average_precision": "average precision",
@@ -32,12 +33,6 @@ FIGURES = {
     "specificity": "specificity",
     "nll": "NLL",
     "ece": "ECE",
-}
-SPLITS = {
-    "random": "The parts were drawn at random, as the slides are unknown: tiles of one slide may sit on both sides.",
-    "slide": "The parts were drawn by slide: no slide lies on two sides.",
-    "given": "The parts are the source's own.",
-    "other": "These tiles are not the parts that the run was trained and validated on.",
 }
 METHODS = {
     "delong": "AUROC: DeLong's variance on the logit scale.",
@@ -77,11 +72,11 @@ def write_run_report(directory: Path) -> Path:
     config = _config(directory / "config.yaml")
     training = _config(directory / "training.yaml") or config
     predictions = {
-        part: table for part in PARTS if part in metrics if (table := _predictions(directory, part)) is not None
+        part: table for part in LEADING if part in metrics if (table := _predictions(directory, part)) is not None
     }
     sections = [
         _figures_section(metrics, predictions, config),
-        *[section for part in PARTS if (section := _pictures(directory, part)).pictures],
+        *[section for part in LEADING if (section := _pictures(directory, part)).pictures],
         _training(directory),
         *[_slides(table, part, metrics) for part, table in predictions.items()],
         _data(metrics, predictions, config),
@@ -103,7 +98,7 @@ def write_run_report(directory: Path) -> Path:
 def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config: dict[str, Any]) -> list[str]:
     """Say how good the model is, on which tiles and how sure that is; then what to beware of."""
     network = config.get("model", {}).get("name", "the network")
-    parts = [part for part in PARTS if part in metrics]
+    parts = [part for part in LEADING if part in metrics]
     ended = (
         ""
         if metrics["status"] in ("completed", "running")
@@ -192,7 +187,7 @@ def _figures_section(
     threshold = metrics.get("threshold")
     columns = {
         f"{part}{ending}": heading
-        for part, name in PARTS.items()
+        for part, name in ((part, PARTS[part]) for part in LEADING)
         for ending, heading in (
             ("", name),
             ("_at_threshold", f"{name} at {threshold:.3f}" if threshold is not None else ""),
@@ -305,12 +300,16 @@ def _data(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config:
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     root = f" from {data['root']}" if data.get("root") else ""
     limit = f", {data['limit']:,} drawn of them (data.limit)" if data.get("limit") else ""
-    words = [f"Tiles of data={data.get('source')}{root}{limit}. {SPLITS[metrics['split']]}"]
+    words = [f"Tiles of data={data.get('source')}{root}{limit}. {_sentence(SPLITS[metrics['split']])}"]
     if metrics["split"] == "slide":
         words[0] += f" There are {metrics['slides']} slides in all."
     words += [f"{part}: {text}." for part, text in metrics.get("origin", {}).items()]
-    words += [f"{note[0].upper()}{note[1:]}." for note in metrics.get("notes", [])]
+    words += [_sentence(note) for note in metrics.get("notes", [])]
     return Section("The tiles and their split", words, Table(columns, rows, words=1))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _checks(directory: Path) -> Section:

@@ -16,8 +16,9 @@ from scipy.special import expit
 from untrained_runs import untrained_run
 
 from histolight import cli
-from histolight.commands.predict import main, members_of
+from histolight.commands.predict import main
 from histolight.errors import InterruptionError, RequestError
+from histolight.inference.predict import members_of
 
 SIZE = 32
 RUN = [f"data.image_size={SIZE}", "model.name=shufflenet_v2_x0_5", "model.weights=null", "trainer=cpu"]
@@ -102,7 +103,7 @@ def test_an_ensemble_has_the_scores_of_each_member(sweep, data, here) -> None:
 
 def test_members_are_the_completed_runs_or_the_best_of_them(sweep) -> None:
     assert [run.name for run in members_of([sweep], None)] == ["0_x", "1_x", "2_x"]
-    assert [run.name for run in members_of([sweep], "2")] == ["1_x", "2_x"]
+    assert [run.name for run in members_of([sweep], 2)] == ["1_x", "2_x"]
     assert members_of([sweep / "2_x", sweep / "0_x"], None) == [sweep / "2_x", sweep / "0_x"]
 
 
@@ -168,7 +169,7 @@ def test_interrupted_it_says_how_to_continue(sweep, data, here, monkeypatch) -> 
         (["runs=[{sweep}/0_x,{sweep}/3_x]"], "3_x is interrupted, not completed"),
         (["runs={kaggle}"], "holds no run"),
         (["runs={sweep}", "best=4"], "best=4 are more than the 3 completed runs"),
-        (["runs={sweep}", "best=0"], "best=0 is not known: give a number of runs"),
+        (["runs={sweep}", "best=0"], "best=0 is out of range: give a number of runs"),
         (["run={sweep}/0_x", "best=1"], "best= chooses among several runs"),
         (["run={sweep}/0_x", "tta=flip"], "tta=flip is not known: did you mean flips?"),
         (["run={sweep}/0_x", "mean=median"], "mean=median is not known"),

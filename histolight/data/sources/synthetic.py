@@ -15,12 +15,11 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from histolight.config.schema import DataConfig
+from histolight.config.schema import CENTRE, DataConfig
 from histolight.data.table import Source, fingerprint
 
 SLIDES = 20
 TILES_PER_SLIDE = 100
-CENTRE = 32  # height and width in pixels of the square that decides the label
 
 _SEED = 20181122
 _MARGIN = 16  # pixels around the tile where nuclei lie too: the tile is cut out of something larger

@@ -1,0 +1,192 @@
+"""One prediction: the members of an ensemble, their logits on unlabelled tiles, and the tables of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histolight import files, runs
+from histolight.config.keys import new_folder, run_config
+from histolight.config.schema import Config
+from histolight.errors import RequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+KEYS = ("run", "runs", "best", "tta", "mean", "hydra.run.dir")
+TAKEN = (
+    "data",
+    "data.root",
+    "data.image_size",
+    "data.mpp",
+    "data.mpp_tolerance",
+    "data.batch_size",
+    "data.cache",
+    "trainer",
+    "trainer.accelerator",
+    "trainer.precision",
+)
+PARTIAL = "predictions.partial"
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What to predict, with what.
+
+    Attributes:
+        runs: Run directories, the members of the ensemble.
+        config: The configuration of the first one, with the overrides laid over it.
+        tta: ``none``, ``flips`` or ``dihedral``.
+        mean: ``logit`` or ``probability``.
+        directory: Where the prediction goes.
+    """
+
+    runs: list[Path]
+    config: Config
+    tta: str
+    mean: str
+    directory: Path
+
+
+def members_of(folders: Sequence[Path], best: int | None) -> list[Path]:
+    """Choose the members of an ensemble.
+
+    Args:
+        folders: Run directories, taken as they are, and sweeps or folders of runs, of which the completed runs count.
+        best: Of all these take so many, by validation AUROC; None takes all.
+
+    Raises:
+        RequestError: A folder doesn't exist or holds no completed run, or there are fewer than ``best``.
+    """
+    from histolight.ranking.runs import find_runs
+
+    if best is not None and best < 1:
+        raise RequestError(f"best={best} is out of range: give a number of runs, such as best=3")
+    aurocs: dict[Path, float] = {}
+    for folder in folders:
+        for run in find_runs(folder):
+            begun = (run / "metrics.json").is_file()
+            metrics: dict[str, Any] = runs.read_metrics(run) if begun else {"status": "not begun"}
+            if metrics["status"] == "completed":
+                aurocs[run] = metrics["val"]["auroc"]["value"]
+            elif run == folder:
+                raise RequestError(
+                    f"{run} is {metrics['status']}, not completed: continue it with histolight train run={run}"
+                )
+    if not aurocs:
+        raise RequestError(f"{folders[0]} holds no completed run: nothing can predict")
+    if best is None:
+        return list(aurocs)
+    if len(aurocs) < best:
+        raise RequestError(f"best={best} are more than the {len(aurocs)} completed runs that there are")
+    return sorted(aurocs, key=lambda run: -aurocs[run])[:best]
+
+
+def predict_config(
+    members: Sequence[Path], overrides: Sequence[str], tta: str = "none", mean: str = "logit", place: str | None = None
+) -> PredictConfig:
+    """Check what is asked for before anything heavy is loaded.
+
+    Args:
+        members: Run directories, from :func:`members_of`.
+        overrides: The tiles and the device, as on the command line: keys of :data:`TAKEN`.
+        tta: ``none``, ``flips`` or ``dihedral``.
+        mean: ``logit`` or ``probability``.
+        place: The folder for the prediction; None is ``outputs/predictions/NAME-TIME``.
+
+    Raises:
+        RequestError: A key is unknown, a run doesn't exist, or the folder holds files.
+    """
+    config = run_config(members[0], overrides, KEYS, TAKEN, "predict")
+    given = {override.partition("=")[0] for override in overrides}
+    if config.data.source == "folder" and "data.root" not in given:
+        raise RequestError("data.root= is missing: give the folder with the tiles to predict, data.root=FOLDER")
+    # The limit was the training's: a prediction is of all tiles.
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, limit=None))
+    name = members[0].resolve().name + (f" and {len(members) - 1} more" if len(members) > 1 else "")
+    return PredictConfig(list(members), config, tta, mean, new_folder(place, "predictions", name, PARTIAL))
+
+
+def predict(request: PredictConfig, progress: bool = True) -> list[Path]:
+    """Score the tiles and write ``predictions.csv``; an interrupted prediction goes on where it was.
+
+    Args:
+        request: From :func:`predict_config`.
+        progress: Say on stderr how many tiles and networks there are.
+
+    Returns:
+        The tables that were written, ``predictions.csv`` first.
+
+    Raises:
+        RequestError: A run is not completed, or the tiles are missing, damaged or of another size.
+        HistolightError: Out of memory, logits that are not finite, or a file can't be written.
+    """
+    from histolight.data.prepare import load_tiles
+    from histolight.data.sources import load_source
+    from histolight.inference import networks  # imports torch
+
+    data, settings, directory = request.config.data, request.config.trainer, request.directory
+    classifiers = networks.load_classifiers(request.runs, data.image_size)
+    precision = networks.inference_precision(settings, networks.inference_device(settings))
+    with networks.first_problem():
+        packed = load_tiles(load_source(data, labelled=False), data)
+    if progress:
+        ensemble = f"{len(classifiers)} network{'s' if len(classifiers) > 1 else ''}"
+        views = f"tta={request.tta} ({len(networks.SYMMETRIES[request.tta])} views)"
+        print(f"{len(packed.table):,} tiles, {ensemble}, {views}; writing {directory}", file=sys.stderr)
+    with files.claimed(directory):
+        header = networks.request_header(request.runs, packed.fingerprint, data.batch_size, request.tta, precision)
+        rows, partial = packed.table["row"].to_numpy(), directory / PARTIAL
+        logits = networks.resumable_logits(
+            partial, header, classifiers, packed.pack.tiles, rows, settings, data.batch_size, request.tta
+        )
+        written = write_predictions(packed.table, logits, request, json.loads(header))
+        partial.unlink()
+    return written
+
+
+def write_predictions(
+    table: pd.DataFrame, logits: np.ndarray, request: PredictConfig, computed: dict[str, Any]
+) -> list[Path]:
+    """Write ``predictions.csv``, Kaggle's ``submission.csv`` where its tiles were predicted, and ``prediction.json``.
+
+    Args:
+        table: The tiles; ``order`` in it is their place in ``sample_submission.csv``.
+        logits: float32 (N, members).
+        request: What was asked for.
+        computed: What decided the logits, from :func:`histolight.inference.networks.request_header`.
+
+    Returns:
+        The tables.
+    """
+    from scipy.special import expit
+
+    from histolight.inference.networks import mean_logits
+
+    mean = mean_logits(logits, request.mean)
+    predictions = table[["id"]].assign(logit=mean, score=expit(mean))
+    if len(request.runs) > 1:
+        columns = {f"score_{number}": expit(logits[:, number - 1]) for number in range(1, len(request.runs) + 1)}
+        predictions = predictions.assign(**columns)
+    if "order" in table:
+        predictions = predictions.iloc[table["order"].argsort()]
+    written = [request.directory / "predictions.csv"]
+    files.write_csv(written[0], predictions)
+    if "order" in table:
+        written.append(request.directory / "submission.csv")
+        files.write_csv(written[1], predictions[["id", "score"]].rename(columns={"score": "label"}))
+    about = {
+        "runs": [str(run.resolve()) for run in request.runs],
+        "mean": request.mean,
+        "data": {"source": request.config.data.source, "root": str(Path(request.config.data.root or "").resolve())},
+        **computed,
+        **runs.provenance(),
+    }
+    files.write_atomically(request.directory / "prediction.json", json.dumps(about, indent=2) + "\n")
+    return written
