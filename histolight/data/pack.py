@@ -145,7 +145,8 @@ def open_pack(source: Source, cache: Path | None, image_size: int, workers: int 
         source: The whole source; ``data.limit`` chooses rows later.
         cache: ``data.cache``; None is the user's cache folder.
         image_size: Height and width of a tile in pixels.
-        workers: Threads that read and decode; None is one for each core and four more, at most 32.
+        workers: Threads that read and decode; None is one for each core and four more, at most 32 (those of a source
+            that computes its tiles would only wait for one another: one for each core).
 
     Raises:
         DataError: Tiles that can't be decoded, all of them.
@@ -157,7 +158,8 @@ def open_pack(source: Source, cache: Path | None, image_size: int, workers: int 
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
                 if not folder.exists():
-                    _build(source, folder, image_size, workers or min(32, (os.cpu_count() or 1) + 4))
+                    waiting = 0 if source.read_tiles else 4
+                    _build(source, folder, image_size, workers or min(32, (os.cpu_count() or 1) + waiting))
         except OSError as error:
             raise HistolightError(
                 f"cannot pack the tiles in {folder.parent}: {error.strerror or error}; "
@@ -215,7 +217,7 @@ def _build(source: Source, folder: Path, image_size: int, workers: int) -> None:
     if source.read_tile is None:
         blocks = _stored(Tiles(source.arrays, np.zeros(count, np.uint32), folder), starts, workers)
     else:
-        blocks = _decoded(source.read_tile, partial / "tiles.npy", (count, image_size, image_size, 3), starts, workers)
+        blocks = _decoded(source, partial / "tiles.npy", (count, image_size, image_size, 3), starts, workers)
     measures: dict[str, np.ndarray] = {name: np.zeros(count, dtype) for name, dtype in _MEASURES.items()}
     ids = source.table.set_index("row")["id"].sort_index()
     problems: list[tuple[str, str, str]] = []
@@ -253,9 +255,11 @@ def _stored(tiles: Tiles, starts: Iterable[int], workers: int) -> Iterator[_Bloc
 
 
 def _decoded(
-    read_tile: Callable[[int], np.ndarray], path: Path, shape: tuple[int, ...], starts: Iterable[int], workers: int
+    source: Source, path: Path, shape: tuple[int, ...], starts: Iterable[int], workers: int
 ) -> Iterator[_Block]:
     """Decode a source of files into ``path``, and note each block that is done in the journal beside it."""
+    read_tile, read_tiles = source.read_tile, source.read_tiles
+    assert read_tile is not None
     journal_path = path.with_name("journal")
     stored, finished = _open_store(path, shape, journal_path)
 
@@ -265,6 +269,9 @@ def _decoded(
             pixels = np.array(stored[start:stop])
             if zlib.crc32(pixels.data) == finished[start]:
                 return _Block(start, pixels, _measure(pixels), [], done=True)
+        if read_tiles is not None:
+            pixels = read_tiles(range(start, stop))
+            return _Block(start, pixels, _measure(pixels), [])
         pixels = np.zeros((stop - start, *shape[1:]), dtype=np.uint8)
         problems = []
         for row in range(start, stop):

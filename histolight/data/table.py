@@ -51,6 +51,7 @@ class Source:
         read_tile: Decodes the tile of one row to uint8 (S, S, 3), or raises :class:`TileError`; None when the tiles
             are read in place from ``arrays``.
         arrays: Array-likes (np.memmap or h5py.Dataset) of shape (n_i, S, S, 3), uint8, concatenated in row order.
+        read_tiles: The tiles of consecutive rows, uint8 (n, S, S, 3), where that is faster than one by one.
     """
 
     table: pd.DataFrame
@@ -58,6 +59,7 @@ class Source:
     fingerprint: str
     read_tile: Callable[[int], np.ndarray] | None
     arrays: tuple[Any, ...] = ()
+    read_tiles: Callable[[range], np.ndarray] | None = None
 
 
 def fingerprint(kind: str, image_size: int, parts: Iterable[tuple[object, ...]]) -> str:

@@ -9,13 +9,18 @@ from scipy.stats import f_oneway
 from histolight.config.schema import DataConfig
 from histolight.data.checks import check_table
 from histolight.data.sources import load_source, synthetic
-from histolight.data.sources.synthetic import CENTRE, SLIDES, TILES_PER_SLIDE, draw_tile, make_slide, transmit
+from histolight.data.sources.synthetic import CENTRE, SLIDES, TILES_PER_SLIDE, draw_tiles, make_slide, transmit
 from histolight.data.splits import make_split
 
 
 @pytest.fixture(scope="module")
 def source():
     return load_source(DataConfig())
+
+
+def draw_tile(number: int, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    pixels, masks = draw_tiles(number, [index], size)
+    return pixels[0], masks[0]
 
 
 def centre(mask: np.ndarray) -> np.ndarray:
@@ -63,6 +68,11 @@ def test_a_tile_is_the_same_in_threads_and_whenever_it_is_called(source):
         threaded = list(threads.map(source.read_tile, reversed(rows)))
     np.testing.assert_array_equal(serial, threaded[::-1])
     assert len({tile.tobytes() for tile in serial}) == len(rows)
+
+
+def test_a_tile_is_the_same_beside_others(source):
+    rows = range(90, 205)  # of three slides
+    np.testing.assert_array_equal(source.read_tiles(rows), [source.read_tile(row) for row in rows])
 
 
 def test_the_seed_of_the_split_leaves_tiles_and_fingerprint_alone(source):
@@ -115,11 +125,11 @@ def test_slides_differ_in_colour_more_than_their_tiles():
 
 
 def test_stains_are_mixed_in_optical_density():
-    amounts = np.random.default_rng(0).uniform(0, 1.5, (50, 2))
+    amounts = np.random.default_rng(0).uniform(0, 1.5, (2, 50))
     for slide in map(make_slide, range(SLIDES)):
         light = transmit(amounts, slide.stains, slide.glass)
-        density = -np.log10(light / slide.glass)
-        recovered = np.linalg.lstsq(slide.stains.T, density.T, rcond=None)[0].T
+        density = -np.log10(light / slide.glass[:, None])
+        recovered = np.linalg.lstsq(slide.stains.T, density, rcond=None)[0]
         np.testing.assert_allclose(recovered, amounts, atol=1e-9)
         np.testing.assert_allclose(np.linalg.norm(slide.stains, axis=1), 1)
 

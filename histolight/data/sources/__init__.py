@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import logging
 from pathlib import Path
@@ -41,7 +42,7 @@ def load_source(config: DataConfig, labelled: bool = True) -> Source:
             f"data.groups={groups} names the slide of none of the {len(table)} tiles: its ids must be those of the "
             f"tiles, such as {table['id'].iloc[0]}"
         )
-    return Source(table, source.kind, source.fingerprint, source.read_tile, source.arrays)
+    return dataclasses.replace(source, table=table)
 
 
 def data_root(config: DataConfig) -> Path:

@@ -7,8 +7,10 @@ flatters here as it does on real tiles.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +24,8 @@ SLIDES = 20
 TILES_PER_SLIDE = 100
 
 _SEED = 20181122
-_MARGIN = 16  # pixels around the tile where nuclei lie too: the tile is cut out of something larger
+_TOGETHER = 25  # tiles drawn at once: enough for NumPy to work without Python's lock, and few enough for the cache
+_MARGIN = 12  # pixels around the tile where nuclei lie too: the tile is cut out of something larger
 
 # Optical densities of haematoxylin and eosin in red, green and blue, as Ruifrok & Johnston (2001) and as Macenko et al.
 # (2009) found them. The stains of a slide lie somewhere between.
@@ -79,7 +82,14 @@ class _Nuclei:
         return len(self.x)
 
     def only(self, chosen: np.ndarray) -> _Nuclei:
-        return _Nuclei(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
+        return _Nuclei(*(values[chosen] for values in vars(self).values()))
+
+    @staticmethod
+    def joined(parts: Sequence[_Nuclei]) -> _Nuclei:
+        return _Nuclei(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
+
+
+_NOWHERE = _Nuclei(*(np.full(1, value) for value in (1e6, 1e6, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)))
 
 
 def load(config: DataConfig) -> Source:
@@ -94,11 +104,21 @@ def load(config: DataConfig) -> Source:
     table["row"] = np.arange(len(table), dtype=np.int64)
 
     def read_tile(row: int) -> np.ndarray:
-        return draw_tile(*divmod(row, TILES_PER_SLIDE), config.image_size)[0]
+        number, index = divmod(row, TILES_PER_SLIDE)
+        return draw_tiles(number, [index], config.image_size)[0][0]
+
+    def read_tiles(rows: range) -> np.ndarray:
+        numbers, indices = np.divmod(rows, TILES_PER_SLIDE)
+        ends = np.flatnonzero((np.diff(numbers) != 0) | (np.diff(indices // _TOGETHER) != 0)) + 1
+        runs = zip(np.split(numbers, ends), np.split(indices, ends), strict=True)
+        return np.concatenate(
+            [draw_tiles(int(slide[0]), tiles.tolist(), config.image_size)[0] for slide, tiles in runs]
+        )
 
     # One tile of each slide stands for all: what changes the pixels (this module, NumPy's generators) changes these.
     probes = ((read_tile(number * TILES_PER_SLIDE).tobytes(),) for number in range(SLIDES))
-    return Source(table, "synthetic", fingerprint("synthetic", config.image_size, probes), read_tile)
+    identity = fingerprint("synthetic", config.image_size, probes)
+    return Source(table, "synthetic", identity, read_tile, read_tiles=read_tiles)
 
 
 @functools.cache
@@ -122,68 +142,79 @@ def make_slide(number: int) -> Slide:
     )
 
 
-def draw_tile(number: int, index: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one tile. Thread-safe, and the same whenever it is called.
+def draw_tiles(number: int, indices: Sequence[int], image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw n tiles of a slide. Thread-safe, and a tile is the same whenever and beside whichever it is drawn.
 
     The label is 1 exactly when a nucleus of a tumour cell reaches into the centre square. Of the other tiles, about
     half have tumour in the ring around it.
 
     Args:
         number: Number of the slide, 0 to SLIDES - 1.
-        index: Number of the tile on its slide, 0 to TILES_PER_SLIDE - 1.
+        indices: Numbers of the tiles on their slide, 0 to TILES_PER_SLIDE - 1.
         image_size: Height and width S in pixels, at least 32: more or less tissue at the same scale.
 
     Returns:
-        The pixels, uint8 (S, S, 3), and where the nuclei of tumour cells lie, bool (S, S).
+        The pixels, uint8 (n, S, S, 3), and where the nuclei of tumour cells lie, bool (n, S, S).
     """
-    slide, random = make_slide(number), _generator(number, index)
-    atypia = random.uniform(0.1, 1)
-    stroma = 1 / (1 + np.exp(-2.5 * (smooth_noise(random, image_size, 30) + slide.stroma + random.normal(0, 0.7))))
-    gaps = 4 * (smooth_noise(random, image_size, 10) - random.uniform(0.9, 3.5)) + 0.5
+    slide, randoms = make_slide(number), [_generator(number, index) for index in indices]
+    leaning = _column([random.normal(slide.stroma, 0.7) for random in randoms])
+    stroma = 1 / (1 + np.exp(-2.5 * (_fields(randoms, image_size, 30) + leaning)))
+    gaps = 4 * (_fields(randoms, image_size, 10) - _uniform(randoms, 0.9, 3.5)) + 0.5
     gaps = gaps.clip(0, 1)
-    tumour = _tumour_nuclei(random, slide, image_size, bool(slide.labels[index]), atypia)
-    benign = _benign_nuclei(random, slide, image_size, stroma, gaps, tumour)
-    tumour_density, tumour_mask = _paint(random, tumour, image_size)
-    benign_density, benign_mask = _paint(random, benign, image_size)
+    tumour = [
+        _tumour_nuclei(random, slide, image_size, bool(slide.labels[index]))
+        for random, index in zip(randoms, indices, strict=True)
+    ]
+    benign = [
+        _benign_nuclei(random, slide, image_size, *tissue)
+        for random, *tissue in zip(randoms, stroma, gaps, tumour, strict=True)
+    ]
+    density, tumour_mask, nuclear_mask = _paint(randoms, tumour, benign, image_size)
 
-    cytoplasm = gaussian_filter(tumour_mask.astype(float), 3.5)
-    eosin = (0.35 + 0.65 * stroma) * (0.8 + 0.15 * smooth_noise(random, image_size, 5))
-    eosin += 0.15 * stroma * _fibres(random, image_size) + 0.25 * cytoplasm
-    eosin *= (1 - gaps) * (1 + 2 * gaps)  # a membrane lines each gap
-    eosin *= 1 - 0.5 * (benign_mask | tumour_mask)
-    haze = (0.16 - 0.08 * stroma + 0.03 * smooth_noise(random, image_size, 3) + 0.1 * cytoplasm) * (1 - gaps)
-    chromatin = 1 + 0.2 * random.standard_normal((image_size, image_size))
-    haematoxylin = np.maximum(haze, np.maximum(benign_density, tumour_density) * chromatin)
+    tissue = 1 - gaps
+    cytoplasm = gaussian_filter(tumour_mask.astype(np.float32), (0, 3.5, 3.5), truncate=2.5)
+    eosin = (0.35 + 0.65 * stroma) * (0.8 + 0.15 * _fields(randoms, image_size, 5))
+    eosin += 0.15 * stroma * _fibres(randoms, image_size) + 0.25 * cytoplasm
+    eosin *= tissue * (1 + 2 * gaps)  # a membrane lines each gap
+    eosin *= 1 - np.float32(0.5) * nuclear_mask
+    haze = (0.16 - 0.08 * stroma + 0.03 * _fields(randoms, image_size, 3) + 0.1 * cytoplasm) * tissue
+    density *= 1 + 0.2 * _noise(randoms, image_size, image_size)  # chromatin
 
-    amounts = np.stack([haematoxylin, eosin], axis=-1).clip(0) * slide.amounts * random.uniform(0.9, 1.1, 2)
-    light = transmit(amounts, slide.stains, slide.glass)
-    blur = slide.blur + random.uniform(0, 0.3)
-    light = gaussian_filter(light, (blur, blur, 0), truncate=3)
-    light += 0.012 * random.standard_normal(light.shape, dtype=np.float32)
-    return np.rint(255 * light.clip(0, 1)).astype(np.uint8), tumour_mask
+    amounts = np.stack([np.maximum(haze, density), eosin]).clip(0)
+    amounts *= np.float32(slide.amounts).reshape(2, 1, 1, 1) * np.stack([_uniform(randoms, 0.9, 1.1) for _ in range(2)])
+    light = transmit(amounts, slide.stains, slide.glass).swapaxes(0, 1)
+    widths = [slide.blur + random.uniform(0, 0.3) for random in randoms]
+    blurred = [
+        gaussian_filter(of_tile, (0, width, width), truncate=3) for of_tile, width in zip(light, widths, strict=True)
+    ]
+    light = np.stack(blurred) + 0.012 * _noise(randoms, 3, image_size, image_size)
+    pixels = np.rint(255 * light.clip(0, 1)).astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(pixels, 1, -1)), tumour_mask
 
 
 def transmit(amounts: np.ndarray, stains: np.ndarray, glass: np.ndarray) -> np.ndarray:
-    """Let light through stained tissue (Beer and Lambert): ``glass * 10 ** -(amounts @ stains)``.
+    """Let light through stained tissue (Beer and Lambert): ``glass * 10 ** -(stains.T @ amounts)``.
 
     Args:
-        amounts: float (..., 2), at least 0: units of haematoxylin and of eosin.
+        amounts: float (2, ...), at least 0: units of haematoxylin and of eosin.
         stains: float (2, 3): optical density of one unit of each in red, green and blue.
         glass: float (3,): light that passes without tissue, 0 to 1.
 
     Returns:
-        float (..., 3), 0 to ``glass``.
+        float (3, ...) of the type of ``amounts``, 0 to ``glass``.
 
     >>> transmit(np.array([0.0, 1.0]), np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]), np.ones(3)).round(9).tolist()
     [1.0, 0.1, 1.0]
     """
-    return glass * np.exp(-np.log(10) * (amounts @ stains))
+    tail = (1,) * (amounts.ndim - 1)
+    haematoxylin, eosin = (-np.log(10) * stains).astype(amounts.dtype).reshape(2, 3, *tail)
+    return glass.astype(amounts.dtype).reshape(3, *tail) * np.exp(haematoxylin * amounts[0] + eosin * amounts[1])
 
 
 def smooth_noise(random: np.random.Generator, size: int, scale: float) -> np.ndarray:
-    """Draw a Gaussian random field, float (size, size): mean 0, variance 1, smooth over ``scale`` pixels."""
+    """Draw a Gaussian random field, float32 (size, size): mean 0, variance 1, smooth over ``scale`` pixels."""
     weights = _bumps(size, scale)
-    return weights @ random.standard_normal((weights.shape[1], weights.shape[1])) @ weights.T
+    return weights @ random.standard_normal((weights.shape[1], weights.shape[1]), np.float32) @ weights.T
 
 
 def _generator(*key: int) -> np.random.Generator:
@@ -195,16 +226,37 @@ def _bumps(size: int, scale: float) -> np.ndarray:
     """Weights of Gaussian bumps ``scale`` pixels apart in each of ``size`` pixels; a row's squares add up to 1."""
     knots = np.arange(-3 * scale, size + 3 * scale, scale)
     weights = np.exp(-0.5 * ((np.arange(size)[:, None] - knots) / scale) ** 2)
-    return weights / np.linalg.norm(weights, axis=1, keepdims=True)
+    return (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _fibres(random: np.random.Generator, size: int) -> np.ndarray:
+def _fields(randoms: Sequence[np.random.Generator], size: int, scale: float) -> np.ndarray:
+    return np.stack([smooth_noise(random, size, scale) for random in randoms])
+
+
+def _noise(randoms: Sequence[np.random.Generator], *shape: int) -> np.ndarray:
+    """Draw nearly Gaussian noise, float32 (n, *shape), mean 0, variance 1: of 32 coins the heads, fast to count."""
+    coins = (np.frombuffer(random.bytes(4 * math.prod(shape)), np.uint32).reshape(shape) for random in randoms)
+    heads = np.stack([np.bitwise_count(each) for each in coins]).astype(np.float32)
+    heads -= 16
+    heads *= 8**-0.5
+    return heads
+
+
+def _uniform(randoms: Sequence[np.random.Generator], low: float, high: float) -> np.ndarray:
+    return _column([random.uniform(low, high) for random in randoms])
+
+
+def _column(values: Sequence[float]) -> np.ndarray:
+    """Shape one number for each tile as float32 (n, 1, 1)."""
+    return np.array(values, dtype=np.float32).reshape(-1, 1, 1)
+
+
+def _fibres(randoms: Sequence[np.random.Generator], size: int) -> np.ndarray:
     """Draw wavy collagen, -1 to 1."""
-    angle = random.uniform(0, np.pi)
-    across = np.arange(size) * np.cos(angle) + np.arange(size)[:, None] * np.sin(angle)
-    return np.sin(across * random.uniform(0.4, 0.9) + 4 * smooth_noise(random, size, 12)) * smooth_noise(
-        random, size, 6
-    )
+    angle, frequency = _uniform(randoms, 0, np.pi), _uniform(randoms, 0.4, 0.9)
+    steps = np.arange(size, dtype=np.float32)
+    phase = (steps * np.cos(angle) + steps[:, None] * np.sin(angle)) * frequency
+    return np.sin(phase + 4 * _fields(randoms, size, 12)) * _fields(randoms, size, 6)
 
 
 def _scatter(random: np.random.Generator, size: int, spacing: float) -> tuple[np.ndarray, np.ndarray]:
@@ -223,7 +275,8 @@ def _benign_nuclei(
     x, y = _scatter(random, size, 2.35 * slide.radius)
     pixel = np.rint(y).clip(0, size - 1).astype(int), np.rint(x).clip(0, size - 1).astype(int)
     keep = random.random(len(x)) < (0.95 - 0.8 * stroma[pixel]) * (1 - gaps[pixel])
-    apart = np.hypot(x[:, None] - tumour.x, y[:, None] - tumour.y) > tumour.radius + 0.8 * slide.radius
+    square = (x[:, None] - tumour.x) ** 2 + (y[:, None] - tumour.y) ** 2
+    apart = square > (tumour.radius + 0.8 * slide.radius) ** 2
     keep &= apart.all(axis=1)
     x, y, stroma = x[keep], y[keep], stroma[pixel][keep]
     count = len(x)
@@ -242,11 +295,9 @@ def _benign_nuclei(
     )
 
 
-def _tumour_nuclei(random: np.random.Generator, slide: Slide, size: int, in_centre: bool, atypia: float) -> _Nuclei:
-    """Place a nest of tumour cells that reaches into the centre; or else one beside it, or none.
-
-    ``atypia``, 0 to 1, is how much they differ from lymphocytes in size, shape, paleness and nucleoli.
-    """
+def _tumour_nuclei(random: np.random.Generator, slide: Slide, size: int, in_centre: bool) -> _Nuclei:
+    """Place a nest of tumour cells that reaches into the centre; or else one beside it, or none."""
+    atypia = random.uniform(0.1, 1)  # how much they differ from lymphocytes in size, shape, paleness and nucleoli
     middle = (size - CENTRE) // 2 + (CENTRE - 1) / 2
     radius = slide.radius * (1 + atypia * (slide.growth - 1))
     extent = np.exp(random.uniform(np.log(6), np.log(80)))
@@ -281,36 +332,57 @@ def _tumour_nuclei(random: np.random.Generator, slide: Slide, size: int, in_cent
     return nuclei.only((away > 1.8 * nuclei.radius + 1) & (random.random() < 0.6))
 
 
-def _paint(random: np.random.Generator, nuclei: _Nuclei, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _paint(
+    randoms: Sequence[np.random.Generator], tumour: Sequence[_Nuclei], benign: Sequence[_Nuclei], size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Paint nuclei, each only where it is the nearest: crowded ones flatten one another.
 
     Returns:
-        The haematoxylin in them, float (size, size), and where they lie, bool (size, size).
+        The haematoxylin in them, float32 (n, S, S), and where those of tumour and any lie, both bool (n, S, S).
     """
-    row, column = np.rint(nuclei.y).astype(int) + _MARGIN, np.rint(nuclei.x).astype(int) + _MARGIN
-    full = size + 2 * _MARGIN
-    near = (row >= 0) & (row < full) & (column >= 0) & (column < full)
-    nuclei = nuclei.only(near)
-    count = len(nuclei)
-    if count == 0:
-        return np.zeros((size, size)), np.zeros((size, size), dtype=bool)
-    owners = np.full((full, full), -1)
-    owners[row[near], column[near]] = np.arange(count)
-    nearest = distance_transform_edt(owners < 0, return_distances=False, return_indices=True)
-    owner = owners[tuple(nearest[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN])]
+    nuclei = _Nuclei.joined([part for pair in zip(tumour, benign, strict=True) for part in pair] + [_NOWHERE])
+    counts = np.array([[len(part) for part in pair] for pair in zip(tumour, benign, strict=True)])
+    is_tumour = np.append(np.repeat(np.arange(counts.size) % 2 == 0, counts.ravel()), False)
+    firsts = np.append(0, counts.sum(axis=1).cumsum())
+    owner = np.stack([_nearest(nuclei, range(*ends), size) for ends in itertools.pairwise(firsts)])
+
+    def of_owner(values: np.ndarray) -> np.ndarray:
+        return values.astype(np.complex64 if np.iscomplexobj(values) else np.float32).take(owner)
+
+    def drawn(draw: Callable[[np.random.Generator, int], np.ndarray]) -> np.ndarray:
+        values = [draw(*each) for each in zip(randoms, counts.sum(axis=1), strict=True)]
+        return np.concatenate([*values, np.zeros_like(values[0], shape=(1, *values[0].shape[1:]))])
 
     # As complex numbers, pixels are turned by a product, and the powers of their direction are waves on the outline.
-    y, x = np.ogrid[:size, :size]
-    turned = (x + 1j * y - (nuclei.x + 1j * nuclei.y)[owner]) * (np.exp(-1j * nuclei.angle) / nuclei.radius)[owner]
-    stretch = np.sqrt(nuclei.aspect)[owner]
-    place = turned.real / stretch + 1j * (turned.imag * stretch)
+    x = np.arange(size, dtype=np.float32)
+    place = x + 1j * x[:, None] - of_owner(nuclei.x + 1j * nuclei.y)
+    place *= of_owner(np.exp(-1j * nuclei.angle) / nuclei.radius)
+    stretch = of_owner(np.sqrt(nuclei.aspect))
+    place.real /= stretch
+    place.imag *= stretch
     distance = np.abs(place)
-    direction = place / (distance + 1e-9)
-    waves = nuclei.irregularity * random.standard_normal((2, count)) * np.exp(2j * np.pi * random.random((2, count)))
-    bulge = ((waves[0][owner] + waves[1][owner] * direction) * direction**2).real
+    direction = place * (1 / (distance + np.float32(1e-9)))
+    height = drawn(lambda random, count: random.standard_normal((count, 2))) * nuclei.irregularity[:, None]
+    waves = height * np.exp(2j * np.pi * drawn(lambda random, count: random.random((count, 2))))
+    bulge = ((of_owner(waves[:, 0]) + of_owner(waves[:, 1]) * direction) * direction * direction).real
     distance /= 1 + bulge.clip(-0.2, 0.2)
-    body = (0.5 + nuclei.radius[owner] * (1 - distance) / 1.6).clip(0, 1)
-    inner = 1 - nuclei.hollow[owner] * (1 - distance**2).clip(0)
-    spot = 0.35 * np.exp(2j * np.pi * random.random(count))
-    inner += nuclei.nucleolus[owner] * (1 - np.abs(place - spot[owner]) / 0.3).clip(0)
-    return nuclei.darkness[owner] * body * inner, distance < 1
+    body = (0.5 + of_owner(nuclei.radius / 1.6) * (1 - distance)).clip(0, 1)
+    inner = 1 - of_owner(nuclei.hollow) * (1 - distance * distance).clip(0)
+    spot = 0.35 * np.exp(2j * np.pi * drawn(lambda random, count: random.random(count)))
+    inner += of_owner(nuclei.nucleolus) * (1 - np.abs(place - of_owner(spot)) / np.float32(0.3)).clip(0)
+    inside = distance < 1
+    return of_owner(nuclei.darkness) * body * inner, inside & is_tumour.take(owner), inside
+
+
+def _nearest(nuclei: _Nuclei, places: range, size: int) -> np.ndarray:
+    """Find the nearest of the nuclei at ``places`` for each pixel, int (size, size); -1 where there is none."""
+    full = size + 2 * _MARGIN
+    here = slice(places.start, places.stop)
+    row, column = (np.rint(line[here]).astype(int) + _MARGIN for line in (nuclei.y, nuclei.x))
+    near = (row >= 0) & (row < full) & (column >= 0) & (column < full)
+    if not near.any():
+        return np.full((size, size), -1)
+    owners = np.full((full, full), -1)
+    owners[row[near], column[near]] = np.array(places)[near]
+    nearest = distance_transform_edt(owners < 0, return_distances=False, return_indices=True)
+    return owners[tuple(nearest[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN])]
