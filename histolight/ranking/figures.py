@@ -23,7 +23,10 @@ CELLS = 12  # values on either side of a heatmap
 
 
 def roc_figure(group: Group, names: Sequence[str]) -> Figure:
-    """Draw the receiver operating characteristic of each run of the first rows, one colour a row."""
+    """Draw the receiver operating characteristic of each run of the first rows, one colour a row.
+
+    By hand: scikit-learn's ``RocCurveDisplay`` has one label and one style for all curves, or an AUC behind each.
+    """
     figure, axes = _axes("1 - specificity", "sensitivity", height=5.6)
     axes.plot([0, 1], [0, 1], color=PALE, linewidth=1)
     for row, name, colour, style in reversed(list(zip(group.rows, names, COLOURS, STYLES, strict=False))):

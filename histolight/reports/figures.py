@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, precision_recall_curve, roc_curve
+from sklearn.calibration import CalibrationDisplay
+from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
 
 from histolight.config.schema import CENTRE
 from histolight.statistics.intervals import ECE_BINS
 
 INK, ACCENT, PALE, QUIET = "#1f2933", "#8a2b6e", "#c9ced6", "#5b6672"
+CURVE: dict[str, Any] = {"color": ACCENT, "linewidth": 2}
+CHANCE: dict[str, Any] = {"color": PALE, "linewidth": 1, "linestyle": "-", "zorder": 1}
+LEGEND: dict[str, Any] = {"fontsize": 8, "frameon": False}
 
 
 def roc_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:
@@ -25,11 +29,13 @@ def roc_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:
         labels: ``(N,)``, 0 or 1.
         title: What it shows: part, figure, kind of split.
     """
-    false_positive, sensitivity, _ = roc_curve(labels, scores)
-    figure, axes = _square(title, "1 - specificity", "sensitivity")
-    axes.plot([0, 1], [0, 1], color=PALE, linewidth=1, label="chance")
-    axes.plot(false_positive, sensitivity, color=ACCENT, linewidth=2)
-    axes.legend(loc="lower right", fontsize=8, frameon=False)
+    figure, axes = _square()
+    display = RocCurveDisplay.from_predictions(
+        labels, scores, ax=axes, plot_chance_level=True, chance_level_kw=CHANCE | {"label": "chance"}
+    )
+    display.line_.set(**CURVE)
+    axes.legend(handles=[display.chance_level_], loc="lower right", **LEGEND)
+    _label(axes, title, "1 - specificity", "sensitivity")
     return figure
 
 
@@ -38,19 +44,23 @@ def precision_recall_figure(scores: np.ndarray, labels: np.ndarray, title: str) 
 
     The area under the steps is the average precision.
     """
-    precision, recall, _ = precision_recall_curve(labels, scores)
-    figure, axes = _square(title, "recall (sensitivity)", "precision")
-    axes.axhline(np.mean(labels), color=PALE, linewidth=1, label="chance: the share of positive tiles")
-    # The points come in falling recall: each one's precision holds from the next lower recall up to its own.
-    axes.plot(recall, precision, color=ACCENT, linewidth=2, drawstyle="steps-post")
-    axes.legend(loc="lower left", fontsize=8, frameon=False)
+    figure, axes = _square()
+    display = PrecisionRecallDisplay.from_predictions(
+        labels,
+        scores,
+        ax=axes,
+        plot_chance_level=True,
+        chance_level_kw=CHANCE | {"label": "chance: the share of positive tiles"},
+    )
+    display.line_.set(**CURVE)
+    axes.legend(handles=[display.chance_level_], loc="lower left", **LEGEND)
+    _label(axes, title, "recall (sensitivity)", "precision")
     return figure
 
 
 def reliability_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:
     """Draw the share of positive tiles against the mean score, in 15 bins of equal width, and the tiles of each bin."""
-    share, score = calibration_curve(labels, scores, n_bins=ECE_BINS)
-    figure, axes = _square(title, "mean score of the bin", "share of positive tiles")
+    figure, axes = _square()
     counts = axes.twinx()
     counts.hist(scores, bins=ECE_BINS, range=(0, 1), color=INK, alpha=0.12, label="tiles per bin (right axis)")
     counts.set_ylabel("tiles per bin", color=QUIET)
@@ -59,12 +69,12 @@ def reliability_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Fi
     counts.set_box_aspect(1)
     axes.set_zorder(counts.get_zorder() + 1)  # the curve in front of the bars
     axes.patch.set_visible(False)
-    axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle="--", label="perfectly calibrated")
-    axes.plot(score, share, "o-", color=ACCENT, linewidth=2, markersize=5, label="this model")
-    handles, names = (
-        one + other for one, other in zip(*(each.get_legend_handles_labels() for each in (axes, counts)), strict=True)
+    (diagonal,) = axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle="--", label="perfectly calibrated")
+    display = CalibrationDisplay.from_predictions(
+        labels, scores, n_bins=ECE_BINS, name="this model", ax=axes, ref_line=False, marker="o", markersize=5, **CURVE
     )
-    axes.legend(handles, names, loc="upper left", fontsize=8, frameon=False)
+    axes.legend(handles=[diagonal, display.line_, *counts.get_legend_handles_labels()[0]], loc="upper left", **LEGEND)
+    _label(axes, title, "mean score of the bin", "share of positive tiles")
     return figure
 
 
@@ -72,9 +82,16 @@ def confusion_figure(scores: np.ndarray, labels: np.ndarray, threshold: float, t
     """Draw the confusion matrix at a threshold, in numbers of tiles."""
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
-    matrix = confusion_matrix(labels, scores > threshold, labels=[0, 1])
-    display = ConfusionMatrixDisplay(matrix, display_labels=["benign", "tumour"])
-    display.plot(ax=axes, cmap="PuRd", colorbar=False, values_format=",d")
+    ConfusionMatrixDisplay.from_predictions(
+        labels,
+        (scores > threshold).astype(np.int64),
+        labels=[0, 1],
+        display_labels=["benign", "tumour"],
+        ax=axes,
+        cmap="PuRd",
+        colorbar=False,
+        values_format=",d",
+    )
     axes.set(xlabel="called", ylabel="labelled")
     axes.set_title(f"{title}, threshold {threshold:.3f}", fontsize=10, color=INK)
     return figure
@@ -148,11 +165,14 @@ def frame_centre(axes: Axes, size: int) -> None:
         axes.add_patch(Rectangle((corner, corner), CENTRE, CENTRE, fill=False, edgecolor=colour, linewidth=width))
 
 
-def _square(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+def _square() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.add_subplot()
+    return figure, figure.add_subplot()
+
+
+def _label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Give square axes from 0 to 1 their words, in place of scikit-learn's."""
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x_label, ylabel=y_label)
     axes.set_box_aspect(1)
     axes.set_title(title, fontsize=10, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
