@@ -224,30 +224,48 @@ def test_centre_weights_are_the_areas_of_the_centre_third(size: int) -> None:
     torch.testing.assert_close(centre_weights(size, size), area / area.mean())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v2", "timm/tf_efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "densenet121",
+        "mobilenet_v2",
+        "mobilenet_v3_small",
+        "mnasnet0_5",
+        "shufflenet_v2_x0_5",
+        "regnet_y_400mf",
+        "efficientnet_b0",
+        "convnext_tiny",
+        "p4m_densenet",
+        "timm/tf_efficientnet_lite0",
+        "timm/resnet18",
+        "timm/regnety_002",
+    ],
+)
 def test_centre_pooling_averages_the_centre_of_the_last_map(name: str) -> None:
     if name.startswith("timm/"):
         pytest.importorskip("timm")
     torch.manual_seed(0)
-    centre = build_backbone(name, 288, pooling="centre").network.eval()
-    plain = build_backbone(name, 288).network.eval()
+    centre = build_backbone(name, 96, pooling="centre").network.eval()
+    backbone = build_backbone(name, 96)
+    plain = backbone.network.eval()
     plain.load_state_dict(centre.state_dict())
-    maps: list[torch.Tensor] = []
-    head_inputs: list[torch.Tensor] = []
-    place = "global_pool" if name.startswith("timm/") else "layer4" if name == "resnet18" else "features"
-    layer = plain.get_submodule(place)
-    if place == "global_pool":
-        layer.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
+    layer = plain.get_submodule(backbone.pooled)
+
+    def centre_everywhere(features: torch.Tensor) -> torch.Tensor:
+        if name == "densenet121":
+            features = features.relu()  # before the average, not in a layer
+        third = features.shape[-1] // 3
+        assert third == features.shape[-1] / 3
+        return features[..., third:-third, third:-third].mean((-2, -1), keepdim=True).expand_as(features).clone()
+
+    if isinstance(layer, torch.nn.Sequential):
+        layer.register_forward_hook(lambda _, __, output: centre_everywhere(output))
     else:
-        layer.register_forward_hook(lambda _, __, output: maps.append(output.clone()))
-    head = build_backbone(name, 288).head
-    centre.get_submodule(head).register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0]))
-    tiles = torch.randn(2, 3, 288, 288)
+        layer.register_forward_pre_hook(lambda _, inputs: centre_everywhere(inputs[0]))
+    tiles = torch.randn(2, 3, 96, 96)
     with torch.inference_mode():
-        plain(tiles), centre(tiles)
-    assert maps[0].shape[-2:] == (9, 9)
-    expected = maps[0][..., 3:6, 3:6].relu() if name == "densenet121" else maps[0][..., 3:6, 3:6]
-    torch.testing.assert_close(head_inputs[0], expected.mean((-2, -1)), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(centre(tiles), plain(tiles), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])

@@ -15,6 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from histolight.errors import RequestError
+from histolight.models.backbones.family import IMAGENET, Backbone, Family
+
+NAME = "p4m_densenet"
 SYMMETRIES = 8
 BLOCKS = 5
 MULTIPLE = 2 ** (BLOCKS - 1)  # each pooling between blocks must halve an even map, else symmetry is lost
@@ -136,3 +140,25 @@ class P4MDenseNet(nn.Module):
         # The eight maps of a channel lie together only so, and batch norm then copies nothing.
         maps = self.features(tiles.contiguous())
         return self.classifier(maps.mean((-2, -1)))
+
+
+class P4M(Family):
+    """The one network of this module; it starts from random weights."""
+
+    pretrained = False
+
+    def names(self, name: str) -> list[str]:
+        """Name it."""
+        return [NAME]
+
+    def build(self, name: str, image_size: int) -> Backbone:
+        """Build it for tiles on which it is symmetric."""
+        if image_size % MULTIPLE:
+            raise RequestError(
+                f"model.name={NAME} is symmetric only on tiles whose side is a multiple of {MULTIPLE}, and "
+                f"{image_size} is none: choose another model.input_size or another network"
+            )
+        return Backbone(P4MDenseNet(), "classifier", *IMAGENET, pooled="features")
+
+
+FAMILY = P4M()
