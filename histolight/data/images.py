@@ -89,11 +89,18 @@ def file_source(table: pd.DataFrame, root: Path, kind: str, image_size: int) -> 
     paths, sizes, times = (table.pop(name).to_list() for name in ("path", "size", "mtime_ns"))
     headers: set[bytes] = set()
 
-    def read_tile(row: int) -> np.ndarray:
-        return decode(_read(os.path.join(root, paths[row]), sizes[row], times[row]), image_size, headers)
+    def read(row: int) -> bytes:
+        return _read(os.path.join(root, paths[row]), sizes[row], times[row])
 
+    def read_tile(row: int) -> np.ndarray:
+        return decode(read(row), image_size, headers)
+
+    def read_luma(row: int) -> np.ndarray | None:
+        return decode_luma(read(row)) if is_jpeg[row] else None
+
+    is_jpeg = [path.lower().endswith((".jpg", ".jpeg")) for path in paths]
     identity = fingerprint(kind, image_size, zip(table["id"], paths, sizes, times, strict=True))
-    return Source(table, kind, identity, read_tile)
+    return Source(table, kind, identity, read_tile, read_luma=read_luma if any(is_jpeg) else None)
 
 
 def _read(path: str, size: int, mtime_ns: int) -> bytes:
@@ -150,6 +157,19 @@ def decode(data: bytes, image_size: int, headers: set[bytes]) -> np.ndarray:
         raise TileError("not an image", f"{len(data)} bytes that are not TIFF, PNG or JPEG") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         raise TileError("damaged image", " ".join(f"{error}".split()) or type(error).__name__) from None
+
+
+def decode_luma(data: bytes) -> np.ndarray | None:
+    """Decode the luma of a JPEG that :func:`decode` accepts, before any conversion: uint8 (S, S).
+
+    JPEGs cut from one place on a grid of 16 px have the same luma to the bit; their colours, which are smoothed across
+    the edges of the blocks, differ. Other formats give None.
+    """
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        if image.format != "JPEG":
+            return None
+        image.draft("L", image.size)
+        return np.asarray(image)
 
 
 def _check(image: ImageFile.ImageFile, image_size: int) -> None:

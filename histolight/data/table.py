@@ -15,7 +15,7 @@ import pandas as pd
 from histolight.errors import DataError, RequestError
 
 # Part of every fingerprint: raise it when the pack's files or the way tiles are decoded change, and packs are rebuilt.
-PACK_FORMAT = 2
+PACK_FORMAT = 3
 
 PARTS = {"val": "validation", "test": "test"}  # the parts of a split that are measured
 SPLITS = {
@@ -52,6 +52,8 @@ class Source:
             are read in place from ``arrays``.
         arrays: Array-likes (np.memmap or h5py.Dataset) of shape (n_i, S, S, 3), uint8, concatenated in row order.
         read_tiles: The tiles of consecutive rows, uint8 (n, S, S, 3), where that is faster than one by one.
+        read_luma: Decodes the luma of the tile of one row to uint8 (S, S) where it is a JPEG; None for a lossless tile.
+            Absent where no tile is a JPEG.
     """
 
     table: pd.DataFrame
@@ -60,6 +62,7 @@ class Source:
     read_tile: Callable[[int], np.ndarray] | None
     arrays: tuple[Any, ...] = ()
     read_tiles: Callable[[range], np.ndarray] | None = None
+    read_luma: Callable[[int], np.ndarray | None] | None = None
 
 
 def fingerprint(kind: str, image_size: int, parts: Iterable[tuple[object, ...]]) -> str:

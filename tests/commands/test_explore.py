@@ -5,17 +5,16 @@ import os
 import re
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from memory_packs import memory_pack
 from PIL import Image
 
 from histolight.cli import main as cli
 from histolight.commands.explore import main, parse_request
-from histolight.data.pack import Pack, Tiles
 from histolight.data.prepare import PackedTiles
 from histolight.errors import DataError, HistolightError, RequestError
 from histolight.exploration.page import tile_section
@@ -81,9 +80,7 @@ def test_it_writes_the_page_the_figures_and_what_was_found(
 def test_the_same_seed_shows_the_same_tiles(tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)
     table = pd.DataFrame({"id": np.arange(100).astype(str), "label": np.arange(100) % 2, "group": None})
-    checksums = np.array([zlib.crc32(tile) for tile in pixels], np.uint32)
-    pack = Pack(Tiles([pixels], checksums, tmp_path), np.arange(100, dtype=np.uint64), np.ones(100), tmp_path)
-    tiles = PackedTiles(table.assign(row=np.arange(100)), pack, "")
+    tiles = PackedTiles(table.assign(row=np.arange(100)), memory_pack(pixels, tmp_path), "")
     first, again, other = (
         [picture.data for picture in tile_section(tiles, seed, tmp_path).pictures] for seed in (0, 0, 1)
     )

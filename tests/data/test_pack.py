@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from histolight.config.schema import DataConfig
-from histolight.data import pack as pack_module
+from histolight.data import packing
 from histolight.data.images import decode
 from histolight.data.pack import Tiles, open_pack
 from histolight.data.sources import load_source
@@ -32,7 +32,7 @@ COUNT = 40  # three blocks, the last one short
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(pack_module, "_BLOCK", BLOCK)
+    monkeypatch.setattr(packing, "_BLOCK", BLOCK)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,8 @@ def test_a_pack_is_made_once_with_a_progress_bar_and_repeatable_bytes(root, tmp_
     second = open_pack(source, tmp_path / "other", 32, workers=1)
     assert contents(first.folder) == contents(second.folder)
     assert set(contents(first.folder)) == {
-        "tiles.npy", "index.json", "ids.csv", "checksums.npy", "hashes.npy", "contrast.npy",
+        "tiles.npy", "index.json", "ids.csv", "checksums.npy", "hashes.npy", "lumas.npy", "contrast.npy", "blocks.npy",
+        "luma_blocks.npy", "overlaps.npy",
     }  # fmt: skip
 
 
@@ -233,7 +234,7 @@ def test_a_source_read_in_place_that_changed_is_noticed(tmp_path, make_tiles, wr
         pack.tiles.gather(np.arange(6))
 
 
-@pytest.mark.parametrize("name", ["index.json", "hashes.npy", "tiles.npy"])
+@pytest.mark.parametrize("name", ["index.json", "hashes.npy", "tiles.npy", "overlaps.npy", "blocks.npy"])
 @pytest.mark.parametrize("damage", ["gone", "empty", "half"])
 def test_a_damaged_pack_says_what_to_delete(root, tmp_path, name, damage):
     path = open_pack(source_of(root), tmp_path / "cache", 32).folder / name
@@ -304,7 +305,7 @@ def test_too_little_room_is_said_before_any_decoding(root, tmp_path, monkeypatch
 
 
 def test_a_full_disk_is_one_line_and_the_work_done_is_kept(root, tiles, tmp_path, monkeypatch):
-    write = pack_module._write
+    write = packing._write
 
     def full(store, offset, pixels):
         if len(pixels) < BLOCK:
@@ -312,7 +313,7 @@ def test_a_full_disk_is_one_line_and_the_work_done_is_kept(root, tiles, tmp_path
         write(store, offset, pixels)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pack_module, "_write", full)
+        patched.setattr(packing, "_write", full)
         with pytest.raises(HistolightError, match=r"No space left on device; .*data\.cache=FOLDER"):
             open_pack(source_of(root), tmp_path / "cache", 32)
     seen: list[int] = []

@@ -1,21 +1,19 @@
 from __future__ import annotations
 
-import hashlib
 import io
 import math
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from memory_packs import memory_pack
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
 from histolight.config.schema import DataConfig
-from histolight.data.pack import Pack, Tiles
 from histolight.exploration import measures as exploration
 
 SIZE = 64
@@ -29,16 +27,9 @@ def natural(count: int, seed: int = 0) -> np.ndarray:
     return tiles.clip(0, 255).astype(np.uint8)
 
 
-def pack_of(pixels: np.ndarray) -> Pack:
-    hashes = [int.from_bytes(hashlib.sha256(tile.tobytes()).digest()[:8], "big") for tile in pixels]
-    contrast = pixels.mean(axis=-1).std(axis=(1, 2)).astype(np.float32)
-    checksums = np.array([zlib.crc32(tile.tobytes()) for tile in pixels], np.uint32)
-    return Pack(Tiles([pixels], checksums, Path("pack")), np.array(hashes, np.uint64), contrast, Path("pack"))
-
-
 def near(pixels: np.ndarray, rows: np.ndarray | None = None) -> list[tuple[int, int]]:
     rows = np.arange(len(pixels)) if rows is None else rows
-    pack = pack_of(pixels)
+    pack = memory_pack(pixels)
     hashes = exploration.perceptual_hashes(pack.tiles.gather(rows))
     found = exploration.near_duplicates(pack, rows, hashes)
     return list(zip(found["one"], found["other"], strict=True))
@@ -54,7 +45,7 @@ def test_what_is_measured_in_blocks_is_what_is_there() -> None:
     pixels = natural(300)  # more than one block
     rows = np.random.default_rng(1).permutation(300)[:280]
     labels = np.random.default_rng(2).integers(0, 2, 280)
-    found = exploration.measure_colours(pack_of(pixels).tiles, rows, labels)
+    found = exploration.measure_colours(memory_pack(pixels).tiles, rows, labels)
     own = pixels[rows]
     np.testing.assert_allclose(found.means, own.mean(axis=(1, 2)), rtol=1e-5)
     for label in (0, 1):
