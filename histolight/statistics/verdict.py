@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,10 @@ Bools = npt.NDArray[np.bool_]
 FEWEST_DEGREES_OF_FREEDOM = 5.0  # below it, more than FEW_ROWS rows are not ranked
 FEW_ROWS = 3
 FEWEST_SEEDS = 3  # of a configuration
-ROUNDING = 1e-10  # a variance below this share of its parts is rounding
+# A variance below this share of its parts, or below this, is rounding. (The smallest step of an AUROC of 10^5 tiles a
+# class is 1e-10.)
+ROUNDING, SMALLEST_VARIANCE = 1e-12, 1e-26
+TILES_AT_ONCE = 2**19  # scores whose structural components are held at once; it bounds the memory
 SMALLEST_P = float(np.finfo(np.float64).tiny)
 
 
@@ -113,18 +116,20 @@ def auroc_covariance(
     ([0.75, 1.0], 1.0)
     """
     rows = np.atleast_2d(np.asarray(scores))
-    positive = check_scores(rows[0], labels)[1]
+    positive = check_scores(rows, labels)[1]
     clusters = find_clusters(groups, len(positive))
     lack = lack_of_clusters(positive, clusters)
     count = int(clusters.codes.max()) + 1
     aurocs = np.empty(len(rows))
     sums = np.empty((2, len(rows), count))  # by class, row and cluster
-    for place, row in enumerate(rows):
-        components = structural_components(check_scores(row, labels)[0], positive)
-        aurocs[place] = components[positive].mean()
-        for members, share in zip((positive, ~positive), sums[:, place], strict=True):
-            deviations = (components[members] - aurocs[place]) / np.count_nonzero(members)
-            share[:] = np.bincount(clusters.codes[members], weights=deviations, minlength=count)
+    block = max(1, TILES_AT_ONCE // len(positive))
+    for start in range(0, len(rows), block):
+        part = slice(start, start + block)
+        components = structural_components(rows[part], positive)
+        aurocs[part] = components[:, positive].mean(axis=1)
+        for members, share in zip((positive, ~positive), sums[:, part], strict=True):
+            deviations = (components[:, members] - aurocs[part, None]) / np.count_nonzero(members)
+            share[:] = _sums_by_cluster(deviations, clusters.codes[members], count)
     if lack:
         return AurocCovariance(aurocs, np.full((len(rows), len(rows)), math.nan), 0.0, 1.0, lack)
     whole, *factors = (
@@ -138,6 +143,15 @@ def auroc_covariance(
         covariance += (factor - whole) * one @ one.T
     n_eff = effective_clusters(positive, clusters)
     return AurocCovariance(aurocs, covariance, n_eff - 1, n_eff)
+
+
+def _sums_by_cluster(values: Array, codes: npt.NDArray[np.int64], count: int) -> Array:
+    """Add up the columns of (K, N) that have one and the same code: (K, count)."""
+    order = np.argsort(codes, kind="stable")
+    present, starts = np.unique(codes[order], return_index=True)
+    sums = np.zeros((len(values), count))
+    sums[:, present] = np.add.reduceat(values[:, order], starts, axis=1)
+    return sums
 
 
 def combine_folds(parts: Sequence[AurocCovariance]) -> AurocCovariance:
@@ -185,8 +199,7 @@ def verdict_of_trainings(aurocs: npt.ArrayLike, covariance: npt.ArrayLike, nu1: 
         raise RequestError(f"{values.shape} AUROCs need as many rows and columns of covariance: {matrix.shape}")
     own = np.diagonal(matrix)
     parts = own[:, None] + own
-    variance = parts - 2 * matrix
-    variance = np.where(variance > ROUNDING * parts, variance, 0.0)
+    variance = _beyond_rounding(parts - 2 * matrix, parts)
     freedom = np.full(matrix.shape, nu1)
     return _verdict(values, variance, freedom, own, np.full(len(values), nu1), nu1, level)
 
@@ -211,19 +224,20 @@ def verdict_of_configurations(
     rows, seeds = values.shape
     if seeds < FEWEST_SEEDS:
         raise RequestError(f"a configuration needs at least {FEWEST_SEEDS} seeds, not {seeds}, to be compared")
-    between_seeds, within, between = _components(values, matrix)
+    between_seeds, within, between = variance_components(values, matrix)
     parts = within[:, None] + within
-    shared = parts - 2 * between
-    shared = np.where(shared > ROUNDING * parts, shared, 0.0)
-    spread = np.maximum(between_seeds, between_seeds.mean())
-    variance = (spread[:, None] + spread) / seeds + shared
-    of_seeds = (spread[:, None] ** 2 + spread**2) / seeds**2 / (rows * (seeds - 1))
+    shared = _beyond_rounding(parts - 2 * between, parts)
+    pooled = _pooled(between_seeds, seeds)
+    spread = np.maximum(between_seeds, pooled)
+    of_seeds = (spread[:, None] + spread) / seeds
+    variance = _beyond_rounding(of_seeds + shared, parts)
     row_variance = spread / seeds + np.maximum(within, 0)
-    row_of_seeds = spread**2 / seeds**2 / (rows * (seeds - 1))
+    # A row's own variance, where it exceeds the pooled one, has the degrees of freedom of this row only.
+    row_of_seeds = (pooled**2 / rows + (spread - pooled) ** 2) / (seeds - 1) / seeds**2
     return _verdict(
         values.mean(axis=1),
         variance,
-        _satterthwaite(variance, of_seeds, shared, nu1),
+        _satterthwaite(variance, of_seeds**2 / (rows * (seeds - 1)), shared, nu1),
         row_variance,
         _satterthwaite(row_variance, row_of_seeds, np.maximum(within, 0), nu1),
         nu1,
@@ -231,8 +245,29 @@ def verdict_of_configurations(
     )
 
 
-def _components(values: Array, covariance: Array) -> tuple[Array, Array, Array]:
-    """Variance between the seeds of each row (m,), mean covariance between its seeds (m,), and between rows (m, m)."""
+def _beyond_rounding(variance: Array, parts: Array) -> Array:
+    return np.where(variance > np.maximum(ROUNDING * parts, SMALLEST_VARIANCE), variance, 0.0)
+
+
+def _pooled(variances: Array, seeds: int) -> float:
+    """Variance between seeds of all rows: the mean, or where rows differ in it, a root mean square that is larger.
+
+    With one true variance v, normal AUROCs have E[s^4] = v^2 (R + 1) / (R - 1): both estimate v then.
+    """
+    return float(max(variances.mean(), math.sqrt((variances**2).mean() * (seeds - 1) / (seeds + 1))))
+
+
+def variance_components(values: Array, covariance: Array) -> tuple[Array, Array, Array]:
+    """Split what makes AUROCs differ: seeds of one row, and tiles.
+
+    Args:
+        values: (m, R) AUROCs, R of 2 or more.
+        covariance: (m R, m R) of them over other tiles, in row-major order.
+
+    Returns:
+        Variance between the seeds of each row (m,), mean covariance between different seeds of a row (m,), and mean
+        covariance between the seeds of two rows (m, m).
+    """
     rows, seeds = values.shape
     blocks = covariance.reshape(rows, seeds, rows, seeds)
     between = blocks.mean(axis=(1, 3))
@@ -274,7 +309,18 @@ def _verdict(
     row_low, row_high = _logit_intervals(aurocs, row_variance, row_freedom, level)
     ranks = np.stack([1 + better.sum(axis=0), rows - better.sum(axis=1)], axis=1)
     return Verdict(
-        aurocs, row_low, row_high, difference, low, high, p, better, ~better.any(axis=0), ranks, freedom, reason
+        aurocs,
+        row_low,
+        row_high,
+        difference,
+        low,
+        high,
+        p,
+        better,
+        np.logical_not(better.any(axis=0)),
+        ranks,
+        freedom,
+        reason,
     )
 
 
@@ -300,87 +346,3 @@ def _logit_intervals(aurocs: Array, variance: Array, freedom: Array, level: floa
         half = stats.t.isf((1 - level) / 2, np.where(known, freedom, 1)) * np.sqrt(variance) / slope
         low, high = special.expit(special.logit(aurocs) - half), special.expit(special.logit(aurocs) + half)
     return np.where(known, low, math.nan), np.where(known, high, math.nan)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What decides which differences a comparison can tell.
-
-    Attributes:
-        rows: Rows compared, at least 2.
-        seeds: Seeds of each row; 1 compares trainings.
-        seed_variance: Variance of the AUROC between the seeds of one row (s^2); not used where ``seeds`` is 1.
-        tile_variance: Variance, over other tiles (or slides), of the difference of two rows (c).
-        degrees_of_freedom: Of ``tile_variance`` (nu1).
-    """
-
-    rows: int
-    seeds: int
-    seed_variance: float
-    tile_variance: float
-    degrees_of_freedom: float
-
-
-def plan_like(aurocs: npt.ArrayLike, covariance: npt.ArrayLike, nu1: float) -> Plan:
-    """Read the variance components off an earlier comparison: means over its rows and pairs.
-
-    Args:
-        aurocs: (m, R) with m of 2 or more; R may be 1.
-        covariance: (m R, m R) in row-major order.
-        nu1: Its degrees of freedom.
-    """
-    values, matrix = np.asarray(aurocs, dtype=np.float64), np.asarray(covariance, dtype=np.float64)
-    rows, seeds = values.shape
-    pairs = np.triu_indices(rows, 1)
-    if seeds == 1:
-        own = np.diagonal(matrix)
-        return Plan(rows, 1, 0.0, float((own[:, None] + own - 2 * matrix)[pairs].mean()), nu1)
-    between_seeds, within, between = _components(values, matrix)
-    shared = np.maximum((within[:, None] + within - 2 * between)[pairs], 0)
-    return Plan(rows, seeds, float(between_seeds.mean()), float(shared.mean()), nu1)
-
-
-def power(plan: Plan, difference: float, level: float = 0.95) -> float:
-    """Chance that a true difference of two rows is stated, by Bonferroni's bound over all pairs.
-
-    >>> round(power(Plan(2, 1, 0.0, 1e-4, 100), 0.03), 3)
-    0.844
-    """
-    pairs = plan.rows * (plan.rows - 1) / 2
-    of_seeds = 2 * plan.seed_variance / plan.seeds if plan.seeds > 1 else 0.0
-    variance = of_seeds + plan.tile_variance
-    if variance <= 0 or plan.degrees_of_freedom <= 0:
-        return math.nan
-    if plan.rows > FEW_ROWS and plan.degrees_of_freedom < FEWEST_DEGREES_OF_FREEDOM:
-        return 0.0
-    spread = of_seeds**2 / 2 / (plan.rows * (plan.seeds - 1)) if plan.seeds > 1 else 0.0
-    freedom = variance**2 / (spread + plan.tile_variance**2 / plan.degrees_of_freedom)
-    bound = stats.t.isf((1 - level) / 2 / pairs, freedom)
-    return float(stats.nct.sf(bound, freedom, difference / math.sqrt(variance)))
-
-
-def tiles_needed(plan: Plan, difference: float, target: float = 0.8, level: float = 0.95) -> float:
-    """How many times as many tiles (or slides) give this power, the seeds staying as they are; at least 1.
-
-    Returns:
-        A multiple with two digits or so, or infinity where no number of tiles is enough (more seeds are).
-    """
-
-    def reached(multiple: float) -> bool:
-        freedom = (plan.degrees_of_freedom + 1) * multiple - 1
-        larger = replace(plan, tile_variance=plan.tile_variance / multiple, degrees_of_freedom=freedom)
-        return power(larger, difference, level) >= target
-
-    return next((float(multiple) for multiple in np.geomspace(1, 1e4, 401) if reached(multiple)), math.inf)
-
-
-def seeds_needed(plan: Plan, difference: float, target: float = 0.8, level: float = 0.95) -> float:
-    """How many seeds a row give this power, the tiles staying as they are; at least three.
-
-    Returns:
-        A whole number, or infinity where a hundred are not enough (more tiles are).
-    """
-    enough = (
-        seeds for seeds in range(FEWEST_SEEDS, 101) if power(replace(plan, seeds=seeds), difference, level) >= target
-    )
-    return next((float(seeds) for seeds in enough), math.inf)
