@@ -1,4 +1,4 @@
-"""Tiles per second of each augmentation and of stain normalisation, alone and together, on one core."""
+"""Tiles per second of each augmentation and of stain normalisation, alone and together, on one core, as CSV."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from tables import csv_printer
 
 from histolight.config.compose import compose_config, typed
 from histolight.config.schema import AugmentConfig, DataConfig
@@ -38,10 +39,10 @@ def main() -> int:
     batch = Batch(pixels, torch.arange(TILES).remainder(2).float(), torch.arange(TILES), seed=0)
     strong = typed(compose_config(["augment=strong"])).augment
     strengths = {key: value for key, value in vars(strong).items() if value} | {"cutmix": 0.5, "mixup": 0.2}
-    print("| what | tiles/s on one core |\n|:---|---:|")
+    print_row = csv_printer("setting", "tiles_per_second")
 
     def show(name: str, work: Callable[[], object]) -> None:
-        print(f"| {name} | {tiles_per_second(work):,.0f} |", flush=True)
+        print_row(name, f"{tiles_per_second(work):.0f}")
 
     show("nothing (bytes to floats)", lambda: to_floats(pixels, "none"))
     for key, value in strengths.items():

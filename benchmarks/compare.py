@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from fake_runs import fake_run
+from tables import csv_printer
 
 COMMAND = "import sys; from histolight.commands.compare import main; main(sys.argv[1:])"
 
@@ -35,7 +36,7 @@ def folds(runs: int) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     runs, tiles = (int(argument) for argument in (*sys.argv[1:], 200, 40_000)[:2])
-    print("| runs | predictions each | kind | slides | wall s | CPU s | peak MB |\n|---:|---:|---|---:|---:|---:|---:|")
+    print_row = csv_printer("runs", "predictions_each", "kind", "slides", "wall_seconds", "cpu_seconds", "peak_mb")
     for kind, number, size, slides in (
         (single, runs, tiles, 0),
         (single, runs, tiles, 54),
@@ -52,10 +53,7 @@ def main() -> None:
             wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
             used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             peak = after.ru_maxrss / 1024  # of all children so far: the largest one
-            print(
-                f"| {number} | {size:,} | {kind.__name__} | {slides} | {wall:.1f} | {used:.1f} | {peak:.0f} |",
-                flush=True,
-            )
+            print_row(number, size, kind.__name__, slides, f"{wall:.1f}", f"{used:.1f}", f"{peak:.0f}")
 
 
 if __name__ == "__main__":

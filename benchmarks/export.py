@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tables import csv_printer
 
 from histolight.config.compose import compose_config, config_groups, typed
 from histolight.inference.export import export_onnx
@@ -19,7 +20,7 @@ TILES, SIZE = 64, 96
 
 def main() -> int:
     tiles = np.random.default_rng(0).integers(0, 256, (TILES, SIZE, SIZE, 3), dtype=np.uint8)
-    print(f"| network | largest difference, {TILES} random tiles | MB | seconds |\n|:---|---:|---:|---:|")
+    print_row = csv_printer("network", "largest_difference", "mb", "seconds")
     for group in config_groups()["model"]:
         torch.manual_seed(0)
         name = typed(compose_config([f"model={group}"])).model.name
@@ -36,7 +37,7 @@ def main() -> int:
             path, begun = Path(folder, "model.onnx"), time.perf_counter()
             difference = export_onnx(classifier.requires_grad_(False), tiles, path, {})
             seconds, size = time.perf_counter() - begun, path.stat().st_size / 1e6
-        print(f"| {name} | {difference:.1e} | {size:.1f} | {seconds:.0f} |", flush=True)
+        print_row(name, f"{difference:.1e}", f"{size:.1f}", f"{seconds:.0f}")
     return 0
 
 

@@ -33,6 +33,7 @@ import pandas as pd
 import torch
 import yaml
 from PIL import Image
+from tables import csv_printer
 from tqdm import tqdm
 
 from histolight import api, cli, runs
@@ -84,15 +85,16 @@ def main(kills: int = 100, seed: int = 0) -> int:
             fault = trial(works[kind], place, number_of_signal, moment, expected[kind], survived, kind)
             if fault:
                 failures += 1
-                tqdm.write(f"kill {number}: {kind}, {number_of_signal.name} after {moment:.2f} CPU s: {fault}")
+                tqdm.write(
+                    f"kill {number}: {kind}, {number_of_signal.name} after {moment:.2f} CPU s: {fault}", file=sys.stderr
+                )
             shutil.rmtree(place)
-    print("| work | CPU s undisturbed | SIGKILL | SIGTERM | of these said how to continue | too late |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print_row = csv_printer("work", "cpu_seconds_undisturbed", "sigkill", "sigterm", "said_how_to_continue", "too_late")
     for kind in works:
         counts = [survived[kind, what] for what in ("SIGKILL", "SIGTERM", "said", "late")]
-        print(f"| {kind} | {times[kind]:.1f} | {' | '.join(map(str, counts))} |")
+        print_row(kind, f"{times[kind]:.1f}", *counts)
     machine = f"torch {torch.__version__}, {platform.platform()}, {os.cpu_count()} CPUs"
-    print(f"{kills} kills, {failures} failures; {time.monotonic() - began:.0f} s; {machine}")
+    print(f"{kills} kills, {failures} failures; {time.monotonic() - began:.0f} s; {machine}", file=sys.stderr)
     return int(failures > 0)
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import CodeType
 
 import pytest
+from tables import csv_printer
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,11 +95,11 @@ def main(count: int = 100, seed: int = 0) -> int:
             survived[path] += lives
             if lives:
                 old, new = next(pair for pair in zip(before, after, strict=False) if pair[0] != pair[1])
-                tqdm.write(f"{path}:{line}\n  - {old.strip()}\n  + {new.strip()}")
-    print("| file | mutants there are | tried | killed | survived |\n|---|---:|---:|---:|---:|")
+                tqdm.write(f"{path}:{line}\n  - {old.strip()}\n  + {new.strip()}", file=sys.stderr)
+    print_row = csv_printer("module", "places", "tried", "killed", "survived")
     for path in FILES:
         there = sum(one == path for one, _ in every)
-        print(f"| {path} | {there} | {tried[path]} | {tried[path] - survived[path]} | {survived[path]} |")
+        print_row(path, there, tried[path], tried[path] - survived[path], survived[path])
     return 0
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from tables import csv_printer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -58,8 +59,9 @@ def main() -> None:
     """Print one row a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    print("| run | AUROC, as they are | AUROC, other scanners | worst scanner | balanced accuracy, other scanners |")
-    print("|:---|---:|---:|---:|---:|")
+    print_row = csv_printer(
+        "run", "own_validation", "other_scanners", "worst_scanner", "balanced_accuracy_other_scanners"
+    )
     for directory in tqdm(parser.parse_args().runs, unit="run"):
         run = api.load_run(directory)
         data, classifier = prepare(run.config.data), run.classifier()
@@ -70,11 +72,8 @@ def main() -> None:
         called = 1 / (1 + np.exp(-shown.ravel())) >= run.metrics["threshold"]
         every = np.tile(labels, SCANNERS)
         worst = min(roc_auc_score(labels, row) for row in shown)
-        print(
-            f"| {directory.name} | {own:.3f} | {roc_auc_score(every, shown.ravel()):.3f} | {worst:.3f} "
-            f"| {balanced_accuracy_score(every, called):.3f} |",
-            flush=True,
-        )
+        measured = (own, roc_auc_score(every, shown.ravel()), worst, balanced_accuracy_score(every, called))
+        print_row(directory.name, *(f"{value:.3f}" for value in measured))
 
 
 if __name__ == "__main__":

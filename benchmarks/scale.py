@@ -7,6 +7,7 @@ second, and how long it took. The tiles are made here: noise with the layout and
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import h5py
 import numpy as np
 import pandas as pd
 from PIL import Image
+from tables import csv_printer
 
 # The cheapest training there is, so that what grows is the data: the last layer of a small network.
 TRAIN = ["model.name=shufflenet_v2_x0_5", "model.weights=null", "model.freeze=backbone", "trainer.max_epochs=1"]
@@ -93,16 +95,23 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, nargs=2, default=[4000, 220025], metavar=("FEW", "MANY"))
     options = parser.parse_args()
     few, many = options.tiles
-    print(f"| source | command | MB, {few:,} tiles | MB, {many:,} tiles | difference | seconds, {many:,} tiles |")
-    print("|:---|:---|---:|---:|---:|---:|")
+    fields = (
+        "environment",
+        "source",
+        "command",
+        f"mb_of_{few}",
+        f"mb_of_{many}",
+        "difference_mb",
+        f"seconds_of_{many}",
+    )
+    print_row = csv_printer(*fields)
+    environment = " ".join(f"{name}={value}" for name, value in os.environ.items() if name.startswith("MALLOC_"))
     for kind in ("kaggle", "pcam"):
         small, large = (measure(kind, count, options.folder) for count in (few, many))
         for command in small:
             less, more = small[command][0], large[command][0]
-            print(
-                f"| {kind} | {command} | {less:,.0f} | {more:,.0f} | {more - less:+,.0f} | {large[command][1]:,.0f} |",
-                flush=True,
-            )
+            measured = (less, more, more - less, large[command][1])
+            print_row(environment or "default", kind, command, *(f"{value:.0f}" for value in measured))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ heading and a template over the CSV's columns; below the table come date, machin
     (written by this script)
     <!-- end of table -->
 
+The scripts that measure print such a file: ``python benchmarks/compare.py > benchmarks/compare.csv``.
+
 Whole numbers take formats, ``{tiles:,}``; other values stand as they were recorded. An interval without ends is left
 out.
 """
@@ -21,14 +23,39 @@ from __future__ import annotations
 
 import csv
 import os
+import platform
 import re
+import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROVENANCE = ("date", "machine", "commit")
 TABLE = re.compile(r"(<!-- table (\S+\.csv)\n(.*?)\n-->\n).*?(?=<!-- end of table -->)", re.DOTALL)
+
+
+def csv_printer(*fields: str) -> Callable[..., None]:
+    """Print the heading of a CSV file of measurements, and return what prints a row, with date, machine and commit."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([*fields, *PROVENANCE])
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    where = (date.today().isoformat(), f"{os.cpu_count()} cores, {_processor()}, {platform.system()}", commit)
+
+    def print_row(*values: object) -> None:
+        writer.writerow([*values, *where])
+        sys.stdout.flush()
+
+    return print_row
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 class Recorded(str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,13 @@ def test_a_measurement_without_its_machine_is_refused(page: Path) -> None:
     (page.parent / "x.csv").write_text(CSV.replace("2026-11-25,2 cores", "2026-11-25,"))
     with pytest.raises(ValueError, match="line 3: fill in date, machine, commit"):
         tables.write_tables(page, page.parent)
+
+
+def test_scripts_print_what_the_tables_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_row = tables.csv_printer("setting", "tiles")
+    print_row("a, b", 7)
+    (tmp_path / "x.csv").write_text(capsys.readouterr().out)
+    (row,) = tables.read_results(tmp_path / "x.csv")
+    assert (row["setting"], row["tiles"]) == ("a, b", 7)
+    assert row["date"] == date.today().isoformat()
+    assert "cores" in row["machine"]
