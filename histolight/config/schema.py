@@ -55,7 +55,7 @@ class DataConfig:
         augment_val: Augment validation tiles too. A fault of the notebook, kept for ``experiment=notebook`` alone.
     """
 
-    source: str = _choice("synthetic", "kaggle", "pcam", "folder", "slides")
+    source: str = "synthetic"
     root: str | None = None
     cache: str | None = None
     seed: int = _number(0, least=0, most=2**32 - 2)
@@ -338,8 +338,6 @@ def _check_together(config: Config) -> None:
     data, loss, trainer = config.data, config.loss, config.trainer
     if not re.fullmatch(r"\w[\w.-]*", config.name):
         raise RequestError(f"name={config.name} becomes a folder: use letters, digits, dots, dashes and underscores")
-    if data.source != "synthetic" and not data.root:
-        raise RequestError(f"data={data.source} needs data.root=FOLDER, the folder with the tiles")
     if data.val_fraction + data.test_fraction >= 1:
         raise RequestError("data.val_fraction + data.test_fraction must be below 1, or no tile is left to train on")
     if data.fold is not None and data.fold >= data.folds:

@@ -17,10 +17,8 @@ from tqdm import tqdm
 
 from histolight.config.schema import DataConfig
 from histolight.data.checks import NEAR_BLANK_CONTRAST
-from histolight.data.images import list_images
 from histolight.data.pack import Pack, Tiles
-from histolight.data.sources import data_root
-from histolight.data.sources.folder import class_folders
+from histolight.data.sources import find_kind
 
 CHANNELS = ("red", "green", "blue")
 MEASURES = ("brightness", "contrast", *CHANNELS)
@@ -263,13 +261,10 @@ def file_facts(config: DataConfig) -> pd.DataFrame:
     Returns:
         One row a suffix: ``suffix``, ``files``, ``least``, ``median``, ``most`` (bytes).
     """
-    if config.source not in ("kaggle", "folder"):
+    list_files = find_kind(config.source).list_files
+    if list_files is None:
         return pd.DataFrame(columns=["suffix", "files", "least", "median", "most"])
-    root = data_root(config)
-    if config.source == "kaggle":
-        files, _ = list_images(root / "train", (".tif",), recursive=False)
-    else:
-        files = pd.concat([list_images(root / name)[0] for name in class_folders(root, config.classes)])
+    files = list_files(config)
     suffixes = files["path"].str.extract(r"(\.[^.]*)$")[0].str.lower().rename("suffix")
     sizes = files["size"].groupby(suffixes).agg(["size", "min", "median", "max"])
     return sizes.set_axis(["files", "least", "median", "most"], axis=1).reset_index()

@@ -103,9 +103,11 @@ def predict_config(
     Raises:
         RequestError: A key is unknown, a run doesn't exist, or the folder holds files.
     """
+    from histolight.data.sources import check_source
+
     config = run_config(members[0], overrides, KEYS, TAKEN, "predict")
     given = {override.partition("=")[0] for override in overrides}
-    if config.data.source == "folder" and "data.root" not in given:
+    if check_source(config.data).unlabelled_apart and "data.root" not in given:
         raise RequestError("data.root= is missing: give the folder with the tiles to predict, data.root=FOLDER")
     # The limit was the training's: a prediction is of all tiles.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, limit=None))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from histolight.data.sources import is_artificial
 from histolight.reports.page import Cell, Table
 from histolight.statistics.intervals import FEW_SLIDES
 
@@ -83,7 +84,7 @@ def known_limits(metrics: dict[str, Any], config: dict[str, Any]) -> list[str]:
     data = config.get("data", {})
     lead = next((part for part in ("test", "val") if part in metrics), None)
     limits = []
-    if data.get("source") == "synthetic":
+    if is_artificial(data.get("source")):
         limits.append("Trained or measured on synthetic tiles: on real tissue it is worth nothing.")
     if metrics.get("split") == "random":
         limits.append("The slides are unknown and the split is random: how it does on other slides was not measured.")

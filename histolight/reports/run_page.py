@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from histolight.data.sources import is_artificial
 from histolight.data.table import PARTS, SPLITS
 from histolight.errors import RequestError
 from histolight.files import write_atomically
@@ -145,7 +146,7 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
         sentences.append("Their slides are unknown: the interval takes tiles for independent, and is likely too short.")
     if 0 < slides < FEW_SLIDES:
         sentences.append(f"These are tiles of only {slides} slides: the interval is likely too short.")
-    if config.get("data", {}).get("source") == "synthetic":
+    if is_artificial(config.get("data", {}).get("source")):
         sentences.append("The tiles are synthetic: the figures say nothing of real tissue.")
     return [*sentences, *[ended] * bool(ended)]
 

@@ -145,7 +145,7 @@ def rate(batches: Iterator[Any], device: torch.device, seconds: float, burn_in: 
 
 def _input_rates(config: Config, data: PreparedData, trainer: L.Trainer, folder: Path) -> dict[str, float]:
     """Measure the notebook's loader and ours, each up to float tiles on the device."""
-    device, paths = trainer.strategy.root_device, tile_files(config, data, folder)
+    device, paths = trainer.strategy.root_device, tile_files(data, folder)
     datamodule = TileDataModule(data, config)
     datamodule.trainer = trainer
     steps = len(datamodule.train_dataloader())  # a whole pass first: it verifies the tiles' checksums
@@ -185,12 +185,9 @@ def _input(datamodule: TileDataModule, augment: AugmentConfig) -> Iterator[torch
             yield augmented(on_device, augment, datamodule.config.data.stain).tiles
 
 
-def tile_files(config: Config, data: PreparedData, folder: Path) -> list[Path]:
-    """Name tiles as the notebook has them; sources other than Kaggle's are written as TIFF first."""
+def tile_files(data: PreparedData, folder: Path) -> list[Path]:
+    """Write tiles as the notebook has them, an uncompressed TIFF each."""
     tiles = data.part("train").sample(frac=1, random_state=0)[:FILES]
-    if config.data.source == "kaggle":
-        assert config.data.root is not None
-        return [Path(config.data.root, "train", f"{name}.tif") for name in tiles["id"]]
     folder.mkdir(parents=True)
     paths = [folder / f"{row}.tif" for row in tiles["row"]]
     for path, row in zip(paths, tiles["row"], strict=True):

@@ -24,6 +24,7 @@ from histolight.config.compose import to_yaml
 from histolight.config.schema import AugmentConfig, Config, LoggerConfig
 from histolight.data.datamodule import TileDataModule
 from histolight.data.prepare import PreparedData, prepare
+from histolight.data.sources import check_source
 from histolight.errors import (
     DataError,
     HistolightError,
@@ -63,11 +64,13 @@ def check_request(config: Config) -> Config:
     """Refuse what can't be trained before any work starts; resolve ``auto`` where only the configuration decides.
 
     Raises:
-        RequestError: The network, its weights file or the device doesn't exist, or the classes are balanced twice.
+        RequestError: The data's kind or folder, the network, its weights file or the device doesn't exist, or the
+            classes are balanced twice.
     """
+    kind = check_source(config.data)
     weights = config.model.weights
     if weights == "auto":
-        weights = None if config.data.source == "synthetic" else "imagenet"
+        weights = None if kind.artificial else "imagenet"
     if config.data.sampler == "balanced" and config.loss.pos_weight == "balanced":
         raise RequestError("data.sampler=balanced and loss.pos_weight=balanced count twice: add loss.pos_weight=null")
     check_name(config.model.name)

@@ -105,7 +105,6 @@ def test_what_cannot_be_composed_is_refused_in_one_line(override: str, message: 
         (["model.dropout=1"], "model.dropout=1.0 is out of range"),
         (["optimizer.name=adaam"], "optimizer.name=adaam is not known: did you mean adam"),
         (["trainer.compile=False"], "trainer.compile=False is not known: valid: default, none, reduce-overhead"),
-        (["data=kaggle"], "data=kaggle needs data.root=FOLDER"),
         (["data.fold=5"], "data.fold=5 is out of range: with data.folds=5 it is 0 to 4"),
         (["data.val_fraction=0.5", "data.test_fraction=0.5"], "must be below 1"),
         (["data.classes=[a,b,c]"], "data.classes takes two folder names"),

@@ -1,17 +1,78 @@
-"""The kinds of data, one module each, with ``load(config) -> Source``."""
+"""The kinds of data, one module each, which registers what it can do as its ``KIND``; ``data.source`` is its name."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-import logging
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from histolight.config.schema import DataConfig
 from histolight.data.table import Source, read_groups, with_groups
-from histolight.errors import RequestError
+from histolight.errors import RequestError, nearest
 
-log = logging.getLogger("histolight")
+
+@dataclass(frozen=True)
+class Kind:
+    """What one kind of data can do.
+
+    Attributes:
+        load: Lists the labelled tiles; None where there are none.
+        load_unlabelled: Lists the tiles to predict, whose table has no ``label``; None where there are none.
+        find_groups: Finds a list of slides, as ``data.groups`` names one, that lies beside the tiles.
+        list_files: Lists the files of the labelled tiles (columns ``path`` and ``size`` in bytes); None where a tile is
+            no file.
+        needs_root: Whether ``data.root`` must be given.
+        unlabelled_apart: Whether the tiles to predict lie in another ``data.root`` than the labelled ones.
+        artificial: Whether the tiles are of no tissue: training on them starts from random weights, and figures on them
+            say nothing about tissue.
+    """
+
+    load: Callable[[DataConfig], Source] | None
+    load_unlabelled: Callable[[DataConfig], Source] | None = None
+    find_groups: Callable[[DataConfig], Path | None] | None = None
+    list_files: Callable[[DataConfig], pd.DataFrame] | None = None
+    needs_root: bool = True
+    unlabelled_apart: bool = False
+    artificial: bool = False
+
+
+def source_names() -> list[str]:
+    """List the valid values of ``data.source``."""
+    return [module.name for module in pkgutil.iter_modules(__path__)]
+
+
+def find_kind(name: str) -> Kind:
+    """Return what a kind of data can do.
+
+    Raises:
+        RequestError: There is no such kind; the message gives the nearest ones.
+    """
+    if name not in source_names():
+        raise RequestError(f"data.source={name} is not known: {nearest(name, source_names())}")
+    kind: Kind = importlib.import_module(f"{__name__}.{name}").KIND
+    return kind
+
+
+def is_artificial(name: object) -> bool:
+    """Whether a configuration's ``data.source``, of whichever version, has tiles of no tissue."""
+    return name in source_names() and find_kind(str(name)).artificial
+
+
+def check_source(config: DataConfig) -> Kind:
+    """Return the configured kind of data.
+
+    Raises:
+        RequestError: There is no such kind, or its folder isn't given.
+    """
+    kind = find_kind(config.source)
+    if kind.needs_root and not config.root:
+        raise RequestError(f"data={config.source} needs data.root=FOLDER, the folder with the tiles")
+    return kind
 
 
 def load_source(config: DataConfig, labelled: bool = True) -> Source:
@@ -24,16 +85,20 @@ def load_source(config: DataConfig, labelled: bool = True) -> Source:
     Raises:
         RequestError: The folder or a file in it is not what the source needs (:class:`DataError` for single tiles).
     """
-    if config.source == "slides":
-        raise RequestError("data=slides has no labelled tiles: it is for histolight predict run=DIR data=slides")
-    module = importlib.import_module(f"histolight.data.sources.{config.source}")
-    if not labelled and not hasattr(module, "load_unlabelled"):
-        raise RequestError(f"data={config.source} has no unlabelled tiles to predict: use data=kaggle, pcam or folder")
+    kind = check_source(config)
+    load = kind.load if labelled else kind.load_unlabelled
+    if load is None and labelled:
+        raise RequestError(
+            f"data={config.source} has no labelled tiles: it is for histolight predict run=DIR data={config.source}"
+        )
+    if load is None:
+        others = " or ".join(name for name in source_names() if find_kind(name).load_unlabelled)
+        raise RequestError(f"data={config.source} has no unlabelled tiles to predict: use data={others}")
     try:
-        source: Source = module.load(config) if labelled else module.load_unlabelled(config)
+        source = load(config)
+        groups = _groups_file(config, kind) if labelled else None
     except OSError as error:
         raise RequestError(f"{error.filename or config.root} cannot be read: {error.strerror or error}") from error
-    groups = _groups_file(config) if labelled else None
     if groups is None:
         return source
     table = with_groups(source.table, read_groups(groups))
@@ -55,15 +120,7 @@ def data_root(config: DataConfig) -> Path:
     return root
 
 
-def _groups_file(config: DataConfig) -> Path | None:
+def _groups_file(config: DataConfig, kind: Kind) -> Path | None:
     if config.groups is not None:
         return Path(config.groups).expanduser().absolute()
-    if config.source != "kaggle":
-        return None
-    found = sorted(data_root(config).glob("patch_id_wsi*.csv"))
-    if len(found) == 1:
-        log.info("slides are read from %s", found[0])
-        return found[0]
-    if found:
-        log.warning("%d lists of slides in %s: choose one with data.groups=FILE", len(found), found[0].parent)
-    return None
+    return None if kind.find_groups is None else kind.find_groups(config)

@@ -11,7 +11,7 @@ import pandas as pd
 from histolight.config.schema import DataConfig
 from histolight.data.checks import describe, problem_frame
 from histolight.data.images import SUFFIXES, file_source, list_images
-from histolight.data.sources import data_root
+from histolight.data.sources import Kind, data_root
 from histolight.data.table import Source
 from histolight.errors import DataError, RequestError
 
@@ -60,6 +60,12 @@ def load_unlabelled(config: DataConfig) -> Source:
 
 def _visible(root: Path) -> list[str]:
     return sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
+
+
+def list_files(config: DataConfig) -> pd.DataFrame:
+    """List the files of the labelled tiles."""
+    root = data_root(config)
+    return pd.concat([list_images(root / name)[0] for name in class_folders(root, config.classes)])
 
 
 def class_folders(root: Path, classes: list[str] | None) -> list[str]:
@@ -111,3 +117,6 @@ def _check_ids(table: pd.DataFrame, root: Path) -> None:
     if rows:
         problems = problem_frame(rows)
         raise DataError(f"{len(problems)} problems with the names in {root}: {describe(problems)}", problems)
+
+
+KIND = Kind(load, load_unlabelled, list_files=list_files, unlabelled_apart=True)

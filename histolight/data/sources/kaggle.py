@@ -11,7 +11,7 @@ import pandas as pd
 from histolight.config.schema import DataConfig
 from histolight.data.checks import describe, problem_frame
 from histolight.data.images import file_source, list_images
-from histolight.data.sources import data_root
+from histolight.data.sources import Kind, data_root
 from histolight.data.table import Source, read_csv
 from histolight.errors import DataError, RequestError
 
@@ -58,6 +58,22 @@ def load_unlabelled(config: DataConfig) -> Source:
     return file_source(table, root, "kaggle", config.image_size)
 
 
+def find_groups(config: DataConfig) -> Path | None:
+    """Find the one ``patch_id_wsi*.csv``, under which name lists of the tiles' slides are passed around."""
+    found = sorted(data_root(config).glob("patch_id_wsi*.csv"))
+    if len(found) == 1:
+        log.info("slides are read from %s", found[0])
+        return found[0]
+    if found:
+        log.warning("%d lists of slides in %s: choose one with data.groups=FILE", len(found), found[0].parent)
+    return None
+
+
+def list_files(config: DataConfig) -> pd.DataFrame:
+    """List the files of the labelled tiles."""
+    return list_images(data_root(config) / "train", (".tif",), recursive=False)[0]
+
+
 def _id_problems(ids: pd.Series) -> list[tuple[str, str, str]]:
     problems = []
     for number, (name, twice) in enumerate(zip(ids, ids.duplicated(keep=False), strict=True), 1):
@@ -93,3 +109,6 @@ def _with_files(
         frame = problem_frame(problems)
         raise DataError(f"{len(frame)} problems with {root / listed_in} and {folder}: {describe(frame)}", frame)
     return table.merge(files, on="id")
+
+
+KIND = Kind(load, load_unlabelled, find_groups, list_files)

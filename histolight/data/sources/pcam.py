@@ -21,7 +21,7 @@ from tqdm import tqdm
 from histolight.config.schema import DataConfig
 from histolight.data.checks import describe, problem_frame
 from histolight.data.pack import cache_folder
-from histolight.data.sources import data_root
+from histolight.data.sources import Kind, data_root
 from histolight.data.table import Source, fingerprint, read_csv
 from histolight.errors import DataError, HistolightError, RequestError
 
@@ -179,3 +179,6 @@ def _read_slides(path: Path, count: int) -> pd.Series:
             f"{path} has {len(slides)} rows, but x has {count} tiles; both must come from the same download"
         )
     return slides.mask(slides == "", None)
+
+
+KIND = Kind(load, load_unlabelled)

@@ -18,6 +18,7 @@ import pandas as pd
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from histolight.config.schema import CENTRE, DataConfig
+from histolight.data.sources import Kind
 from histolight.data.table import Source, fingerprint
 
 SLIDES = 20
@@ -386,3 +387,6 @@ def _nearest(nuclei: _Nuclei, places: range, size: int) -> np.ndarray:
     owners[row[near], column[near]] = np.array(places)[near]
     nearest = distance_transform_edt(owners < 0, return_distances=False, return_indices=True)
     return owners[tuple(nearest[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN])]
+
+
+KIND = Kind(load, needs_root=False, artificial=True)
