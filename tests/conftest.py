@@ -74,6 +74,7 @@ def small(tile_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[s
         f"data.image_size={SIZE}",
         "data.batch_size=8",
         "model=resnet18",
+        "model.name=shufflenet_v2_x0_5",  # 342,817 parameters: its checkpoints are small too
         "model.weights=null",
         "trainer=cpu",
         "trainer.max_epochs=2",

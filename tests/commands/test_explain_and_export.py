@@ -32,7 +32,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / "tiles" / str(number % 2)).mkdir(parents=True, exist_ok=True)
         Image.fromarray(tile).save(place / "tiles" / str(number % 2) / f"{number}.png")
     overrides = ["data=folder", f"data.root={place}/tiles", f"data.cache={place}/cache", "data.image_size=64"]
-    overrides += ["data.test_fraction=0.2", "data.batch_size=8", "model=resnet18", "model.weights=null"]
+    overrides += ["data.test_fraction=0.2", "data.batch_size=8", "model.name=shufflenet_v2_x0_5"]
+    overrides += ["model.weights=null"]
     config = check_request(typed(compose_config([*overrides, "trainer=cpu", "trainer.max_epochs=1"])))
     train(config, prepare(config.data), place / "run", progress=False)
     return place
@@ -67,6 +68,7 @@ def test_explain_writes_page_pictures_and_tables(run: Path, part: str, capsys: p
     assert not list(place.glob("**/.*"))[1:]  # nothing but the lock
 
 
+@pytest.mark.slow
 def test_export_prints_the_parity(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", f"run={run}", "hydra.run.dir=out"]) == 0
     printed = capsys.readouterr().out

@@ -113,6 +113,7 @@ def test_a_folder_of_images_needs_no_labels(sweep, kaggle, data, here) -> None:
     assert read(Path("out/predictions.csv"))["id"].tolist() == sorted(IDS)
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_bytes(sweep, data, here, capsys) -> None:
     request = [f"runs=[{sweep}/0_x,{sweep}/1_x]", *data, "tta=flips"]
     main([*request, "hydra.run.dir=whole"])

@@ -15,6 +15,8 @@ from PIL import Image
 
 from histolight.cli import main
 
+TINY = ["model.name=shufflenet_v2_x0_5", "model.weights=null"]
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -104,17 +106,11 @@ def test_damaged_data_are_one_line_status_2_and_listed_in_full(
     assert not [path for path in (here / "cache").rglob("*") if path.is_dir() and ".partial" in path.name]
 
 
-@pytest.mark.parametrize("folder", ["tiles (1)", "tiles = all", "täglich neu"])
-def test_training_run_continue_and_like(folder: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = kaggle(here / folder)
+@pytest.mark.usefixtures("undrawn")
+def test_training_run_continue_and_like(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = kaggle(here / "täglich = neu (1)")
     small = ["data=kaggle", f"data.root={root}", "data.image_size=32", f"data.cache={here / 'cache'}", "trainer=cpu"]
-    small += [
-        "model=resnet18",
-        "model.weights=null",
-        "data.batch_size=8",
-        "trainer.max_epochs=1",
-        "hydra.run.dir=first",
-    ]
+    small += [*TINY, "data.batch_size=8", "trainer.max_epochs=1", "hydra.run.dir=first"]
     assert main(["train", *small]) == 0
     printed = capsys.readouterr().out
     assert "val AUROC 0." in printed
@@ -173,6 +169,7 @@ def test_runs_named_in_the_same_second_have_a_folder_each(here: Path) -> None:
     assert _unused(here / "run-12.00") == here / "run-12.00-3"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_run_is_continued_by_its_folder(here: Path, capsys, monkeypatch) -> None:
     from histolight.models.classifier import Classifier
 
@@ -186,7 +183,7 @@ def test_an_interrupted_run_is_continued_by_its_folder(here: Path, capsys, monke
 
     monkeypatch.setattr(Classifier, "training_step", interrupt)
     small = ["data=kaggle", f"data.root={root}", "data.image_size=32", f"data.cache={here / 'cache'}", "trainer=cpu"]
-    small += ["model=resnet18", "model.weights=null", "data.batch_size=8", "trainer.max_epochs=2", "hydra.run.dir=cut"]
+    small += [*TINY, "data.batch_size=8", "trainer.max_epochs=2", "hydra.run.dir=cut"]
     assert main(["train", *small]) == 1
     assert "continue with histolight train run=cut" in one_line(capsys)
     monkeypatch.setattr(Classifier, "training_step", original)
@@ -194,6 +191,7 @@ def test_an_interrupted_run_is_continued_by_its_folder(here: Path, capsys, monke
     assert json.loads((here / "cut" / "metrics.json").read_text())["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model_and_count_every_tile_once(here: Path) -> None:
     """DDP over gloo through the console script: Lightning starts the second process with the same command."""
     import pandas as pd
@@ -202,7 +200,7 @@ def test_two_processes_train_one_model_and_count_every_tile_once(here: Path) -> 
     root = kaggle(here / "tiles", count=35)
     script = Path(sys.executable).with_name("histolight")
     small = ["data=kaggle", f"data.root={root}", "data.image_size=32", f"data.cache={here / 'cache'}", "trainer=cpu"]
-    small += ["model=resnet18", "model.weights=null", "data.batch_size=4", "trainer.max_epochs=1"]
+    small += [*TINY, "data.batch_size=4", "trainer.max_epochs=1"]
     command = [str(script), "train", *small, "trainer.devices=2", "trainer.strategy=ddp"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(

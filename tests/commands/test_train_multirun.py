@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,19 +18,28 @@ from histolight.cli import main
 SWEEP = ["name=X", "optimizer.lr=1e-3,1e-2", "data.fold=0,9", "trainer.max_epochs=3"]  # there are 5 folds
 
 
-def start(overrides: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
-    """Run the command as users do, in a process of its own that a test can kill."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "histolight", "train", "-m", *overrides]
-    return subprocess.Popen(command, cwd=folder, env=environment)
+# Stops itself at the first step of the second epoch of one of the points, as if it had been sent the signal then.
+STOPPED = """
+import os, signal, sys
+import torch
+from histolight.cli import main
+from histolight.models.classifier import Classifier
+torch.set_num_threads(1)
+name, rate = sys.argv[1:3]
+step = Classifier.training_step
+def stopped(self, batch, batch_idx):
+    if self.trainer.current_epoch == 1 and batch_idx == 0 and self.hparams.optimizer["lr"] == float(rate):
+        os.kill(os.getpid(), getattr(signal, name))
+    return step(self, batch, batch_idx)
+Classifier.training_step = stopped
+sys.exit(main(["train", "-m", *sys.argv[3:]]))
+"""
 
 
-def wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the sweep ended before it could be stopped"
-        assert time.monotonic() < end
-        time.sleep(0.05)
+def stopped_by(name: str, rate: float, overrides: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Sweep in a process of its own, which a signal stops in the second epoch of the point with that rate."""
+    command = [sys.executable, "-c", STOPPED, name, str(rate), *overrides]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
 
 
 def metrics(point: Path) -> dict[str, Any]:
@@ -50,16 +57,14 @@ def hyperparameters(folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
     return shown, {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_half_way_and_started_again_ends_with_every_point_and_one_recorded_failure_each(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = tmp_path / "outputs" / "sweeps" / "X"
     first, second = sweep / "0_lr=0.001,fold=0", sweep / "2_lr=0.01,fold=0"
-    process = start([*small, *SWEEP], tmp_path)
-    wait_for((second / "checkpoints" / "last.ckpt").exists, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert stopped_by("SIGKILL", 1e-2, [*small, *SWEEP], tmp_path).returncode == -signal.SIGKILL
     assert metrics(first)["status"] == "completed"
     assert metrics(second)["status"] == "running"
     finished = (first / "metrics.json").stat().st_mtime_ns
@@ -86,17 +91,13 @@ def test_a_sweep_killed_half_way_and_started_again_ends_with_every_point_and_one
         assert "hp_metric" not in final
 
 
+@pytest.mark.slow
 def test_sigterm_stops_the_sweep_and_says_how_to_continue(small: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "histolight", "train", "-m", *small, "name=X", "seed=0,1", "trainer.max_epochs=99"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        point = tmp_path / "outputs" / "sweeps" / "X" / "0_seed=0"
-        wait_for((point / "checkpoints" / "last.ckpt").exists, process)
-        process.terminate()
-        error = process.communicate()[1]
-    assert process.returncode == 1
-    assert "histolight: interrupted with 0 of 2 points completed: continue with histolight train -m" in error
-    assert "Traceback" not in error
+    done = stopped_by("SIGTERM", 1e-3, [*small, "name=X", "seed=0,1", "trainer.max_epochs=9"], tmp_path)
+    assert done.returncode == 1
+    assert "histolight: interrupted with 0 of 2 points completed: continue with histolight train -m" in done.stderr
+    point = tmp_path / "outputs" / "sweeps" / "X" / "0_seed=0"
+    assert "Traceback" not in done.stderr
     assert metrics(point)["status"] == "interrupted"
     assert not (point.parent / "1_seed=1").exists()
 
@@ -111,6 +112,7 @@ def serial(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "sweep"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plugin", "launcher"),
     [

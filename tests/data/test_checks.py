@@ -23,6 +23,7 @@ REAL = Path(__file__).parents[2].parent / "shared" / "data" / "histopathologic-c
 
 
 @pytest.mark.skipif(not REAL.exists(), reason=f"real tiles are not at {REAL}")
+@pytest.mark.slow
 def test_real_tiles_have_the_findings_that_they_are_known_for(tmp_path):
     source = load_source(DataConfig(source="kaggle", root=str(REAL)))
     pack = open_pack(source, tmp_path, 96)

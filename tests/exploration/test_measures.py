@@ -157,6 +157,7 @@ def test_files_are_described_by_kind(tile_folder: Path) -> None:
     assert exploration.file_facts(DataConfig()).empty
 
 
+@pytest.mark.slow
 def test_real_tiles_have_no_copies(real_tiles: Path) -> None:
     names = sorted((real_tiles / "train").glob("*.tif"))[:400]
     pixels = np.stack([np.asarray(Image.open(name)) for name in names])

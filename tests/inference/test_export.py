@@ -53,6 +53,10 @@ def tiny() -> Classifier:
     return network.eval()
 
 
+# The exporter alone takes ten seconds to start; what it is asked for is tested quickly in commands/ and reliability/.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def tiles() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (53, SIZE, SIZE, 3), dtype=np.uint8)

@@ -17,10 +17,13 @@ from histolight.models.backbones import build_backbone, centre_weights, check_na
 # RegNets can't be built on the meta device, and the large ones have the blocks of the small ones.
 LARGE = re.compile(r"regnet_\w_(3_2|8|16|32|128)gf")
 NAMES = [name for name in torchvision.models.list_models(module=torchvision.models) if not LARGE.fullmatch(name)]
+QUICK = {re.match(r"[a-z]+(_v\d)?", name)[0]: name for name in reversed(NAMES)}.values()  # the first of each family
 UNFIT = {"maxvit_t", "vit_h_14"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in NAMES]
+)
 def test_every_network_of_torchvision_gives_one_logit_or_says_that_it_cannot(name: str) -> None:
     with torch.device("cpu" if name.startswith("regnet") else "meta"):
         if name in UNFIT:
@@ -165,6 +168,7 @@ def test_a_failed_download_names_the_ways_on(monkeypatch: pytest.MonkeyPatch, tm
         load_weights(backbone.network, backbone.head, ModelConfig("resnet18", "imagenet"), 96)
 
 
+@pytest.mark.slow
 def test_real_mobilenet_weights_load(mobilenet_weights: Path) -> None:
     path = mobilenet_weights
     backbone = build_backbone("mobilenet_v2", 96)
@@ -202,6 +206,7 @@ def test_without_timm_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         check_name("timm/resnet18")
 
 
+@pytest.mark.slow
 def test_real_timm_weights_give_timms_features(timm_weights: Path) -> None:
     import timm
 

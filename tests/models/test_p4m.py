@@ -179,7 +179,7 @@ def test_its_size_is_that_of_the_docstring() -> None:
 
 @pytest.fixture(scope="module")
 def trained(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
-    overrides = ["model=p4m_densenet", "trainer.max_epochs=4", "optimizer.lr=3e-3"]
+    overrides = ["model=p4m_densenet", "model.name=p4m_densenet", "trainer.max_epochs=4", "optimizer.lr=3e-3"]
     config = check_request(typed(compose_config([*small, *overrides])))
     directory = tmp_path_factory.mktemp("run")
     train(config, prepare_data(config, directory), directory, progress=False)
@@ -248,6 +248,7 @@ def test_grad_cam_turns_with_the_tile() -> None:
     np.testing.assert_allclose(turned, np.rot90(maps, axes=(1, 2)), atol=1e-4 * maps.max())
 
 
+@pytest.mark.slow
 def test_its_onnx_file_gives_torchs_scores_and_is_as_symmetric(tmp_path: Path) -> None:
     network = classifier().requires_grad_(False)
     tiles = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)

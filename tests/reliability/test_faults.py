@@ -102,6 +102,7 @@ def test_logits_that_are_not_numbers_fail_the_run_in_one_line(
     assert "val" not in metrics
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_build_one_pack(request_here: list[str]) -> None:
     code = (
         "import sys; from histolight import api; packed = api.load_tiles(sys.argv[1:]); "

@@ -186,6 +186,7 @@ def test_the_centre_third_alone_is_pooled_and_no_key_changes(pooled: dict[str, C
         assert not torch.allclose(mean(floats), expected, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_network_that_pools_the_centre_is_exported_and_explained(
     pooled: dict[str, Classifier], tiles: np.ndarray, tmp_path: Path
 ) -> None:

@@ -191,6 +191,7 @@ sys.exit(status or main(["predict", "run=out", "data=folder", "data.root=tiles/0
 """
 
 
+@pytest.mark.slow
 def test_nothing_touches_the_network_or_writes_outside_output_and_cache(place: Path, tmp_path: Path) -> None:
     (tmp_path / "tiles").symlink_to(place / "tiles")
     request = overrides(Path("tiles"), tmp_path / "cache")

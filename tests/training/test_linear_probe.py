@@ -50,7 +50,7 @@ def probe(small: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ou
             computed += len(tiles)
             return forward(self, tiles)
 
-        options = ["model.freeze=backbone", "augment=none", "optimizer.lr=0.03", *overrides]
+        options = ["model.name=resnet18", "model.freeze=backbone", "augment=none", "optimizer.lr=0.03", *overrides]
         config = check_request(typed(compose_config([*small, *options])))
         with monkeypatch.context() as patch:
             patch.setattr(Classifier, "training_step", watched_step)
