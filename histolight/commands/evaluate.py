@@ -13,6 +13,7 @@ from histolight.config.schema import Config
 from histolight.errors import RequestError
 from histolight.reports.page import Cell, Table, as_text
 from histolight.reports.parts import interval_text
+from histolight.statistics.figures import FIGURES, names_of
 
 KEYS = ("run", "calibrate", "tta", "hydra.run.dir")
 OTHER_TILES = ("data", "data.root", "data.groups", "data.classes", "data.limit", "data.seed")
@@ -110,13 +111,14 @@ def figures_table(metrics: dict[str, Any], part: str) -> Table:
     """Lay out the figures of one part: at 0.5, at the threshold chosen on validation, and what calibration changes."""
     columns = {"at 0.5": metrics[part], f"at {metrics['threshold']:.3f}": metrics[f"{part}_at_threshold"]}
     if f"{part}_calibrated" in metrics:
-        columns["calibrated"] = {name: metrics[f"{part}_calibrated"][name] for name in ("nll", "ece")}
+        columns["calibrated"] = {name: metrics[f"{part}_calibrated"][name] for name in names_of("scores")}
     rows = [
-        [Cell(name.replace("_", " ")), *(_cell(figures.get(name)) for figures in columns.values())]
-        for name in metrics[part]
+        [Cell(figure.heading), *(_cell(figures.get(name)) for figures in columns.values())]
+        for name, figure in FIGURES.items()
+        if name in metrics[part]
     ]
     return Table(["", *columns], rows, words=1)
 
 
 def _cell(figure: dict[str, Any] | None) -> Cell:
-    return Cell("") if figure is None else Cell(f"{figure['value']:.4f}", interval_text(figure))
+    return Cell("") if figure is None else Cell(f"{figure['value']:.4f}", interval_text(figure["low"], figure["high"]))

@@ -39,7 +39,7 @@ def summary(metrics: dict[str, Any], directory: Path) -> str:
             chosen = ", on which the epoch was chosen" if part == metrics["selected_on"] else ""
             note = f"; {auroc['note']}" if auroc["note"] else ""
             lines.append(
-                f"{part} AUROC {auroc['value']:.4f} {interval_text(auroc)} "
+                f"{part} AUROC {auroc['value']:.4f} {interval_text(auroc['low'], auroc['high'])} "
                 f"({auroc['method']}; {count:,} tiles{chosen}{note})"
             )
     slides = f" ({metrics['slides']} slides)" if metrics["split"] == "slide" else ""
@@ -71,8 +71,8 @@ def sweep_summary(result: SweepResult) -> str:
         best = max(completed, key=lambda point: point.auroc or 0.0)
         auroc = best.metrics["val"]["auroc"]
         lines.append(
-            f"best         {best.directory.name}: val AUROC {auroc['value']:.4f} {interval_text(auroc)}, "
-            f"chosen from {len(completed)}"
+            f"best         {best.directory.name}: val AUROC {auroc['value']:.4f} "
+            f"{interval_text(auroc['low'], auroc['high'])}, chosen from {len(completed)}"
         )
     if failed:
         lines.append(f"again        the same command with name={result.name} tries the failed points again")

@@ -22,7 +22,7 @@ from histolight.explanation.grad_cam import GROUPS, Explanation
 from histolight.files import write_atomically, write_csv
 from histolight.reports.figures import ACCENT, INK
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
-from histolight.reports.parts import save_figure
+from histolight.reports.parts import interval_text, save_figure
 from histolight.statistics.intervals import Interval
 
 NAMES = ("benign", "tumour")
@@ -252,4 +252,4 @@ def _percent(value: float) -> str:
 
 
 def _interval(share: Interval) -> str:
-    return "" if math.isnan(share.low) else f"[{100 * share.low:.1f}, {100 * share.high:.1f}]"
+    return interval_text(100 * share.low, 100 * share.high, digits=1)

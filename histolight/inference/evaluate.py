@@ -24,8 +24,7 @@ from histolight.inference.networks import first_problem, load_classifiers, predi
 from histolight.reports import figures, measure
 from histolight.reports.run_page import write_run_report
 from histolight.statistics.calibration import fit_temperature
-
-RANKING = ("auroc", "average_precision")  # what no temperature changes
+from histolight.statistics.figures import FIGURES, names_of
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def evaluate(
         if temperature is not None:
             calibrated = calibrated_table(tables[part], temperature)
             all_figures = measure.intervals(calibrated, 0.5, config.data.seed)
-            found[f"{part}_calibrated"] = all_figures | {name: found[part][name] for name in RANKING}
+            found[f"{part}_calibrated"] = all_figures | {name: found[part][name] for name in names_of("order")}
             drawn[part]["reliability_calibrated"] = figures.reliability_figure(
                 calibrated["score"].to_numpy(),
                 calibrated["label"].to_numpy(),
@@ -227,7 +226,10 @@ def _calibration_notes(found: dict[str, Any], tables: dict[str, pd.DataFrame], r
     notes = [f"temperature {found['temperature']:.4f}, fitted on the validation predictions of {run}"]
     for part in tables:
         before, after = found[part], found[f"{part}_calibrated"]
-        moved = [f"{name.upper()} {before[name].value:.4f} to {after[name].value:.4f}" for name in ("nll", "ece")]
+        moved = [
+            f"{FIGURES[name].heading} {before[name].value:.4f} to {after[name].value:.4f}"
+            for name in names_of("scores")
+        ]
         notes.append(f"{part}: {', '.join(moved)}{', on the tiles that it was fitted on' if part == 'val' else ''}")
     if tta != "none":
         notes.append("the temperature was fitted to logits without tta")

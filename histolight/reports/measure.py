@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ from scipy.special import expit
 
 from histolight.data.pack import Tiles
 from histolight.reports import figures
-from histolight.reports.parts import save_figure
+from histolight.reports.parts import interval_text, save_figure
+from histolight.statistics.figures import FIGURES, names_of
 from histolight.statistics.intervals import Interval, metric_intervals
 
 WORST = 32  # tiles in the figure of the worst calls
-THRESHOLDED = ("accuracy", "balanced_accuracy", "f1", "sensitivity", "specificity")
 
 
 def predictions_table(part: pd.DataFrame, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
@@ -56,7 +55,7 @@ def measure_part(part: str, table: pd.DataFrame, threshold: float, seed: int) ->
     at_threshold = intervals(table, threshold, seed)
     return {
         part: intervals(table, 0.5, seed),
-        f"{part}_at_threshold": {name: at_threshold[name] for name in THRESHOLDED},
+        f"{part}_at_threshold": {name: at_threshold[name] for name in names_of("calls")},
     }
 
 
@@ -82,22 +81,18 @@ def draw_part(
     if len(shown) < len(wrong):
         calls += f"; the {len(shown)} worst"
     return {
-        "roc": figures.roc_figure(scores, labels, f"{where}\n{_figure_text('AUROC', found[part]['auroc'])}"),
+        "roc": figures.roc_figure(scores, labels, f"{where}\n{_figure_text('auroc', found[part])}"),
         "precision_recall": figures.precision_recall_figure(
-            scores, labels, f"{where}\n{_figure_text('average precision', found[part]['average_precision'])}"
+            scores, labels, f"{where}\n{_figure_text('average_precision', found[part])}"
         ),
-        "reliability": figures.reliability_figure(
-            scores, labels, f"{where}\n{_figure_text('ECE', found[part]['ece'])}"
-        ),
+        "reliability": figures.reliability_figure(scores, labels, f"{where}\n{_figure_text('ece', found[part])}"),
         "confusion": figures.confusion_figure(scores, labels, found["threshold"], where),
         "worst_calls": figures.tile_grid_figure(tiles.gather(rows[shown]), captions, f"{where}: {calls}"),
     }
 
 
-def _figure_text(name: str, found: Interval) -> str:
-    if math.isnan(found.low):
-        return f"{name} {found.value:.4f}, no interval"
-    return f"{name} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
+def _figure_text(name: str, found: dict[str, Interval]) -> str:
+    return f"{FIGURES[name].heading} {found[name].value:.4f} {interval_text(found[name].low, found[name].high)}"
 
 
 def save_figures(drawn: dict[str, Figure], part: str, directory: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -16,11 +16,15 @@ from histolight.reports.page import Cell, Picture, Table
 NAMED = 3  # tiles named of each kind of finding
 
 
-def interval_text(figure: dict[str, Any]) -> str:
-    """Write an interval of ``metrics.json``; there is none where the tiles do not tell how sure the figure is."""
-    if figure["low"] is None or figure["high"] is None:
+def interval_text(low: float | None, high: float | None, digits: int = 4) -> str:
+    """Write an interval; its ends are None or NaN where the tiles do not tell how sure the figure is.
+
+    >>> interval_text(0.5, 0.75), interval_text(None, None)
+    ('[0.5000, 0.7500]', '[no interval]')
+    """
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
         return "[no interval]"
-    return f"[{figure['low']:.4f}, {figure['high']:.4f}]"
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def problem_table(problems: pd.DataFrame) -> Table:

@@ -18,23 +18,13 @@ from histolight.files import write_atomically
 from histolight.reports.curves import curve_figures, read_curves
 from histolight.reports.model_card import model_card
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
-from histolight.reports.parts import as_jpeg, pairs, problem_table, saved_picture
+from histolight.reports.parts import as_jpeg, interval_text, pairs, problem_table, saved_picture
 from histolight.runs import read_metrics, read_predictions
+from histolight.statistics.figures import FIGURES
 from histolight.statistics.intervals import FEW_SLIDES
 from histolight.statistics.slides import sensitivity_at_specificity, slide_figures
 
 LEADING = ("test", "val")  # the part that nothing was chosen on leads
-FIGURES = {
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "f1": "F1",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "nll": "NLL",
-    "ece": "ECE",
-}
 METHODS = {
     "delong": "AUROC: DeLong's variance on the logit scale.",
     "obuchowski": "AUROC: the variance over slides (Obuchowski 1997) on the logit scale, with t(slides - 1).",
@@ -155,14 +145,10 @@ def _count(metrics: dict[str, Any], part: str) -> int:
     return sum(metrics["tiles"][part].values())
 
 
-def _figure(figure: dict[str, Any], digits: int = 3) -> str:
+def _figure(figure: dict[str, Any]) -> str:
     """Write a figure that no line break takes apart."""
-    return f"{figure['value']:.{digits}f} {_interval(figure, digits)}".replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def _interval(figure: dict[str, Any], digits: int = 3) -> str:
-    low, high = figure["low"], figure["high"]
-    return "[no interval]" if low is None or high is None else f"[{low:.{digits}f}, {high:.{digits}f}]"
+    text = f"{figure['value']:.3f} {interval_text(figure['low'], figure['high'], 3)}"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -199,16 +185,16 @@ def _figures_section(
     if not columns:
         return None
     rows = []
-    for name, heading in FIGURES.items():
-        found = [metrics[column].get(name) for column in columns]
-        rows.append(
-            [Cell(heading), *(Cell(f"{one['value']:.4f}", _interval(one, 4)) if one else Cell("") for one in found)]
-        )
+    for name, figure in FIGURES.items():
+        measured = [metrics[column].get(name) for column in columns]
+        if any(measured):
+            cells = [_cell(one["value"], one["low"], one["high"]) if one else Cell("") for one in measured]
+            rows.append([Cell(figure.heading, "" if figure.higher_is_better else "lower is better"), *cells])
     seed = config.get("data", {}).get("seed", 0)
     fixed = {part: sensitivity_at_specificity(table, SPECIFICITY, seed) for part, table in predictions.items()}
     if fixed:
         cells = [
-            Cell(f"{fixed[column].value:.4f}", _interval(_plain(fixed[column]), 4)) if column in fixed else Cell("")
+            _cell(fixed[column].value, fixed[column].low, fixed[column].high) if column in fixed else Cell("")
             for column in columns
         ]
         rows.append([Cell(f"sensitivity at {SPECIFICITY:.0%} specificity"), *cells])
@@ -229,11 +215,8 @@ def _figures_section(
     return Section("How good it is", table=Table(["", *columns.values()], rows, words=1), notes=notes)
 
 
-def _plain(interval: Any) -> dict[str, Any]:
-    ends = {
-        name: None if np.isnan(value) else value for name, value in (("low", interval.low), ("high", interval.high))
-    }
-    return {"value": interval.value, **ends}
+def _cell(value: float, low: float | None, high: float | None) -> Cell:
+    return Cell(f"{value:.4f}", interval_text(low, high))
 
 
 def _pictures(directory: Path, part: str) -> Section:

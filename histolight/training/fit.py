@@ -366,7 +366,7 @@ def _log_hyperparameters(
     if compared is not None and config.logger.name == "tensorboard":
         flat = {key: value for key, value in flat.items() if key in compared}
     parts = [part for part in ("val", "test") if part in found]
-    final = {f"final/{part}_{name}": found[part][name].value for part in parts for name in ("auroc", "accuracy", "nll")}
+    final = {f"final/{part}_{name}": figure.value for part in parts for name, figure in found[part].items()}
     loggers.log_final(trainer.logger, flat, final, trainer.global_step)
 
 

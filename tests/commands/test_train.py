@@ -214,10 +214,3 @@ def test_two_processes_train_one_model_and_count_every_tile_once(here: Path) -> 
     assert len(table) == 7
     assert table["id"].is_unique
     assert recorded["val"]["auroc"]["value"] == pytest.approx(roc_auc_score(table["label"], table["score"]))
-
-
-def test_a_figure_without_an_interval_is_printed_as_such() -> None:
-    from histolight.commands.train import interval_text
-
-    assert interval_text({"low": None, "high": None}) == "[no interval]"
-    assert interval_text({"low": 0.5, "high": 0.75}) == "[0.5000, 0.7500]"

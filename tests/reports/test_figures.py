@@ -67,7 +67,7 @@ def test_titles_name_part_split_and_the_figure_that_is_drawn(predictions: tuple[
 
 def test_a_figure_without_an_interval_says_so(predictions: tuple[np.ndarray, np.ndarray]) -> None:
     title = draw(*predictions, low=np.nan)["roc"].axes[0].get_title()
-    assert title.endswith("AUROC 0.8000, no interval")
+    assert title.endswith("AUROC 0.8000 [no interval]")
 
 
 def test_the_worst_calls_say_how_many_of_how_many() -> None:
