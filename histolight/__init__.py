@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from histolight.api import Run, Verdict, compare, load_run, load_tiles, sweep, train
+    from histolight.api import Comparison, Run, compare, load_run, load_tiles, sweep, train
 
-__all__ = ["Run", "Verdict", "compare", "load_run", "load_tiles", "sweep", "train"]
+__all__ = ["Comparison", "Run", "compare", "load_run", "load_tiles", "sweep", "train"]
 
 
 def __getattr__(name: str) -> Any:

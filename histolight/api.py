@@ -65,14 +65,27 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Comparison:
     """What a comparison of runs allows one to say.
 
     Attributes:
-        answer: In words, the best row first.
-        table: One row a configuration, ranked: what ``comparison.csv`` holds.
+        best_set: Names of the rows that may be the best: no row is surely above them.
+        rows: One dictionary for each ranked row, as in ``comparison.json``: ``row``, ``auroc``, ``low``, ``high``,
+            ``rank``, ``in_best_set``, ``unit``, ``seeds`` and more.
+        not_ranked: One dictionary for each run or row without a rank: ``row``, ``status``, ``reason``, ``runs``.
+        population: ``tiles`` or ``slides``: of what the claims hold.
+        split: Kind of the split.
+        method: Method and degrees of freedom, in one line.
+        answer: In sentences, the one that answers first.
+        table: One row for each ranked row: what ``comparison.csv`` holds.
     """
 
+    best_set: list[str]
+    rows: list[dict[str, Any]]
+    not_ranked: list[dict[str, Any]]
+    population: str
+    split: str
+    method: str
     answer: list[str]
     table: pd.DataFrame
 
@@ -139,19 +152,23 @@ def load_run(directory: str | Path) -> Run:
     return run
 
 
-def compare(folders: str | Path | Sequence[str | Path], by: str | None = None) -> Verdict:
+def compare(
+    folders: str | Path | Sequence[str | Path], by: str | None = None, among: str | Sequence[str] | None = None
+) -> Comparison:
     """Compare runs as ``histolight compare`` does, without writing anything.
 
     Args:
         folders: A sweep, a folder of runs, a run, or several of these.
         by: A configuration key, each value of which is shown at its own best point.
+        among: Rows named beforehand, by name or by the folder of a run; the others are left out.
 
     Raises:
-        RequestError: There is no run to compare.
+        RequestError: There is no run to compare, or ``by`` or ``among`` names what isn't there.
     """
-    from histolight.ranking.page import answer, comparison_csv
+    from histolight.ranking.answer import answer
     from histolight.ranking.ranking import compare_runs
+    from histolight.ranking.tables import comparison_csv, comparison_data
 
     several = [folders] if isinstance(folders, str | Path) else folders
-    ranking = compare_runs([Path(folder).expanduser() for folder in several], by)
-    return Verdict(answer(ranking), comparison_csv(ranking))
+    ranking = compare_runs([Path(folder).expanduser() for folder in several], by, among)
+    return Comparison(**comparison_data(ranking), answer=answer(ranking), table=comparison_csv(ranking))

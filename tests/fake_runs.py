@@ -14,7 +14,7 @@ from scipy.special import expit
 from histolight import files, runs
 from histolight.config.compose import to_yaml
 from histolight.config.schema import Config
-from histolight.ranking.ranking import METRICS
+from histolight.ranking.rows import METRICS
 from histolight.statistics.intervals import auroc_interval
 
 
@@ -50,6 +50,13 @@ def fake_run(
         metrics |= {"seconds": 60.0, "tiles_per_second": 500.0, "parameters": 11_000_000, **(costs or {})}
     runs.update_metrics(directory, data_fingerprint="fake", **metrics)
     return directory
+
+
+def three_models(sweep: Path) -> Path:
+    """Write two models that can't be told apart, and one that is clearly worse."""
+    for number, (name, shift) in enumerate([("resnet18", 1.0), ("resnet34", 2.5), ("densenet121", 2.5)]):
+        fake_run(sweep / f"{number}_{name}", shift, model__name=name)
+    return sweep
 
 
 def _predictions(config: Any, part: str, shift: float, tiles: int, slides: int, model: str) -> pd.DataFrame:

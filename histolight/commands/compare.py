@@ -13,11 +13,13 @@ from pathlib import Path
 from histolight.config.keys import own_keys, read_path, read_paths
 from histolight.errors import RequestError, nearest
 
-KEYS = ("runs", "by", "hydra.run.dir")
+KEYS = ("runs", "by", "among", "plan", "hydra.run.dir")
 USAGE = """\
 keys (KEY=VALUE):
   runs=DIR           a sweep, a folder of runs, a run, or a list of these: runs=[DIR,DIR]
   by=KEY             show each value of this key of the configuration at its own best point: by=model.name
+  among=A,B,C        compare only these rows, named before anyone saw figures: row names or run folders
+  plan=DIR           before a sweep: how many tiles, slides and seeds tell a difference, from earlier runs
   hydra.run.dir=DIR  where the comparison goes; outputs/compare/NAME-TIME unless given
 """
 
@@ -29,11 +31,13 @@ class CompareConfig:
     Attributes:
         runs: Sweeps, folders of runs or run directories.
         by: A configuration key, such as ``model.name``, each value of which is shown at its own best point.
+        among: Names or folders of the rows to compare, as written; None compares all.
         directory: Where the comparison goes.
     """
 
     runs: list[Path]
     by: str | None
+    among: str | None
     directory: Path
 
 
@@ -41,21 +45,42 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     """Run the command; return the exit status."""
     if multirun:
         raise RequestError("-m sweeps over trainings: use it with histolight train, and compare what it made")
+    if plan := parse_plan(overrides):
+        from histolight.ranking.plan import plan_table
+        from histolight.reports.page import as_text
+
+        table, notes = plan_table(plan)
+        print("\n".join([as_text(table), "", *notes]))
+        return 0
     config = parse_request(overrides)
     from histolight.ranking.page import terminal_text, write_report
     from histolight.ranking.ranking import compare_runs
 
-    ranking = compare_runs(config.runs, config.by)
+    ranking = compare_runs(config.runs, config.by, config.among)
     write_report(ranking, config.directory, f"Comparison of {_title(config.runs)}")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(terminal_text(ranking, width))
     print(f"\nreport       {config.directory / 'report.html'}")
-    print(f"tables       {config.directory / 'comparison.csv'}, comparison.md")
+    print(f"tables       {config.directory / 'comparison.csv'}, comparison.json, comparison.md")
     return 0
 
 
+def parse_plan(overrides: Sequence[str]) -> list[Path]:
+    """Read ``plan=…``, which stands alone; empty where it isn't given.
+
+    >>> parse_plan(["plan=outputs/runs/a"])
+    [PosixPath('outputs/runs/a')]
+    """
+    plans = [override for override in overrides if override.startswith("plan=")]
+    if not plans:
+        return []
+    if len(overrides) > 1:
+        raise RequestError("plan= stands alone: histolight compare plan=FOLDER, with an earlier run or sweep")
+    return read_paths("plan", own_keys(plans, KEYS)[0]["plan"])
+
+
 def parse_request(overrides: Sequence[str]) -> CompareConfig:
-    """Read ``runs=…``, ``by=…`` and ``hydra.run.dir=…``.
+    """Read ``runs=…``, ``by=…``, ``among=…`` and ``hydra.run.dir=…``.
 
     Raises:
         RequestError: A key is unknown or missing, or a list can't be read.
@@ -76,7 +101,7 @@ def parse_request(overrides: Sequence[str]) -> CompareConfig:
     )
     if (place / "metrics.json").exists():
         raise RequestError(f"hydra.run.dir={place} is a run directory: choose another folder")
-    return CompareConfig(runs, values.get("by"), place)
+    return CompareConfig(runs, values.get("by"), values.get("among"), place)
 
 
 def _title(runs: Sequence[Path]) -> str:

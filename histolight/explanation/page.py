@@ -123,7 +123,7 @@ def shares_table(explanation: Explanation) -> Table:
         chosen = explanation.table["share"].to_numpy()[_shown(explanation, name)]
         if np.isfinite(chosen).any():
             rows.append([Cell(f"{name} calls"), Cell(_percent(np.nanmean(chosen))), Cell(f"{len(chosen):,}")])
-    return Table(["tiles", "share inside the centre", "number"], rows, words=1, marked=True)
+    return Table(["tiles", "share inside the centre", "number"], rows, words=1, marked=1)
 
 
 def notes(explanation: Explanation) -> list[str]:

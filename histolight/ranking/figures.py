@@ -8,28 +8,30 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from histolight.ranking.ranking import Group
-from histolight.reports.figures import ACCENT, INK, PALE
+from histolight.ranking.ranking import Ranking
+from histolight.ranking.rows import text_of
+from histolight.reports.figures import ACCENT, INK, PALE, QUIET
 
 COLOURS = (ACCENT, "#1f6f8b", "#c77d1e", "#4b7f3a", INK)
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-DOTS = 40  # rows in the figure of all AUROCs: more can't be read
+SHOWN = 40  # rows in the figure of the ranks: more can't be read
 NAMED = 8  # points that carry their name
 CELLS = 12  # values on either side of a heatmap
 
 
-def roc_figure(group: Group, names: Sequence[str]) -> Figure:
+def roc_figure(ranking: Ranking, names: Sequence[str]) -> Figure:
     """Draw the receiver operating characteristic of each run of the first rows, one colour a row.
 
     By hand: scikit-learn's ``RocCurveDisplay`` has one label and one style for all curves, or an AUC behind each.
     """
     figure, axes = _axes("1 - specificity", "sensitivity", height=5.6)
     axes.plot([0, 1], [0, 1], color=PALE, linewidth=1)
-    for row, name, colour, style in reversed(list(zip(group.rows, names, COLOURS, STYLES, strict=False))):
+    for row, name, colour, style in reversed(list(zip(ranking.rows, names, COLOURS, STYLES, strict=False))):
         for number, run in enumerate(row.runs):
             curve = roc_curve(run.tiles.labels, run.scores)[:2]
             several = len(row.runs) > 1
@@ -47,30 +49,44 @@ def roc_figure(group: Group, names: Sequence[str]) -> Figure:
     return figure
 
 
-def auroc_figure(group: Group, names: Sequence[str]) -> Figure:
-    """Draw the AUROC of the first rows: with its interval, or the mean ± sd with each run as a dot."""
-    rows = group.rows[:DOTS]
-    figure, axes = _axes("AUROC", "", height=1.2 + 0.3 * len(rows))
-    axes.axvline(rows[0].mean("auroc"), color=PALE, linewidth=1)
-    for place, row in enumerate(rows):
-        colour, value = (ACCENT if place == 0 else INK), row.mean("auroc")
-        low, high = row.interval("auroc")
-        if len(row.runs) > 1:
-            low, high = value - row.sd("auroc"), value + row.sd("auroc")
-            axes.plot(row.values("auroc"), np.full(len(row.runs), place), "o", color=PALE, markersize=4, zorder=1)
-        axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
-        axes.plot(value, place, "o", color=colour, markersize=6)
-    axes.set_yticks(range(len(rows)), names[: len(rows)], fontsize=8)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+def rank_figure(ranking: Ranking, names: Sequence[str]) -> Figure:
+    """Draw, for each of the first rows, the ranks that it can have; rows that may be the best are coloured.
+
+    Names stand above the bars, so that the figure stays legible on a narrow screen.
+    """
+    assert ranking.verdict is not None
+    shown = min(len(names), SHOWN)
+    last = len(ranking.rows)
+    figure = Figure(figsize=(4.6, 0.9 + 0.46 * shown), layout="constrained")
+    axes = figure.add_subplot()
+    axes.vlines(range(1, last + 1), -0.6, shown - 0.35, color=PALE, linewidth=0.5, zorder=0)
+    across = axes.get_yaxis_transform()
+    plain = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+    for place, name in enumerate(names[:shown]):
+        first_rank, last_rank = ranking.verdict.ranks[place]
+        colour = ACCENT if ranking.verdict.best[place] else QUIET
+        ends = [first_rank - 0.22, last_rank + 0.22]
+        axes.plot(ends, [place, place], color=colour, linewidth=6, solid_capstyle="round")
+        axes.text(0, place - 0.26, name, transform=across, fontsize=9, color=INK, va="bottom", bbox=plain)
+        auroc = f"{ranking.verdict.auroc[place]:.4f}"
+        axes.text(
+            1, place - 0.26, auroc, transform=across, fontsize=9, color=QUIET, va="bottom", ha="right", bbox=plain
+        )
+    axes.text(1, -0.85, "AUROC", transform=across, fontsize=8, color=QUIET, va="bottom", ha="right")
+    axes.set(xlim=(0.5, last + 0.5), ylim=(shown - 0.35, -1))
+    step = max(1, round(last / 10))
+    axes.set_xticks([1, *range(1 + step, last + 1, step)])
+    axes.set_yticks([])
+    axes.tick_params(axis="x", length=0, labelsize=9, colors=INK)
+    axes.set_xlabel("possible rank (1 = best)", fontsize=9, color=INK)
+    axes.spines[:].set_visible(False)
     return figure
 
 
-def axis_figure(group: Group, key: str, label: str) -> Figure:
+def axis_figure(ranking: Ranking, key: str, label: str) -> Figure:
     """Draw the AUROC of every row against one swept key, and the mean of each value: a line, or dashes for names."""
-    values = [row.config[key] for row in group.rows]
-    aurocs = np.array([row.mean("auroc") for row in group.rows])
+    values = [row.config[key] for row in ranking.rows]
+    aurocs = np.array([row.mean("auroc") for row in ranking.rows])
     places, ticks = _places(values)
     figure, axes = _axes(label, "AUROC")
     middles = {place: float(aurocs[np.equal(places, place)].mean()) for place in sorted(set(places))}
@@ -79,7 +95,8 @@ def axis_figure(group: Group, key: str, label: str) -> Figure:
     else:
         axes.plot(list(middles), list(middles.values()), "_", color=INK, markersize=28, zorder=1)
     axes.plot(places, aurocs, "o", color=INK, alpha=0.55, markersize=5, markeredgewidth=0)
-    axes.plot(places[0], aurocs[0], "o", color=ACCENT, markersize=8)
+    best = _best(ranking)
+    axes.plot(np.array(places)[best], aurocs[best], "o", color=ACCENT, markersize=8)
     if ticks is None:
         _scale(axes, np.array(places))
     else:
@@ -89,21 +106,21 @@ def axis_figure(group: Group, key: str, label: str) -> Figure:
     return figure
 
 
-def heatmap_pairs(group: Group, keys: Sequence[str]) -> list[tuple[str, str]]:
+def heatmap_pairs(ranking: Ranking, keys: Sequence[str]) -> list[tuple[str, str]]:
     """List pairs of swept keys whose values were crossed: at least half of their combinations exist."""
     pairs = []
     for one, other in combinations(keys, 2):
-        seen = {(row.config[one], row.config[other]) for row in group.rows}
+        seen = {(row.config[one], row.config[other]) for row in ranking.rows}
         width, height = (len({pair[side] for pair in seen}) for side in (0, 1))
         if min(width, height) >= 2 and max(width, height) <= CELLS and 2 * len(seen) >= width * height:
             pairs.append((one, other))
     return pairs
 
 
-def heatmap_figure(group: Group, keys: tuple[str, str], labels: tuple[str, str]) -> Figure:
+def heatmap_figure(ranking: Ranking, keys: tuple[str, str], labels: tuple[str, str]) -> Figure:
     """Draw the AUROC for each combination of two swept keys, the mean over all rows that have it."""
     cells: dict[tuple[Any, Any], list[float]] = defaultdict(list)
-    for row in group.rows:
+    for row in ranking.rows:
         cells[row.config[keys[0]], row.config[keys[1]]].append(row.mean("auroc"))
     across, down = (_ordered([pair[side] for pair in cells]) for side in (0, 1))
     grid = np.array([[np.mean(cells.get((x, y), [np.nan])) for x in across] for y in down])
@@ -124,16 +141,17 @@ def heatmap_figure(group: Group, keys: tuple[str, str], labels: tuple[str, str])
     return figure
 
 
-def cost_figure(group: Group, cost: str, label: str) -> Figure:
-    """Draw the AUROC of every row against what it costs; few rows are marked with their rank."""
-    costs = np.array([row.mean(cost) for row in group.rows]) / (1e6 if cost == "parameters" else 1)
-    aurocs = np.array([row.mean("auroc") for row in group.rows])
+def cost_figure(ranking: Ranking, cost: str, label: str) -> Figure:
+    """Draw the AUROC of every row against what it costs; few rows are marked with their place in the table."""
+    costs = np.array([row.mean(cost) for row in ranking.rows]) / (1e6 if cost == "parameters" else 1)
+    aurocs = np.array([row.mean("auroc") for row in ranking.rows])
     figure, axes = _axes(label, "AUROC")
     axes.plot(costs, aurocs, "o", color=INK, alpha=0.7, markersize=6, markeredgewidth=0)
-    axes.plot(costs[0], aurocs[0], "o", color=ACCENT, markersize=8)
+    best = _best(ranking)
+    axes.plot(costs[best], aurocs[best], "o", color=ACCENT, markersize=8)
     known = costs[np.isfinite(costs)]
     _scale(axes, known, ticks=False)
-    if len(group.rows) <= NAMED:
+    if len(ranking.rows) <= NAMED:
         for rank, (x, y) in enumerate(zip(costs, aurocs, strict=True), start=1):
             right = x > np.sqrt(known.min() * known.max())
             offset, side = ((-7, 5), "right") if right else ((7, 5), "left")
@@ -142,22 +160,16 @@ def cost_figure(group: Group, cost: str, label: str) -> Figure:
     return figure
 
 
-def worth_an_axis(group: Group, key: str) -> bool:
+def worth_an_axis(ranking: Ranking, key: str) -> bool:
     """Say whether a figure against this key shows more than the ranking does: numbers, or names that recur."""
-    values = [row.config[key] for row in group.rows]
+    values = [row.config[key] for row in ranking.rows]
     return len(set(values)) > 1 and (_numeric(values) or len(set(values)) < len(values))
 
 
-def text_of(value: Any) -> str:
-    """Write a configuration's value briefly: ``1e-05``, ``null``, the last two parts of an absolute path."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    parts = str(value).split("/")
-    return f"…/{'/'.join(parts[-2:])}" if str(value).startswith("/") and len(parts) > 3 else str(value)
+def _best(ranking: Ranking) -> npt.NDArray[np.bool_]:
+    """Say which rows to emphasise: the set of the best, or none where it holds every row."""
+    assert ranking.verdict is not None
+    return ranking.verdict.best & ~ranking.verdict.best.all()
 
 
 def _ordered(values: Sequence[Any]) -> list[Any]:

@@ -25,21 +25,23 @@ DEPTH = 3  # a folder of sweeps, a sweep, a run
 
 
 class Unranked(NamedTuple):
-    """A run that is listed but not ranked.
+    """A run, or a row of runs, that is listed but not ranked.
 
     Attributes:
-        directory: The run directory.
-        status: As in ``metrics.json``, or ``not comparable``.
+        name: The row's name, or the folder of a run that has no row.
+        directories: The run directories.
+        status: As in ``metrics.json``, or ``incomplete``, ``not comparable`` or ``chosen``.
         reason: One line.
     """
 
-    directory: Path
+    name: str
+    directories: list[Path]
     status: str
     reason: str
 
 
 @dataclass(frozen=True)
-class Tiles:
+class ScoredTiles:
     """The tiles of one part of one split, ordered by id.
 
     Attributes:
@@ -56,7 +58,7 @@ class Tiles:
 
 
 @dataclass
-class Run:
+class ScoredRun:
     """A completed run.
 
     Attributes:
@@ -70,7 +72,7 @@ class Run:
     directory: Path
     config: dict[str, Any]
     metrics: dict[str, Any]
-    tiles: Tiles = field(init=False)
+    tiles: ScoredTiles = field(init=False)
     scores: npt.NDArray[np.float32] = field(init=False)
 
     @property
@@ -79,7 +81,7 @@ class Run:
         return self.config["data.fold"], self.config["seed"]
 
 
-def read_runs(folders: Sequence[Path]) -> tuple[list[Run], str, list[Unranked]]:
+def read_runs(folders: Sequence[Path]) -> tuple[list[ScoredRun], str, list[Unranked]]:
     """Read the runs below some folders.
 
     Args:
@@ -95,9 +97,9 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], str, list[Unranked]]:
     unranked: list[Unranked] = []
     runs = _collect(directories, unranked, "read", _read_run)
     part = "test" if runs and all("test" in run.metrics for run in runs) else "val"
-    known: dict[str, Tiles] = {}
+    known: dict[str, ScoredTiles] = {}
 
-    def with_predictions(run: Run) -> Run:
+    def with_predictions(run: ScoredRun) -> ScoredRun:
         run.tiles, run.scores = _read_predictions(run, part, known)
         return run
 
@@ -154,19 +156,19 @@ class _NotComparableError(HistolightError):
         self.status = status
 
 
-def _collect(items: Iterable[Any], unranked: list[Unranked], what: str, work: Any) -> list[Run]:
+def _collect(items: Iterable[Any], unranked: list[Unranked], what: str, work: Any) -> list[ScoredRun]:
     """Apply ``work`` to each item; runs that can't be compared go to ``unranked``."""
     runs = []
     for item in tqdm(items, desc=what, unit="run", leave=False, disable=None):
         try:
             runs.append(work(item))
         except _NotComparableError as error:
-            directory = item.directory if isinstance(item, Run) else item
-            unranked.append(Unranked(directory, error.status, str(error)))
+            directory = item.directory if isinstance(item, ScoredRun) else item
+            unranked.append(Unranked(directory.name, [directory], error.status, str(error)))
     return runs
 
 
-def _read_run(directory: Path) -> Run:
+def _read_run(directory: Path) -> ScoredRun:
     try:
         metrics = read_metrics(directory)
     except RequestError as error:
@@ -189,7 +191,7 @@ def _read_run(directory: Path) -> Run:
         raise _NotComparableError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise _NotComparableError(f"{path} is damaged: it is not a mapping")
-    return Run(directory, with_defaults(config), metrics)
+    return ScoredRun(directory, with_defaults(config), metrics)
 
 
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
@@ -211,8 +213,10 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_predictions(run: Run, part: str, known: dict[str, Tiles]) -> tuple[Tiles, npt.NDArray[np.float32]]:
-    """Read tiles and scores of a run; runs on the same tiles share one :class:`Tiles` among ``known``."""
+def _read_predictions(
+    run: ScoredRun, part: str, known: dict[str, ScoredTiles]
+) -> tuple[ScoredTiles, npt.NDArray[np.float32]]:
+    """Read tiles and scores of a run; runs on the same tiles share one :class:`ScoredTiles` among ``known``."""
     name = f"predictions/{part}.csv"
     if not (run.directory / name).exists():
         raise _NotComparableError(f"it has no {name}")
@@ -231,7 +235,7 @@ def _read_predictions(run: Run, part: str, known: dict[str, Tiles]) -> tuple[Til
     digest.update("\n".join(names).encode())
     key = digest.hexdigest()
     if key not in known:
-        known[key] = Tiles(key, ids, labels, table["group"].to_numpy() if len(names) else None)
+        known[key] = ScoredTiles(key, ids, labels, table["group"].to_numpy() if len(names) else None)
     return known[key], table["score"].to_numpy()
 
 

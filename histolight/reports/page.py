@@ -46,13 +46,13 @@ class Table:
         columns: Headings.
         rows: Cells, as many a row as there are columns.
         words: Number of leading columns that hold words and are aligned left; the others hold figures.
-        marked: Whether the first row, and the first column of figures, are emphasised.
+        marked: Number of leading rows that are emphasised, with the first column of figures.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     words: int = 0
-    marked: bool = False
+    marked: int = 0
 
 
 @dataclass(frozen=True)

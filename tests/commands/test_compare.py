@@ -28,12 +28,13 @@ def test_it_prints_the_table_and_writes_csv_markdown_page_and_figures(
     assert place.name.startswith("my-sweep-1-20")
     assert sorted(file.name for file in place.iterdir()) == [
         "comparison.csv",
+        "comparison.json",
         "comparison.md",
         "figures",
         "report.html",
     ]
     assert str(place / "report.html") in printed
-    for word in ("resnet34", "val, random", "AUROC", "tiles/s"):
+    for word in ("resnet34", "validation tiles (random split)", "AUROC", "tiles/s"):
         assert word in printed
 
 
@@ -48,10 +49,24 @@ def test_a_sweep_with_its_comparison_inside_can_be_compared_again(sweep: Path) -
         assert main([f"runs={sweep}", f"hydra.run.dir={sweep}/comparison"]) == 0
 
 
-def test_by_reaches_the_page(sweep: Path) -> None:
-    fake_run(sweep / "2", model__name="resnet34", optimizer__lr=0.01)
+def test_by_and_among_reach_the_page(sweep: Path) -> None:
+    for seed in (0, 1):
+        fake_run(sweep / f"2{seed}", 1.0, model__name="resnet34", optimizer__lr=0.01, seed=seed)
+    for name in ("resnet18", "resnet34"):
+        fake_run(sweep / f"3{name}", 2.0, model__name=name, seed=1)
     assert main([f"runs={sweep}", "by=model.name", "hydra.run.dir=out"]) == 0
     assert "2 points" in Path("out/report.html").read_text()
+    assert main([f"runs={sweep}", "among=0_resnet18,1_resnet34", "hydra.run.dir=out2"]) == 0
+    assert "were named on the command line" in Path("out2/report.html").read_text()
+
+
+def test_plan_prints_a_table_and_writes_nothing(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(Path().rglob("*"))
+    assert main([f"plan={sweep}"]) == 0
+    printed = capsys.readouterr().out
+    assert "tiles for 80 %" in printed
+    assert "0.03" in printed
+    assert sorted(Path().rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -86,6 +101,9 @@ def test_home_is_expanded() -> None:
         (["runs=nowhere"], "nowhere is not a folder"),
         (["runs=a,b"], r"a,b is not a folder: .* runs=\[DIR,DIR\]"),
         (["runs=."], "holds no run"),
+        (["runs=.", "plan=."], "plan= stands alone"),
+        (["plan="], "plan= is empty"),
+        (["plan=nowhere"], "nowhere is not a folder"),
         (["runs=.", "by=modelname"], "by=modelname is not a key of the configuration: did you mean model.name"),
     ],
 )

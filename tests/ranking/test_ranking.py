@@ -1,3 +1,5 @@
+"""The verdict through run directories: what may be said, of which unit and which population."""
+
 from __future__ import annotations
 
 import json
@@ -7,40 +9,39 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import fake_run
+from fake_runs import fake_run, three_models
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+import histolight
 from histolight.errors import RequestError
-from histolight.ranking.page import (
-    answer,
-    comparison_csv,
-    group_table,
-    markdown_text,
-    notes,
-    terminal_text,
-    verdict,
-    write_report,
-)
+from histolight.ranking.answer import answer, headline, where
 from histolight.ranking.ranking import Ranking, compare_runs
 from histolight.ranking.runs import find_runs
-from histolight.statistics.comparison import Paired, holm, paired_bootstrap, paired_delong
+from histolight.statistics.verdict import auroc_covariance, verdict_of_configurations, verdict_of_trainings
 
 
 def predictions(directory: Path, part: str = "val") -> pd.DataFrame:
     return pd.read_csv(directory / "predictions" / f"{part}.csv")
 
 
-def reasons(ranking: Ranking) -> dict[str, str]:
-    return {one.directory.name: f"{one.status}: {one.reason}" for one in ranking.unranked}
+def unranked(ranking: Ranking) -> dict[str, str]:
+    return {one.name: one.reason for one in ranking.unranked}
 
 
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
-    """Two models that can't be told apart, and one that is clearly worse."""
-    sweep = tmp_path / "sweep"
-    for number, (name, shift) in enumerate([("resnet18", 1.0), ("resnet34", 2.5), ("densenet121", 2.5)]):
-        fake_run(sweep / f"{number}_{name}", shift, model__name=name)
-    return sweep
+    return three_models(tmp_path / "sweep")
+
+
+def seeds(folder: Path, shifts: dict[str, float], count: int, spread: float = 0.0, **settings: object) -> Path:
+    """Runs of several seeds; ``spread`` is the standard deviation of a seed's shift."""
+    for number, (name, shift) in enumerate(shifts.items()):
+        moved = np.random.default_rng(number).normal(0, spread, count)
+        moved -= moved.mean()
+        for seed in range(count):
+            fake_run(folder / f"{name}_{seed}", shift + moved[seed], model__name=name, seed=seed, **settings)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -55,119 +56,250 @@ def folds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sweep
 
 
-def test_rows_are_ranked_by_auroc_and_show_only_what_differs(three: Path) -> None:
+def test_rows_stand_by_auroc_and_show_only_what_differs(three: Path) -> None:
     ranking = compare_runs([three])
     assert ranking.swept == ["model.name"]
-    rows = ranking.groups[0].rows
-    truth = [roc_auc_score(predictions(row.runs[0].directory)["label"], row.runs[0].scores) for row in rows]
+    truth = [roc_auc_score(predictions(row.runs[0].directory)["label"], row.runs[0].scores) for row in ranking.rows]
     assert truth == sorted(truth, reverse=True)
-    assert [row.mean("auroc") for row in rows] == pytest.approx(truth)
-    assert rows[-1].config["model.name"] == "resnet18"
+    assert ranking.verdict is not None
+    assert ranking.verdict.auroc.tolist() == pytest.approx(truth)
+    assert ranking.rows[-1].name == "resnet18"
 
 
-def test_single_runs_are_tested_by_delong_with_holm_over_the_table(three: Path) -> None:
-    rows = compare_runs([three]).groups[0].rows
-    tables = [predictions(row.runs[0].directory) for row in rows]
-    expected = [paired_delong(tables[0]["score"], table["score"], table["label"]) for table in tables[1:]]
-    for row, difference, p in zip(rows[1:], expected, holm([one.p for one in expected]), strict=True):
-        assert row.test is not None
-        assert row.test.method == "DeLong"
-        assert row.test.difference == pytest.approx(difference)
-        assert row.test.p == pytest.approx(p)
+def test_trainings_are_judged_all_with_all_on_the_same_tiles(three: Path) -> None:
+    ranking = compare_runs([three])
+    tables = [predictions(row.runs[0].directory) for row in ranking.rows]
+    covariance = auroc_covariance([table["score"] for table in tables], tables[0]["label"])
+    expected = verdict_of_trainings(covariance.aurocs, covariance.covariance, covariance.degrees_of_freedom)
+    assert ranking.verdict is not None
+    assert ranking.verdict.p == pytest.approx(expected.p)
+    assert ranking.verdict.low == pytest.approx(expected.low, nan_ok=True)
+    assert ranking.verdict.ranks.tolist() == expected.ranks.tolist() == [[1, 2], [1, 2], [3, 3]]
+    assert sorted(ranking.best_set) == ["densenet121", "resnet34"]
 
 
-def test_known_slides_make_delong_one_over_slides(tmp_path: Path) -> None:
+def test_configurations_are_judged_by_their_seeds_with_the_covariance_over_slides(tmp_path: Path) -> None:
+    seeds(tmp_path, {"resnet18": 1.5, "resnet34": 2.2}, 3, tiles=300, slides=25, split="slide")
+    ranking = compare_runs([tmp_path])
+    tables = [[predictions(run.directory) for run in row.runs] for row in ranking.rows]
+    one = tables[0][0]
+    covariance = auroc_covariance([table["score"] for row in tables for table in row], one["label"], one["group"])
+    aurocs = [[roc_auc_score(table["label"], table["score"]) for table in row] for row in tables]
+    expected = verdict_of_configurations(aurocs, covariance.covariance, covariance.degrees_of_freedom)
+    assert (ranking.unit, ranking.population, ranking.slides) == ("configuration", "slides", 25)
+    assert ranking.verdict is not None
+    assert ranking.verdict.p == pytest.approx(expected.p)
+    assert ranking.verdict.row_low == pytest.approx(expected.row_low)
+
+
+def test_folds_are_averaged_and_claimed_as_trainings(folds: Path) -> None:
+    ranking = compare_runs([folds])
+    assert (ranking.unit, ranking.folds, ranking.tiles, len(ranking.pairs)) == ("training", 5, 750, 10)
+    first = ranking.rows[0]
+    assert first.name == "densenet121"
+    tables = {run.pair: predictions(run.directory) for run in first.runs}
+    aurocs = [roc_auc_score(table["label"], table["score"]) for table in tables.values()]
+    assert ranking.verdict is not None
+    assert ranking.verdict.auroc[0] == pytest.approx(np.mean(aurocs))
+    assert first.sd("auroc") == pytest.approx(np.std(aurocs, ddof=1))
+    whole = [pd.concat([tables[fold, seed] for fold in range(5)]) for seed in range(2)]
+    assert first.pooled == pytest.approx(np.mean([roc_auc_score(table["label"], table["score"]) for table in whole]))
+    variance = 0.0
+    for fold in range(5):
+        pair = [
+            [predictions(run.directory) for run in row.runs if run.pair[0] == fold] for row in (first, ranking.rows[1])
+        ]
+        part = auroc_covariance(
+            [table["score"] for row in pair for table in row], pair[0][0]["label"], pair[0][0]["group"]
+        )
+        contrast = np.array([0.5, 0.5, -0.5, -0.5])
+        variance += float(contrast @ part.covariance @ contrast) / 25
+    half = (ranking.verdict.high[0, 1] - ranking.verdict.low[0, 1]) / 2
+    assert half == pytest.approx(stats.t.ppf(0.975, ranking.verdict.degrees_of_freedom[0, 1]) * math.sqrt(variance))
+    text = " ".join(answer(ranking))
+    assert "These 10 trainings of densenet121 scored" in text
+    assert (
+        "Folds share training tiles: whether densenet121's settings are better needs three seeds of one split" in text
+    )
+
+
+def test_equal_models_are_not_told_apart_however_many_there_are(tmp_path: Path) -> None:
+    """The best of many was called better than one of the rest in three such studies of ten."""
+    for study in range(6):
+        for model in range(16):
+            directory = tmp_path / str(study) / str(model)
+            fake_run(directory, tiles=300, model__name=f"model {model}", data__seed=study)
+    told_apart = [len(histolight.compare(tmp_path / str(study)).best_set) < 16 for study in range(6)]
+    assert not any(told_apart)
+
+
+def test_ten_seeds_given_as_ten_rows_are_all_in_the_set_of_the_best(tmp_path: Path) -> None:
+    for draw, slides in enumerate((0, 12, 40)):
+        for row in range(10):
+            changes = {"model__name": f"seed {row}", "data__seed": draw}
+            fake_run(tmp_path / str(draw) / str(row), 2.0, 400, slides, "slide" if slides else "random", **changes)
+        found = histolight.compare(tmp_path / str(draw))
+        assert len(found.best_set) == 10
+        assert all(row["rank"] == [1, 10] for row in found.rows)
+        assert found.answer[0].startswith("These 10 trainings can't be told apart on other ")
+
+
+def test_one_training_each_is_never_a_verdict_on_configurations(tmp_path: Path) -> None:
+    for name, shift in (("resnet18", 1.0), ("resnet34", 2.5)):
+        fake_run(tmp_path / name, shift, 2000, 40, "slide", model__name=name)
+    found = histolight.compare(tmp_path)
+    first, second = found.rows
+    worse = second["worse_than"]
+    assert found.answer[0] == (
+        f"This training of resnet34 scored {worse['by']:.4f} above this training of resnet18; expected on other slides "
+        f"{worse['low']:.4f} to {worse['high']:.4f} (simultaneous 95 %)."
+    )
+    assert "Whether resnet34's settings are better needs three seeds." in found.answer
+    assert {row["unit"] for row in found.rows} == {"training"}
+    assert (first["seeds"], found.population) == (1, "slides")
+
+
+def test_two_seeds_are_trainings_and_three_a_configuration(tmp_path: Path) -> None:
+    for count, unit in ((2, "training"), (3, "configuration")):
+        folder = seeds(tmp_path / unit, {"resnet18": 1.0, "resnet34": 2.5}, count, tiles=500)
+        found = histolight.compare(folder)
+        assert {row["unit"] for row in found.rows} == {unit}
+        assert found.best_set == ["resnet34"]
+    assert found.answer[0] == (
+        "The configuration resnet34 is the best of these 2 configurations (3 seeds each) on other tiles like these: "
+        "every other is worse."
+    )
+    assert "needs three seeds" not in " ".join(found.answer)
+
+
+def test_seeds_that_differ_keep_configurations_in_the_set_that_trainings_would_leave(tmp_path: Path) -> None:
+    folder = seeds(tmp_path, {"resnet18": 1.85, "resnet34": 2.15}, 3, spread=0.5, tiles=4000)
+    assert len(histolight.compare(folder).best_set) == 2
+    one_seed = [run for run in find_runs(folder) if run.name.endswith("_0")]
+    assert len(histolight.compare(one_seed).best_set) == 1
+
+
+@pytest.mark.parametrize(
+    ("split", "slides", "population", "words"),
+    [
+        ("slide", 12, "slides", "on other slides"),
+        ("given", 12, "slides", "on other slides"),
+        ("given", 0, "tiles", "on other tiles like these"),
+        ("random", 12, "tiles", "on other tiles of these slides"),
+        ("random", 0, "tiles", "on other tiles like these"),
+        ("overlap", 80, "tiles", "on other tiles like these"),
+    ],
+)
+def test_the_population_is_slides_only_where_training_has_not_seen_them(
+    split: str, slides: int, population: str, words: str, tmp_path: Path
+) -> None:
     for name in ("resnet18", "resnet34"):
-        fake_run(tmp_path / name, slides=25, split="slide", model__name=name)
-    best, other = compare_runs([tmp_path]).groups[0].rows
-    a, b = (predictions(row.runs[0].directory) for row in (best, other))
-    assert other.test is not None
-    assert other.test.method == "DeLong over slides"
-    assert other.test.difference == pytest.approx(paired_delong(a["score"], b["score"], a["label"], a["group"]))
+        fake_run(tmp_path / name, 2.0, slides=slides, split=split, model__name=name)
+    found = histolight.compare(tmp_path)
+    assert (found.population, found.split) == (population, split)
+    assert words in found.answer[0]
+    if split == "overlap":
+        assert "clustered by groups of overlapping tiles" in found.method
+        assert found.rows[0]["slides"] == 0
+
+
+def test_tiles_of_unknown_slides_among_known_ones_narrow_the_population(tmp_path: Path) -> None:
+    for name in ("resnet18", "resnet34"):
+        run = fake_run(tmp_path / name, 2.0, slides=20, split="slide", model__name=name)
+        table = predictions(run)
+        table.loc[:20, "group"] = None
+        table.to_csv(run / "predictions" / "val.csv", index=False)
+    found = histolight.compare(tmp_path)
+    assert found.population == "tiles"
+    assert "Not every tile's slide is known: nothing is said here of other slides." in found.answer
+
+
+def test_few_slides_with_tumour_rank_three_rows_and_no_more(tmp_path: Path) -> None:
+    for number, shift in enumerate((0.5, 1.5, 2.5, 3.5)):
+        run = fake_run(tmp_path / str(number), shift, 900, slides=30, split="slide", model__name=f"model {number}")
+        table = predictions(run)
+        table["group"] = np.where(table["label"] == 1, "tumour " + (table.index % 3).astype(str), table["group"])
+        table.to_csv(run / "predictions" / "val.csv", index=False)
+    found = histolight.compare(tmp_path)
+    assert found.answer[0].startswith("These 4 trainings can't be ranked: 3 slides with tumour")
+    assert "cannot rank 4 rows: add slides, or name up to three rows beforehand (among=…)." in found.answer[0]
+    assert len(found.best_set) == 4
+    assert found.method.startswith("none: 3 slides with tumour")
+    few = histolight.compare(tmp_path, among="model 0,model 3")
+    assert len(few.rows) == 2
+    assert few.method.startswith("covariance")
+
+
+def test_a_class_on_one_slide_has_no_interval_and_no_verdict(tmp_path: Path) -> None:
+    for name, shift in (("resnet18", 0.5), ("resnet34", 3.0)):
+        run = fake_run(tmp_path / name, shift, slides=5, split="slide", model__name=name)
+        table = predictions(run)
+        table.loc[table["label"] == 1, "group"] = "the only one"
+        table.to_csv(run / "predictions" / "val.csv", index=False)
+    found = histolight.compare(tmp_path)
+    assert found.answer[0] == "These 2 trainings can't be ranked: one slide holds every positive tile."
+    assert found.rows[0]["low"] is None
+    assert len(found.best_set) == 2
 
 
 def test_the_order_of_the_tiles_in_a_file_does_not_matter(three: Path) -> None:
-    before = compare_runs([three])
+    before = histolight.compare(three)
     path = three / "1_resnet34" / "predictions" / "val.csv"
     pd.read_csv(path).sample(frac=1, random_state=0).to_csv(path, index=False)
-    after = compare_runs([three])
-    assert len(after.groups) == 1
-    assert [row.test and row.test.difference for row in after.rows] == [
-        row.test and row.test.difference for row in before.rows
-    ]
+    assert histolight.compare(three).rows == before.rows
 
 
-def test_the_words_say_what_the_tests_allow(three: Path) -> None:
-    ranking = compare_runs([three])
-    text = " ".join(answer(ranking))
-    assert "can't be told apart on these 200 validation tiles (random split)" in text
-    assert "It is better than resnet18: +0." in text
-    assert "on which each run's epoch was chosen too: these figures are optimistic" in text
-    assert "tiles of one slide may sit on both sides" in text
+def test_one_fold_against_five_is_not_ranked(tmp_path: Path) -> None:
+    """The mean over five folds was once compared with that over another one, and called better by a negative number."""
+    for fold in range(5):
+        fake_run(tmp_path / f"d{fold}", 1.9, 300, model__name="densenet121", data__fold=fold)
+    fake_run(tmp_path / "r0", 2.6, 300, model__name="resnet18", data__fold=0)
+    found = histolight.compare(tmp_path)
+    assert [row["row"] for row in found.rows] == found.best_set == ["densenet121"]
+    (missing,) = found.not_ranked
+    assert (missing["row"], missing["status"], missing["runs"]) == ("resnet18", "incomplete", [str(tmp_path / "r0")])
+    assert missing["reason"].startswith(
+        "it lacks 4 of the 5 trainings that the rows are compared on: fold 1 with seed 0"
+    )
+    assert "there is no other row to rank" in found.answer[0]
 
 
-def test_a_clear_winner_is_called_best(tmp_path: Path) -> None:
-    fake_run(tmp_path / "a", 3.0, model__name="resnet18")
-    fake_run(tmp_path / "b", 0.5, model__name="resnet34")
+def test_rows_are_compared_on_the_pairs_that_they_share(folds: Path) -> None:
+    some = [run for run in find_runs(folds) if not (run.name.startswith("resnet18") and run.name.endswith("_1"))]
+    extra = compare_runs([run for run in some if run.name != "resnet18_3_0"])
+    assert [row.name for row in extra.rows] == ["densenet121"]
+    assert "it lacks 6 of the 10 trainings" in unranked(extra)["resnet18"]
+
+
+def test_further_seeds_of_one_row_are_left_out(tmp_path: Path) -> None:
+    for name in ("resnet18", "resnet34", "vgg11"):
+        fake_run(tmp_path / name, model__name=name)
+    for seed in (1, 2):
+        fake_run(tmp_path / f"more {seed}", model__name="vgg11", seed=seed)
     ranking = compare_runs([tmp_path])
-    assert verdict(ranking.groups[0], ranking)[0].startswith("resnet18 is best: AUROC 0.9")
+    assert (len(ranking.rows), ranking.pairs, ranking.uncounted) == (3, [(None, 0)], 2)
 
 
-def test_folds_and_seeds_become_two_rows_with_mean_sd_pooled_auroc_and_a_paired_test(folds: Path) -> None:
-    (group,) = compare_runs([folds]).groups
-    best, other = group.rows
-    assert (best.config["model.name"], len(best.runs), len(other.runs)) == ("densenet121", 10, 10)
-    assert (group.tiles, group.folds) == (750, 5)
-    tables = {run.pair: predictions(run.directory) for run in best.runs}
-    aurocs = [roc_auc_score(table["label"], table["score"]) for table in tables.values()]
-    assert best.mean("auroc") == pytest.approx(np.mean(aurocs))
-    assert best.sd("auroc") == pytest.approx(np.std(aurocs, ddof=1))
-    whole = [pd.concat([tables[fold, seed] for fold in range(5)]) for seed in range(2)]
-    assert best.pooled == pytest.approx(np.mean([roc_auc_score(table["label"], table["score"]) for table in whole]))
-    theirs = {run.pair: predictions(run.directory) for run in other.runs}
-    pairs = [
-        Paired(*(tables[pair][name] for name in ("id", "label", "score")), theirs[pair]["score"], tables[pair]["group"])
-        for pair in tables
-    ]
-    assert other.test is not None
-    assert (other.test.method, other.test.pairs) == ("slide bootstrap", 10)
-    assert other.test.difference == pytest.approx(paired_bootstrap(pairs))
-
-
-def test_incomplete_folds_are_said_and_the_test_takes_the_pairs_that_both_have(folds: Path, tmp_path: Path) -> None:
-    some = [run for run in find_runs(folds) if run.name not in ("resnet18_4_0", "resnet18_4_1", "resnet18_3_1")]
-    ranking = compare_runs(some)
-    other = ranking.groups[0].rows[1]
-    assert other.pooled is None
-    assert other.test is not None
-    assert other.test.pairs == 7
-    text = " ".join(notes(ranking.groups[0], ranking))
-    assert "resnet18 has 7 of the group's 10 (fold, seed) pairs" in text
-
-
-def test_rows_without_a_common_pair_are_not_tested(tmp_path: Path) -> None:
-    for name, seeds in (("resnet18", (0, 1)), ("resnet34", (2, 3))):
-        for seed in seeds:
-            fake_run(tmp_path / f"{name}{seed}", model__name=name, seed=seed)
+def test_a_sweep_in_progress_ranks_its_complete_rows(tmp_path: Path) -> None:
+    seeds(tmp_path, {"resnet18": 1.5, "resnet34": 2.0}, 3)
+    fake_run(tmp_path / "vgg11_0", model__name="vgg11", seed=0)
+    fake_run(tmp_path / "vgg11_1", model__name="vgg11", seed=1, status="running")
     ranking = compare_runs([tmp_path])
-    (test,) = [row.test for row in ranking.rows if row.test]
-    assert test.method == "no test: no (fold, seed) in common"
-    assert math.isnan(test.p)
-    assert "could not be tested" in " ".join(answer(ranking))
+    assert {row.name for row in ranking.rows} == {"resnet18", "resnet34"}
+    assert unranked(ranking) == {
+        "vgg11": "it lacks 2 of the 3 trainings that the rows are compared on: seed 1, seed 2",
+        "vgg11_1": "no reason recorded",
+    }
 
 
-def test_other_tiles_and_other_splits_are_ranked_apart_with_the_reason(three: Path) -> None:
+def test_other_tiles_and_other_splits_are_not_ranked_and_the_reason_says_why(three: Path) -> None:
     fake_run(three / "3", 9.0, data__seed=1)
     fake_run(three / "4", 9.0, split="given")
-    ranking = compare_runs([three])
-    assert [len(group.rows) for group in ranking.groups] == [3, 1, 1]
-    found = {group.rows[0].runs[0].directory.name: group.reason for group in ranking.groups[1:]}
-    assert found["3"] == "the tiles, their labels or their slides are others; data.seed differs"
-    assert found["4"] == "the split is of another kind (given instead of random)"
-    assert group_table(ranking.groups[0], ranking).columns[:3] == ["#", "model", "measured on"]
-    text = terminal_text(ranking, None)
-    assert "they make 3 groups, each ranked by itself" in text
-    assert "Ranked apart from group 1: the split is of another kind" in text
+    found = histolight.compare(three)
+    assert len(found.rows) == 3
+    reasons = {Path(one["runs"][0]).name: one["reason"] for one in found.not_ranked}
+    assert reasons["3"] == "its tiles, their labels or their slides are not those of the ranked rows; data.seed differs"
+    assert reasons["4"] == "its split is of another kind than that of the ranked rows (given instead of random)"
 
 
 def test_other_labels_of_the_same_ids_are_other_tiles(three: Path) -> None:
@@ -175,7 +307,7 @@ def test_other_labels_of_the_same_ids_are_other_tiles(three: Path) -> None:
     table = pd.read_csv(path)
     table["label"] = 1 - table["label"]
     table.to_csv(path, index=False)
-    assert [len(group.rows) for group in compare_runs([three]).groups] == [2, 1]
+    assert len(compare_runs([three]).rows) == 2
 
 
 def test_the_test_part_is_preferred_where_every_run_has_one(tmp_path: Path) -> None:
@@ -183,6 +315,7 @@ def test_the_test_part_is_preferred_where_every_run_has_one(tmp_path: Path) -> N
         fake_run(tmp_path / name, parts=("val", "test"), model__name=name)
     ranking = compare_runs([tmp_path])
     assert ranking.part == "test"
+    assert where(ranking) == "200 test tiles (random split)"
     assert "epoch was chosen" not in " ".join(answer(ranking))
     run = ranking.rows[0].runs[0]
     assert set(run.tiles.ids) == set(predictions(run.directory, "test")["id"])
@@ -191,27 +324,62 @@ def test_the_test_part_is_preferred_where_every_run_has_one(tmp_path: Path) -> N
     assert compare_runs([tmp_path]).part == "val"
 
 
-def test_by_shows_each_value_at_its_own_best_point(tmp_path: Path) -> None:
+def grid(folder: Path, count: int) -> Path:
     for name, rates in (("resnet18", (1e-4, 1e-3, 1e-2)), ("resnet34", (1e-4,))):
         for rate in rates:
-            fake_run(tmp_path / f"{name}{rate}", 2.5 if rate == 1e-3 else 1.0, model__name=name, optimizer__lr=rate)
-    ranking = compare_runs([tmp_path], by="model.name")
+            for seed in range(count):
+                changes = {"model__name": name, "optimizer__lr": rate, "seed": seed}
+                fake_run(folder / f"{name}_{rate}_{seed}", 2.5 if rate == 1e-3 else 1.0, **changes)
+    return folder
+
+
+def test_by_judges_each_value_at_its_best_point_on_seeds_that_did_not_choose_it(tmp_path: Path) -> None:
+    ranking = compare_runs([grid(tmp_path, 4)], by="model.name")
     found = {row.config["model.name"]: (row.config["optimizer.lr"], row.chosen_from) for row in ranking.rows}
     assert found == {"resnet18": (1e-3, 3), "resnet34": (1e-4, 1)}
-    assert "3 points" in terminal_text(ranking, None)
-    assert "that flatters it" in " ".join(answer(ranking))
+    assert ranking.chosen_by == [(None, 0)]
+    assert ranking.pairs == [(None, 1), (None, 2), (None, 3)]
+    assert ranking.unit == "configuration"
+    assert "chosen by the validation AUROC of seed 0, which the verdict does not count" in " ".join(answer(ranking))
+
+
+def test_by_without_a_further_seed_has_no_verdict(tmp_path: Path) -> None:
+    found = histolight.compare(grid(tmp_path, 1), by="model.name")
+    assert found.rows == found.best_set == []
+    assert "those that chose them. Train each with three other seeds" in found.answer[0]
+    chosen = {one["row"]: one["reason"] for one in found.not_ranked}
+    assert set(chosen) == {"resnet18, lr 0.001", "resnet34, lr 0.0001"}
+    assert "out of 3, by a validation AUROC of 0.9" in chosen["resnet18, lr 0.001"]
+
+
+def test_by_takes_further_seeds_of_the_chosen_points_from_another_folder(tmp_path: Path) -> None:
+    grid(tmp_path / "grid", 1)
+    for name, rate in (("resnet18", 1e-3), ("resnet34", 1e-4)):
+        for seed in (1, 2, 3):
+            changes = {"model__name": name, "optimizer__lr": rate, "seed": seed}
+            fake_run(tmp_path / "further" / f"{name}{seed}", 2.5 if rate == 1e-3 else 1.0, **changes)
+    ranking = compare_runs([tmp_path / "grid", tmp_path / "further"], by="model.name")
+    assert {row.name for row in ranking.rows} == {"resnet18, lr 0.001", "resnet34, lr 0.0001"}
+    assert [seed for _, seed in ranking.pairs] == [1, 2, 3]
+
+
+def test_by_leaves_the_verdict_three_seeds_where_a_point_lacks_one(tmp_path: Path) -> None:
+    (grid(tmp_path, 4) / "resnet18_0.01_0" / "metrics.json").write_text('{"status": "failed"}')
+    ranking = compare_runs([tmp_path], by="model.name")
+    assert ranking.chosen_by == [(None, 1)]
+    assert [seed for _, seed in ranking.pairs] == [0, 2, 3]
 
 
 def test_by_chooses_on_validation_where_the_test_part_is_shown(tmp_path: Path) -> None:
     for rate in (1e-4, 1e-3):
-        fake_run(tmp_path / str(rate), parts=("val", "test"), optimizer__lr=rate)
-    ranked = compare_runs([tmp_path]).rows
-    path = ranked[1].runs[0].directory / "metrics.json"
-    metrics = json.loads(path.read_text())
+        for seed in (0, 1):
+            fake_run(tmp_path / f"{rate}_{seed}", parts=("val", "test"), optimizer__lr=rate, seed=seed)
+    lower = compare_runs([tmp_path]).rows[1].runs[0].directory
+    metrics = json.loads((lower / "metrics.json").read_text())
     metrics["val"]["auroc"]["value"] = 0.999
-    path.write_text(json.dumps(metrics))
+    (lower / "metrics.json").write_text(json.dumps(metrics))
     (row,) = compare_runs([tmp_path], by="model.name").rows
-    assert row.runs[0].directory == ranked[1].runs[0].directory
+    assert [run.directory for run in row.runs] == [lower.with_name(lower.name.replace("_0", "_1"))]
 
 
 @pytest.mark.parametrize(
@@ -223,166 +391,37 @@ def test_by_refuses_what_rows_do_not_have(key: str, message: str, three: Path) -
         compare_runs([three], by=key)
 
 
-def test_a_key_that_an_older_run_lacks_has_its_default(three: Path) -> None:
-    path = three / "1_resnet34" / "config.yaml"
-    path.write_text("".join(line for line in path.open() if "residency" not in line))
-    assert compare_runs([three]).swept == ["model.name"]
+@pytest.mark.parametrize(
+    "among",
+    [
+        "resnet18, lr 0.0001,resnet34, lr 0.0001",
+        "0_a,1_b",
+        "resnet18, lr 0.0001,1_b/",
+        ["resnet34, lr 0.0001", "resnet18, lr 0.0001"],
+    ],
+)
+def test_among_takes_rows_by_name_or_folder(among: str | list[str], tmp_path: Path) -> None:
+    for number, (name, rate) in enumerate((("resnet18", 1e-4), ("resnet34", 1e-4), ("resnet18", 1e-2))):
+        fake_run(tmp_path / f"{number}_{'abc'[number]}", model__name=name, optimizer__lr=rate)
+    ranking = compare_runs([tmp_path], among=among)
+    assert sorted(row.name for row in ranking.rows) == ["resnet18, lr 0.0001", "resnet34, lr 0.0001"]
+    assert ranking.unranked == []
+    assert "named on the command line" in " ".join(answer(ranking))
 
 
-def test_runs_that_did_not_finish_are_listed_with_status_and_reason(three: Path) -> None:
-    fake_run(three / "3", status="failed", reason="out of GPU memory")
-    fake_run(three / "4", status="running")
-    fake_run(three / "5", status="interrupted", reason="interrupted in epoch 2")
-    ranking = compare_runs([three])
-    assert len(ranking.rows) == 3
-    assert reasons(ranking) == {
-        "3": "failed: out of GPU memory",
-        "4": "running: no reason recorded",
-        "5": "interrupted: interrupted in epoch 2",
-    }
-    assert "out of GPU memory" in terminal_text(ranking, None)
+@pytest.mark.parametrize(
+    ("among", "message"),
+    [("resnet18,resnet35", "no row or run folder is called resnet35.*resnet34"), ("resnet18", "names one row")],
+)
+def test_among_refuses_unknown_and_single_rows(among: str, message: str, three: Path) -> None:
+    with pytest.raises(RequestError, match=message):
+        compare_runs([three], among=among)
 
 
-def damage(directory: Path, how: str) -> None:
-    metrics, predicted = directory / "metrics.json", directory / "predictions" / "val.csv"
-    table = pd.read_csv(predicted)
-    match how:
-        case "no predictions":
-            predicted.unlink()
-        case "half metrics":
-            metrics.write_text(metrics.read_text()[:200])
-        case "no metrics":
-            metrics.unlink()
-        case "no config":
-            (directory / "config.yaml").unlink()
-        case "damaged config":
-            (directory / "config.yaml").write_text("data: [")
-        case "no val":
-            metrics.write_text('{"status": "completed", "split": "random"}')
-        case "null AUROC":
-            metrics.write_text('{"status": "completed", "split": "random", "val": {"auroc": {"value": null}}}')
-        case "no split":
-            metrics.write_text('{"status": "completed"}')
-        case "no column":
-            table.drop(columns="score").to_csv(predicted, index=False)
-        case "NaN":
-            table["score"] = table["score"].where(table.index != 3)
-            table.to_csv(predicted, index=False)
-        case "text":
-            table.astype({"score": object}).replace({"score": {table["score"][3]: "abc"}}).to_csv(
-                predicted, index=False
-            )
-        case "half predictions":
-            table.head(150).to_csv(predicted, index=False)
-        case "empty predictions":
-            predicted.write_text("")
-        case "one class":
-            table.assign(label=1).to_csv(predicted, index=False)
-        case "twice":
-            table["id"] = table["id"].where(table.index != 3, table["id"][2])
-            table.to_csv(predicted, index=False)
-
-
-DAMAGES = {
-    "no predictions": "it has no predictions/val.csv",
-    "half metrics": "metrics.json is damaged",
-    "no metrics": "has no metrics.json",
-    "no config": "it has no config.yaml",
-    "damaged config": "config.yaml is damaged",
-    "no val": "its metrics.json has no AUROC of the validation part",
-    "null AUROC": "its metrics.json has no AUROC of the validation part",
-    "no split": "does not say how the tiles were split",
-    "no column": "predictions/val.csv has no column score",
-    "NaN": "predictions/val.csv has 1 missing values (NaN) in column score",
-    "text": "predictions/val.csv is damaged",
-    "half predictions": "predictions/val.csv has 150 of 200 tiles: half-written",
-    "empty predictions": "predictions/val.csv is damaged",
-    "one class": "must have labels 0 and 1",
-    "twice": "names a tile twice",
-}
-
-
-@pytest.mark.parametrize("how", DAMAGES)
-def test_one_bad_run_among_good_ones_is_listed(how: str, three: Path) -> None:
-    damage(three / "1_resnet34", how)
-    ranking = compare_runs([three])
-    assert len(ranking.rows) == 2
-    assert DAMAGES[how] in reasons(ranking)["1_resnet34"]
-    assert "\n" not in reasons(ranking)["1_resnet34"]
-
-
-def test_nothing_left_to_compare_is_an_error_that_says_why(tmp_path: Path) -> None:
-    damage(fake_run(tmp_path / "a"), "no predictions")
-    with pytest.raises(RequestError, match=r"none of 1 runs can be compared \(.*it has no predictions/val.csv\)"):
-        compare_runs([tmp_path])
-
-
-def test_the_same_run_again_is_not_counted_twice(three: Path) -> None:
-    fake_run(three / "3", 2.5, model__name="resnet34")
-    ranking = compare_runs([three, three / "1_resnet34"])
-    assert [len(row.runs) for row in ranking.rows] == [1, 1, 1]
-    assert "the same configuration, fold and seed as" in reasons(ranking)["3"]
-
-
-def test_a_fold_on_other_tiles_than_its_row_is_not_mixed_in(tmp_path: Path) -> None:
-    for fold, seed, tiles in ((0, 0, 200), (1, 0, 200), (0, 1, 180)):
-        fake_run(tmp_path / f"{fold}_{seed}", tiles=tiles, data__fold=fold, seed=seed)
-    ranking = compare_runs([tmp_path])
-    assert len(ranking.rows[0].runs) == 2
-    assert "its fold 0 has other tiles" in reasons(ranking)["0_1"]
-
-
-def test_find_runs_takes_a_run_a_sweep_and_a_folder_of_sweeps(three: Path) -> None:
-    fake_run(three / "10_more")
-    (three / "notes").mkdir()
-    names = ["0_resnet18", "1_resnet34", "2_densenet121", "10_more"]
-    assert [run.name for run in find_runs(three)] == names
-    assert [run.name for run in find_runs(three.parent)] == names
-    assert find_runs(three / "10_more") == [three / "10_more"]
-
-
-def test_csv_has_every_figure_and_says_where_it_comes_from(folds: Path) -> None:
-    table = comparison_csv(compare_runs([folds]))
-    assert list(table["rank"]) == [1, 2]
-    assert list(table["split"]) == ["slide", "slide"]
-    assert table["directories"].str.count(";").tolist() == [9, 9]
-    assert {"auroc", "auroc_sd", "accuracy", "ece_low", "p_holm", "parameters", "tiles_per_second"} <= set(table)
-
-
-def test_markdown_terminal_and_page_agree(three: Path, tmp_path: Path) -> None:
-    fake_run(three / "<b>x", status="failed", reason="<script>alert(1)</script>")
-    ranking = compare_runs([three])
-    write_report(ranking, tmp_path / "out", "Comparison of <i>")
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "<script" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "Comparison of &lt;i&gt;" in page
-    auroc = f"{ranking.rows[0].mean('auroc'):.4f}"
-    for text in (page, (tmp_path / "out" / "comparison.md").read_text(), terminal_text(ranking, 100)):
-        assert auroc in text
-        assert "random" in text
-    assert (
-        (tmp_path / "out" / "comparison.md")
-        .read_text()
-        .startswith(markdown_text(ranking, "Comparison of <i>", "")[:99])
-    )
-
-
-def test_figures_follow_what_was_swept(tmp_path: Path) -> None:
-    sweep = tmp_path / "grid"
-    for rate in (1e-4, 1e-3, 1e-2):
-        for decay in (0.0, 1e-4):
-            costs = {"seconds": 30 + 1e4 * rate, "parameters": 1e6}
-            fake_run(sweep / f"{rate}_{decay}", costs=costs, optimizer__lr=rate, optimizer__weight_decay=decay)
-    write_report(compare_runs([sweep]), tmp_path / "out", "grid")
-    names = {file.stem for file in (tmp_path / "out" / "figures").glob("*.png")}
-    heatmap = "heatmap_optimizer.lr_optimizer.weight_decay"
-    assert names == {"auroc", "roc", "axis_optimizer.lr", "axis_optimizer.weight_decay", heatmap, "cost_seconds"}
-    assert (tmp_path / "out" / "report.html").read_text().count("data:image/png;base64,") == len(names)
-
-
-def test_a_single_row_has_a_page_too(three: Path, tmp_path: Path) -> None:
+def test_a_single_row_is_given_with_its_interval(three: Path) -> None:
     ranking = compare_runs([three / "1_resnet34"])
-    write_report(ranking, tmp_path / "out", "one")
-    assert "there is no other to rank it with" in (tmp_path / "out" / "report.html").read_text()
-    assert len(group_table(ranking.groups[0], ranking).rows) == 1
+    table = predictions(three / "1_resnet34")
+    auroc = roc_auc_score(table["label"], table["score"])
+    assert headline(ranking).startswith(f"This training of densenet121 (1_resnet34) has an AUROC of {auroc:.4f} [") or (
+        headline(ranking).startswith(f"This training of resnet34 (1_resnet34) has an AUROC of {auroc:.4f} [")
+    )

@@ -1,0 +1,214 @@
+"""A ranking as tables and data: for the page and the terminal, as CSV, and as ``comparison.json``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from histolight.ranking.answer import above, interval_text, lack, ranks_text
+from histolight.ranking.ranking import LEVEL, Ranking
+from histolight.ranking.rows import COSTS, METRICS, Row, short_key, text_of
+from histolight.reports.page import Cell, Table
+
+FURTHER = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "f1": "F1",
+    "average_precision": "average precision",
+    "nll": "NLL",
+    "ece": "ECE",
+    "parameters": "parameters",
+    "seconds": "training s",
+    "tiles_per_second": "tiles/s",
+}
+
+
+def ranked_keys(ranking: Ranking) -> list[str]:
+    """List the swept keys that differ among the ranked rows."""
+    return [key for key in ranking.swept if len({row.config[key] for row in ranking.rows}) > 1]
+
+
+def main_table(ranking: Ranking) -> Table:
+    """Lay out the verdict: possible ranks, what differs, AUROC, how much worse than a better row."""
+    assert ranking.verdict is not None
+    names, told = _names(ranking)
+    words = ["rank", *names, *["best of"] * (ranking.by is not None)]
+    rows = []
+    for place, row in enumerate(ranking.rows):
+        verdict = ranking.verdict
+        cells = [Cell(ranks_text(verdict.ranks[place])), *told[place]]
+        if ranking.by is not None:
+            cells.append(Cell(f"{row.chosen_from} point{'s' * (row.chosen_from != 1)}"))
+        interval = interval_text(verdict.row_low[place], verdict.row_high[place]).strip()
+        cells.append(Cell(f"{verdict.auroc[place]:.4f}", interval or "no interval"))
+        if len(ranking.rows) > 1:
+            cells.append(_verdict_cell(ranking, place))
+        rows.append(cells)
+    marked = len(ranking.best_set) if len(ranking.rows) > 1 and not ranking.verdict.reason else 0
+    return Table([*words, "AUROC", *["verdict"] * (len(ranking.rows) > 1)], rows, words=len(words), marked=marked)
+
+
+def _names(ranking: Ranking) -> tuple[list[str], list[list[Cell]]]:
+    """Headings and cells that say which row it is: its values of the swept keys, or its name."""
+    keys = ranked_keys(ranking)
+    named = [", ".join(text_of(row.config[key]) for key in keys) for row in ranking.rows]
+    if not keys or len(set(named)) < len(named):
+        return ["row"], [[Cell(row.name)] for row in ranking.rows]
+    return [short_key(key, keys) for key in keys], [
+        [Cell(text_of(row.config[key])) for key in keys] for row in ranking.rows
+    ]
+
+
+def _verdict_cell(ranking: Ranking, place: int) -> Cell:
+    verdict = ranking.verdict
+    assert verdict is not None
+    if verdict.reason:
+        return Cell("not ranked")
+    if verdict.best[place]:
+        return Cell("may be the best" if len(ranking.best_set) > 1 else "the best")
+    better = above(ranking, place)
+    gap, low, high = (matrix[better, place] for matrix in (verdict.difference, verdict.low, verdict.high))
+    return Cell(
+        f"{gap:.4f} below {f'row {better + 1}' if better else 'the first row'}", interval_text(low, high).strip()
+    )
+
+
+def further_table(ranking: Ranking) -> Table:
+    """Lay out the other figures and what the trainings cost: means over the runs, with their standard deviation."""
+    names, told = _names(ranking)
+    pooled = ranking.rows[0].pooled is not None
+    rows = []
+    for place, row in enumerate(ranking.rows):
+        cells = [*told[place], *(_figure_cell(row, name) for name in FURTHER)]
+        if pooled:
+            cells.append(Cell("" if row.pooled is None else f"{row.pooled:.4f}"))
+        rows.append(cells)
+    return Table([*names, *FURTHER.values(), *["pooled AUROC"] * pooled], rows, words=len(names))
+
+
+def _figure_cell(row: Row, name: str) -> Cell:
+    value, spread = row.mean(name), row.sd(name)
+    if math.isnan(value):
+        return Cell("n/a")
+    if name == "parameters":
+        return Cell(f"{value / 1e6:.2f} M")
+    if name in COSTS:
+        return Cell(f"{value:,.0f}" if value >= 10 else f"{value:.1f}")
+    return Cell(f"{value:.3f}", "" if math.isnan(spread) else f"± {spread:.3f}")
+
+
+def unranked_table(ranking: Ranking) -> Table:
+    """List the runs and rows without a place, with status and reason."""
+    rows = []
+    for one in ranking.unranked:
+        more = f"and {len(one.directories) - 1} more" if len(one.directories) > 1 else ""
+        rows.append([Cell(one.name), Cell(one.status), Cell(one.reason), Cell(str(one.directories[0]), more)])
+    return Table(["row or run", "status", "reason", "folder"], rows, words=4)
+
+
+def comparison_csv(ranking: Ranking) -> pd.DataFrame:
+    """Put everything that is known of each ranked row into a table of numbers."""
+    return pd.DataFrame([_record(ranking, place) for place in range(len(ranking.rows))])
+
+
+def _record(ranking: Ranking, place: int) -> dict[str, Any]:
+    row, known = ranking.rows[place], row_data(ranking, place)
+    first, last = known.pop("rank")
+    worse = known.pop("worse_than")
+    record = {"row": known.pop("row"), "rank_first": first, "rank_last": last}
+    record |= {key: row.config[key] for key in ranking.swept}
+    record |= {"population": ranking.population, "split": ranking.split, **known}
+    record["runs"] = ";".join(known["runs"])
+    record |= {f"worse_{key}": value for key, value in (worse or {}).items()}
+    for name in METRICS:
+        record |= {name: row.mean(name), f"{name}_sd": row.sd(name)}
+    return record | {"auroc_pooled": row.pooled, **{name: row.mean(name) for name in COSTS}}
+
+
+def row_data(ranking: Ranking, place: int) -> dict[str, Any]:
+    """Say what ``comparison.json`` says of one row."""
+    row, verdict = ranking.rows[place], ranking.verdict
+    assert verdict is not None
+    worse = None
+    if not verdict.best[place]:
+        better = above(ranking, place)
+        matrices = {"by": verdict.difference, "low": verdict.low, "high": verdict.high, "p": verdict.p}
+        worse = {"row": ranking.rows[better].name, **{key: _number(m[better, place]) for key, m in matrices.items()}}
+    return {
+        "row": row.name,
+        "auroc": _number(verdict.auroc[place]),
+        "low": _number(verdict.row_low[place]),
+        "high": _number(verdict.row_high[place]),
+        "rank": [int(rank) for rank in verdict.ranks[place]],
+        "in_best_set": bool(verdict.best[place]),
+        "unit": ranking.unit,
+        "seeds": len({seed for _, seed in row.pairs}),
+        "folds": ranking.folds,
+        "part": ranking.part,
+        "tiles": ranking.tiles,
+        "slides": ranking.slides,
+        "auroc_sd": _number(row.sd("auroc")),
+        "chosen_from": row.chosen_from,
+        "worse_than": worse,
+        "runs": [str(run.directory) for run in row.runs],
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def comparison_data(ranking: Ranking) -> dict[str, Any]:
+    """Say what ``comparison.json`` says; ``docs/comparison.md`` has the meaning of each entry."""
+    return {
+        "rows": [row_data(ranking, place) for place in range(len(ranking.rows))],
+        "best_set": ranking.best_set,
+        "population": ranking.population,
+        "split": ranking.split,
+        "method": method(ranking),
+        "not_ranked": [
+            {
+                "row": one.name,
+                "status": one.status,
+                "reason": one.reason,
+                "runs": [str(path) for path in one.directories],
+            }
+            for one in ranking.unranked
+        ],
+    }
+
+
+def method(ranking: Ranking) -> str:
+    """Name the method and its degrees of freedom in one line."""
+    covariance, verdict, rows = ranking.covariance, ranking.verdict, len(ranking.rows)
+    if covariance is None or verdict is None:
+        return "none: no row can be ranked"
+    if covariance.lack or (rows > 1 and verdict.reason):
+        return f"none: {lack(ranking)}"
+    over = {
+        "slides": "clustered by slide (Obuchowski 1997)",
+        "components": "clustered by groups of overlapping tiles (Obuchowski 1997)",
+        "tiles": "over tiles (DeLong 1988)",
+    }[ranking.clusters]
+    seeds = ", with seeds as readers nested in configurations (Hillis 2014)" if ranking.unit == "configuration" else ""
+    pairs = rows * (rows - 1) // 2
+    tests = f", Holm over all {pairs} pairs" if pairs > 1 else ""
+    return (
+        f"covariance of AUROCs {over}{seeds}; t with nu1 = {covariance.degrees_of_freedom:.1f}{tests}, {LEVEL:.0%} for "
+        "all claims together"
+    )
+
+
+def counts_text(ranking: Ranking) -> str:
+    """Count what was compared: ``20 runs in 2 rows, 1 not ranked``."""
+    runs, rows = ((count, f"{count:,} {what}{'s' * (count != 1)}") for count, what in _counts(ranking))
+    return f"{runs[1]} in {rows[1]}, {len(ranking.unranked)} not ranked"
+
+
+def _counts(ranking: Ranking) -> Sequence[tuple[int, str]]:
+    return (len(ranking.runs), "run"), (len(ranking.rows), "row")

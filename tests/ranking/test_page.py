@@ -1,0 +1,152 @@
+"""What is written: ``comparison.json``, the table, the page, the terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fake_runs import fake_run, three_models
+
+import histolight
+from histolight.ranking.page import markdown_text, terminal_text, write_report
+from histolight.ranking.plan import plan_table
+from histolight.ranking.ranking import compare_runs
+from histolight.ranking.tables import comparison_csv, main_table
+from histolight.reports.page import as_text
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    return three_models(tmp_path / "sweep")
+
+
+def test_comparison_json_has_the_documented_shape_and_is_what_the_api_returns(three: Path, tmp_path: Path) -> None:
+    fake_run(three / "3", status="failed", reason="out of GPU memory")
+    write_report(compare_runs([three]), tmp_path / "out", "x")
+    data = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert list(data) == ["rows", "best_set", "population", "split", "method", "not_ranked"]
+    documented = (Path(__file__).parents[2] / "docs" / "comparison.md").read_text()
+    for key in (*data, *data["rows"][0], *data["rows"][-1]["worse_than"], *data["not_ranked"][0]):
+        assert f"`{key}`" in documented
+    first, second, last = data["rows"]
+    assert first["auroc"] >= second["auroc"] > last["auroc"]
+    assert first["low"] < first["auroc"] < first["high"]
+    assert [row["rank"] for row in data["rows"]] == [[1, 2], [1, 2], [3, 3]]
+    assert [row["in_best_set"] for row in data["rows"]] == [True, True, False]
+    assert {(row["unit"], row["seeds"], row["tiles"]) for row in data["rows"]} == {("training", 1, 200)}
+    assert data["best_set"] == [first["row"], second["row"]]
+    assert (data["population"], data["split"]) == ("tiles", "random")
+    assert last["worse_than"]["row"] in data["best_set"]
+    assert 0 <= last["worse_than"]["low"] < last["worse_than"]["by"] < last["worse_than"]["high"]
+    assert data["not_ranked"] == [
+        {"row": "3", "status": "failed", "reason": "out of GPU memory", "runs": [str(three / "3")]}
+    ]
+    found = histolight.compare(three)
+    assert {key: getattr(found, key) for key in data} == data
+    assert list(found.table["row"]) == [row["row"] for row in data["rows"]]
+
+
+def test_csv_has_every_figure_and_says_where_it_comes_from(tmp_path: Path) -> None:
+    for name, shift in (("resnet18", 1.0), ("resnet34", 2.5)):
+        for seed in range(3):
+            fake_run(tmp_path / f"{name}{seed}", shift, slides=30, split="slide", model__name=name, seed=seed)
+    table = comparison_csv(compare_runs([tmp_path]))
+    assert list(table["model.name"]) == ["resnet34", "resnet18"]
+    assert list(table[["rank_first", "rank_last"]].to_numpy().ravel()) == [1, 1, 2, 2]
+    assert set(table["unit"]) == {"configuration"}
+    assert set(table["population"]) == {"slides"}
+    assert table["runs"].str.count(";").tolist() == [2, 2]
+    assert pd.isna(table["worse_by"][0])
+    assert table["worse_by"][1] == pytest.approx(table["auroc"][0] - table["auroc"][1])
+    assert {"auroc_sd", "accuracy", "ece_sd", "worse_low", "parameters", "tiles_per_second"} <= set(table)
+
+
+def test_markdown_terminal_and_page_agree(three: Path, tmp_path: Path) -> None:
+    fake_run(three / "<b>x", status="failed", reason="<script>alert(1)</script>")
+    ranking = compare_runs([three])
+    write_report(ranking, tmp_path / "out", "Comparison of <i>")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "Comparison of &lt;i&gt;" in page
+    markdown = (tmp_path / "out" / "comparison.md").read_text()
+    for text in (page, markdown, terminal_text(ranking, 100)):
+        assert f"{ranking.rows[0].mean('auroc'):.4f}" in text
+        assert "2 of these 3 trainings may be the best on other tiles like these" in text
+        assert "random" in text
+    assert markdown.startswith(markdown_text(ranking, "Comparison of <i>", "")[:99])
+
+
+def test_the_page_begins_with_one_sentence_one_picture_and_one_table(three: Path, tmp_path: Path) -> None:
+    write_report(compare_runs([three]), tmp_path / "out", "three")
+    page = (tmp_path / "out" / "report.html").read_text()
+    places = [page.index(text) for text in ("may be the best", "Each bar spans the ranks", "<table", "By how much")]
+    assert places == sorted(places)
+    assert page.index("<table") < page.index("ROC of all rows")
+
+
+def test_the_table_marks_the_set_of_the_best_and_says_how_far_below_it_the_others_are(three: Path) -> None:
+    ranking = compare_runs([three])
+    table = main_table(ranking)
+    assert table.columns == ["rank", "model", "AUROC", "verdict"]
+    assert table.marked == 2
+    assert [str(row[0]) for row in table.rows] == ["1-2", "1-2", "3"]
+    assert [str(row[3]) for row in table.rows[:2]] == ["may be the best"] * 2
+    assert re.fullmatch(r"0\.\d{4} below the first row \[0\.\d{4}, 0\.\d{4}\]", str(table.rows[2][3]))
+
+
+def test_figures_follow_what_was_swept(tmp_path: Path) -> None:
+    sweep = tmp_path / "grid"
+    for rate in (1e-4, 1e-3, 1e-2):
+        for decay in (0.0, 1e-4):
+            costs = {"seconds": 30 + 1e4 * rate, "parameters": 1e6}
+            fake_run(sweep / f"{rate}_{decay}", costs=costs, optimizer__lr=rate, optimizer__weight_decay=decay)
+    write_report(compare_runs([sweep]), tmp_path / "out", "grid")
+    names = {file.stem for file in (tmp_path / "out" / "figures").glob("*.png")}
+    heatmap = "heatmap_optimizer.lr_optimizer.weight_decay"
+    assert names == {"ranks", "roc", "axis_optimizer.lr", "axis_optimizer.weight_decay", heatmap, "cost_seconds"}
+    assert (tmp_path / "out" / "report.html").read_text().count("data:image/png;base64,") == len(names)
+
+
+def test_a_single_row_and_no_row_have_a_page_too(three: Path, tmp_path: Path) -> None:
+    write_report(compare_runs([three / "1_resnet34"]), tmp_path / "one", "one")
+    assert "there is no other row to rank" in (tmp_path / "one" / "report.html").read_text()
+    write_report(compare_runs([three], by="model.name"), tmp_path / "none", "none")
+    assert "Nothing can be ranked" in (tmp_path / "none" / "report.html").read_text()
+    assert json.loads((tmp_path / "none" / "comparison.json").read_text())["rows"] == []
+
+
+def test_rows_that_cannot_be_told_apart_are_told_what_would(tmp_path: Path) -> None:
+    for name in ("resnet18", "resnet34"):
+        for seed in range(3):
+            fake_run(tmp_path / f"{name}{seed}", 2.0, slides=40, split="slide", model__name=name, seed=seed)
+    found = histolight.compare(tmp_path)
+    assert found.answer[0] == "These 2 configurations (3 seeds each) can't be told apart on other slides."
+    assert "Not told apart does not mean equal. A true difference of 0.0" in found.answer[2]
+    assert found.answer[2].endswith("would make that 80 %.")
+
+
+def test_a_plan_from_a_sweep_says_tiles_slides_and_seeds(tmp_path: Path) -> None:
+    for name in ("resnet18", "resnet34"):
+        for seed in range(3):
+            fake_run(tmp_path / f"{name}{seed}", 2.0, 400, slides=40, split="slide", model__name=name, seed=seed)
+    table, notes = plan_table([tmp_path])
+    assert table.columns == ["difference", "rows", "seeds each", "chance here", "tiles for 80 %", "slides for 80 %"]
+    assert [str(row[0]) for row in table.rows] == ["0.01"] * 5 + ["0.03"] * 5
+    chances = [int(str(row[3]).rstrip("%")) for row in table.rows]
+    assert chances[:5] < chances[5:]
+    assert "assumed" not in " ".join(notes)
+    needed = {int(str(row[5]).replace(",", "")) for row in table.rows if str(row[5])[0].isdecimal()}
+    assert min(needed) >= 40
+    assert max(needed) > 40
+
+
+def test_a_plan_from_one_run_says_what_it_assumes(three: Path) -> None:
+    table, notes = plan_table([three / "1_resnet34"])
+    assert {str(row[1]) for row in table.rows} == {"2", "27"}
+    assert "assumed that the AUROCs of two rows correlate at 0.5" in " ".join(notes)
+    assert "assumed a standard deviation of 0.01" in " ".join(notes)
+    assert "slides" not in as_text(table)
