@@ -12,7 +12,7 @@ from histolight.ranking.plan import DIFFERENCES, POWER, plan_of, scaled
 from histolight.ranking.ranking import LEVEL, Ranking
 from histolight.ranking.rows import short_key
 from histolight.ranking.runs import ScoredTiles
-from histolight.statistics.verdict import power, seeds_needed, tiles_needed
+from histolight.statistics.planning import power, seeds_needed, tiles_needed
 
 CAUTIONS = {
     "random": "The split is random: tiles of one slide may sit on both sides, and on other slides every figure will be "

@@ -10,7 +10,8 @@ from pathlib import Path
 from histolight.errors import RequestError
 from histolight.ranking.ranking import Ranking, compare_runs
 from histolight.reports.page import Cell, Table
-from histolight.statistics.verdict import FEWEST_SEEDS, Plan, plan_like, power, tiles_needed
+from histolight.statistics.planning import Plan, plan_like, power, tiles_needed
+from histolight.statistics.verdict import FEWEST_SEEDS
 
 DIFFERENCES = (0.01, 0.03)
 POWER = 0.8

@@ -320,8 +320,10 @@ def best_of_each(rows: Sequence[Row], key: str, unranked: list[Unranked]) -> tup
 
 def most_common_pairs(rows: Sequence[Row]) -> list[Pair]:
     """Of the rows' sets of pairs, the one that most rows have in full; of equally common ones the largest."""
-    sets = {tuple(row.pairs) for row in rows}
-    return list(max(sets, key=lambda pairs: (sum(set(pairs) <= set(row.pairs) for row in rows), len(pairs), pairs)))
+    sets: list[tuple[Pair, ...]] = sorted({tuple(row.pairs) for row in rows})
+    holders = [sum(set(pairs) <= set(row.pairs) for row in rows) for pairs in sets]
+    most = max((count, len(pairs)) for count, pairs in zip(holders, sets, strict=True))
+    return next(list(pairs) for count, pairs in zip(holders, sets, strict=True) if (count, len(pairs)) == most)
 
 
 def _chosen_and_left(rows: Sequence[Row], key: str, choosing: list[Pair]) -> tuple[list[Pair], list[Row], list[Row]]:
