@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from histolight import files
+from histolight import files, runs
 from histolight.config.compose import compose_config, typed
-from histolight.config.keys import new_folder
+from histolight.config.keys import new_folder, own_keys, read_path, run_config
 from histolight.config.schema import DataConfig
 from histolight.errors import DataError, RequestError
 
 USAGE = """\
 keys (KEY=VALUE):
+  run=DIR            the tiles of a run, with the sides that its split gave them
   data=SOURCE data.root=DIR data.groups=FILE data.classes=[NEGATIVE,POSITIVE] data.limit=N data.image_size=N
                      the tiles: synthetic, kaggle, pcam or folder
   data.seed=N        draws the tiles that are shown, and those of data.limit
@@ -28,40 +30,66 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     """Run the command; return the exit status."""
     if multirun:
         raise RequestError("-m sweeps over trainings: use it with histolight train")
-    config, title, directory = parse_request(overrides)
-    with files.claimed(directory):
-        sentences = explore(config, directory, title)
+    request = parse_request(overrides)
+    with files.claimed(request.directory):
+        sentences = explore(request)
     print("\n".join(sentences))
-    print(f"report       {directory / 'report.html'}")
+    print(f"report       {request.directory / 'report.html'}")
     return 0
 
 
-def parse_request(overrides: Sequence[str]) -> tuple[DataConfig, str, Path]:
-    """Say which tiles to look at, what to call them, and where the page goes.
+@dataclass(frozen=True)
+class ExploreConfig:
+    """What to look at.
+
+    Attributes:
+        data: Where the tiles come from.
+        title: Of the page.
+        directory: Where the page goes.
+        run: The run whose split is shown, or None.
+    """
+
+    data: DataConfig
+    title: str
+    directory: Path
+    run: Path | None = None
+
+
+def parse_request(overrides: Sequence[str]) -> ExploreConfig:
+    """Read the command line.
 
     Raises:
         RequestError: A key is unknown or has no place here, a value is wrong, or the folder holds files.
     """
+    if any(override.startswith("run=") for override in overrides):
+        values, others = own_keys(overrides, ("run", "hydra.run.dir"))
+        run = read_path(values["run"])
+        config = run_config(run, others, ("run", "hydra.run.dir"), ("data.root", "data.cache"), "explore")
+        name = run.resolve().name
+        directory = new_folder(values.get("hydra.run.dir"), "explore", name)
+        return ExploreConfig(config.data, f"Tiles of {name}", directory, run)
     composed = compose_config(overrides)
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
     for key in keys:
         if key not in ("data", "name", "hydra.run.dir") and not key.startswith("data."):
             raise RequestError(
-                f"{key}= has no place in histolight explore; it takes data, data.*, name and hydra.run.dir"
+                f"{key}= has no place in histolight explore; it takes run, data, data.*, name and hydra.run.dir"
             )
     config = typed(composed)
     given = composed.hydra.run.dir if "hydra.run.dir" in keys else None
     directory = new_folder(given, "explore", config.name)
-    return config.data, f"Tiles of {config.name}", directory
+    return ExploreConfig(config.data, f"Tiles of {config.name}", directory)
 
 
-def explore(config: DataConfig, directory: Path, title: str) -> list[str]:
+def explore(request: ExploreConfig) -> list[str]:
     """Check the tiles, look at them and write the page; return what it says first.
 
     Raises:
         DataError: Tiles or labels are not fit to train on; the page shows them.
         HistolightError: The tiles can't be found or packed, or the page can't be written.
     """
+    config, title, directory = request.data, request.title, request.directory
+    sides = None if request.run is None else runs.read_splits(request.run)
     from histolight.data.checks import check_table
     from histolight.data.prepare import load_tiles
     from histolight.data.sources import load_source
@@ -81,4 +109,4 @@ def explore(config: DataConfig, directory: Path, title: str) -> list[str]:
     except DataError as error:
         write_problems(error.problems, table, directory, title)
         raise DataError(f"{error}; all of them: {directory / 'report.html'}", error.problems) from error
-    return write_exploration(tiles, config, directory, title)
+    return write_exploration(tiles, config, directory, title, sides)

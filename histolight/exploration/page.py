@@ -12,11 +12,13 @@ import pandas as pd
 
 from histolight.config.schema import DataConfig
 from histolight.data.checks import NEAR_BLANK_CONTRAST
+from histolight.data.overlaps import pair_table
 from histolight.data.prepare import PackedTiles
-from histolight.exploration import figures
+from histolight.exploration import figures, mosaics
 from histolight.exploration import measures as exploration
 from histolight.exploration.figures import CLASSES
 from histolight.exploration.measures import HASH_BITS, LEAST_CORRELATION, MOST_BITS_APART
+from histolight.exploration.mosaics import Shared
 from histolight.files import write_atomically, write_csv
 from histolight.reports.figures import tile_grid_figure
 from histolight.reports.page import Cell, Picture, Section, Table, render_page, select
@@ -24,6 +26,8 @@ from histolight.reports.parts import problem_table, saved_picture
 
 GRID = 16  # tiles of each class that are shown
 PAIRS = 12  # pairs of copies that are shown
+MOSAICS = 12  # components that are stitched
+MOSAIC_TILES = 200  # of one component
 SHORTCUT = 0.7  # AUROC of one number of a tile, from which on the page warns of it
 MEASURES = {
     "brightness": "brightness: mean grey of a tile, 0 to 255",
@@ -31,7 +35,9 @@ MEASURES = {
 }
 
 
-def write_exploration(tiles: PackedTiles, config: DataConfig, directory: Path, title: str) -> list[str]:
+def write_exploration(
+    tiles: PackedTiles, config: DataConfig, directory: Path, title: str, sides: pd.Series | None = None
+) -> list[str]:
     """Look at every tile, and write ``report.html``, ``figures/*.png`` and a CSV of each kind of finding.
 
     Args:
@@ -39,6 +45,7 @@ def write_exploration(tiles: PackedTiles, config: DataConfig, directory: Path, t
         config: Where they come from; ``seed`` draws those that are shown.
         directory: The folder to write into.
         title: Of the page.
+        sides: Of a run: train, val or test by id.
 
     Returns:
         What the page says first, a sentence each.
@@ -50,6 +57,9 @@ def write_exploration(tiles: PackedTiles, config: DataConfig, directory: Path, t
     summary = exploration.measure_summary(measures, labels)
     near = exploration.near_duplicates(pack, rows, colours.hashes)
     copies = exploration.duplicate_sets(table, pack.hashes[rows], near)
+    shared = mosaics.shared_pixels(table, pack)
+    side_of = None if sides is None else sides.reindex(table["id"]).to_numpy()
+    conflicts = mosaics.label_conflicts(shared, table)
     blank = table[["id", "label", "group"]].assign(contrast=measures["contrast"].to_numpy(), row=rows)
     blank = blank[blank["contrast"] < NEAR_BLANK_CONTRAST].sort_values("contrast")
     slides = exploration.slide_counts(table)
@@ -59,18 +69,25 @@ def write_exploration(tiles: PackedTiles, config: DataConfig, directory: Path, t
         _classes(table),
         _slides(slides, folder),
         tile_section(tiles, config.seed, folder),
+        _shared(shared, conflicts, side_of, tiles, folder),
         _colours(measures, summary, colours, labels, folder),
         _files(config, pack.tiles.image_size),
         _blank(blank, tiles, folder),
         _copies(copies, near, tiles, folder),
         Section("How this was computed", methods()),
     ]
-    for name, found in (("slides", slides), ("near_blank", blank.drop(columns="row")), ("duplicates", copies)):
+    for name, found in (
+        ("slides", slides),
+        ("near_blank", blank.drop(columns="row")),
+        ("duplicates", copies),
+        ("overlaps", pair_table(table, pack.overlaps)),
+        ("conflicts", conflicts),
+    ):
         if len(found):
             write_csv(directory / f"{name}.csv", found)
     if len(near):
         write_csv(directory / "near_duplicates.csv", _named(near, table))
-    sentences = answer(table, summary, blank, copies)
+    sentences = answer(table, summary, blank, copies, shared, side_of)
     page = render_page(title, sentences, [section for section in sections if section is not None], _footer(tiles))
     write_atomically(directory / "report.html", page)
     return sentences
@@ -96,7 +113,14 @@ def write_problems(problems: pd.DataFrame, table: pd.DataFrame | None, directory
     write_atomically(directory / "report.html", render_page(title, [first, advice], sections, _footer(None)))
 
 
-def answer(table: pd.DataFrame, summary: pd.DataFrame, blank: pd.DataFrame, copies: pd.DataFrame) -> list[str]:
+def answer(
+    table: pd.DataFrame,
+    summary: pd.DataFrame,
+    blank: pd.DataFrame,
+    copies: pd.DataFrame,
+    shared: Shared,
+    sides: np.ndarray | None,
+) -> list[str]:
     """Say what the tiles are, then what to beware of."""
     slides, lacking = table["group"].nunique(), int(table["group"].isna().sum())
     known = f"of {_count(slides, 'slide')}" if slides else "of unknown slides"
@@ -108,6 +132,18 @@ def answer(table: pd.DataFrame, summary: pd.DataFrame, blank: pd.DataFrame, copi
         )
     elif lacking:
         sentences.append(f"{lacking:,} without a known slide: such tiles train, and never validate or test.")
+    if len(shared.pairs):
+        sentences.append(
+            f"{shared.sizes.sum():,} tiles share pixels with others: {_count(len(shared.pairs), 'pair')} in "
+            f"{_count(len(shared.sizes), 'component')}, the largest of {shared.sizes[0]:,} tiles."
+        )
+    if sides is not None:
+        across = int(mosaics.across_sides(shared, sides).sum())
+        sentences.append(
+            f"The run's split puts {across:,} of these pairs on two sides: its figures flatter."
+            if across
+            else "The run's split puts none of these pairs on two sides."
+        )
     if len(blank):
         sentences.append(f"{len(blank):,} near-blank, {int(blank['label'].sum()):,} of them labelled tumour.")
     if len(copies):
@@ -137,8 +173,10 @@ def methods() -> list[str]:
         f"of the {HASH_BITS} lowest coefficients of the discrete cosine transform of a tile's grey: two tiles whose "
         f"hashes differ in at most {MOST_BITS_APART} bits in one of the eight orientations of the square, and whose "
         f"greys correlate with at least {LEAST_CORRELATION} in one of them. That finds tiles that were turned, "
-        "mirrored, brightened or recompressed; not tiles that were shifted, or that overlap in part. Near-blank tiles "
-        "take no part, as they all look alike.",
+        "mirrored, brightened or recompressed. Near-blank tiles take no part, as they all look alike.",
+        "Shared pixels: neighbours cut from one slide on a grid of 16 pixels. Candidates have a 16x16 block in common; "
+        "a pair counts when every pixel of the overlap agrees and the overlap is not near-blank (of JPEGs: the luma, "
+        "and two blocks or more). Other strides are missed. A component is what hangs together by such pairs.",
         f"Near-blank: the standard deviation of the grey is below {NEAR_BLANK_CONTRAST:g} of 255.",
         "AUROC alone: how well one number of a tile, read in the better direction, tells the classes apart; 0.5 is "
         "chance. It is measured on all tiles and fitted to none.",
@@ -252,6 +290,48 @@ def _blank(blank: pd.DataFrame, tiles: PackedTiles, folder: Path) -> Section:
     shown = blank.head(GRID)
     picture = _grid(shown, tiles, f"{len(shown)} of {len(blank):,}", folder / "near_blank.png", "The emptiest first.")
     return Section("Near-blank tiles", [words], pictures=[picture])
+
+
+def _shared(
+    shared: Shared, conflicts: pd.DataFrame, sides: np.ndarray | None, tiles: PackedTiles, folder: Path
+) -> Section:
+    if not len(shared.pairs):
+        return Section("Tiles that share pixels", ["None: no two tiles are copies of one another or overlap."])
+    labels = tiles.table["label"].to_numpy()
+    inside = np.flatnonzero(np.bincount(shared.components, minlength=len(labels))[shared.components] > 1)
+    rows = [
+        ("pairs that overlap in part", (~shared.copies).sum()),
+        ("pairs of exact copies", shared.copies.sum()),
+        ("copies with different labels", len(conflicts)),
+        ("components", len(shared.sizes)),
+        ("tiles in components", len(inside)),
+        ("tumour tiles among them", labels[inside].sum()),
+        ("tiles of the largest component", shared.sizes[0]),
+    ]
+    if sides is not None:
+        rows.append(("pairs across the sides of the run's split", mosaics.across_sides(shared, sides).sum()))
+    table = Table(["", "number"], [[Cell(name), Cell(f"{int(number):,}")] for name, number in rows], words=1)
+    notes = ["overlaps.csv has every pair, with the offset of its second tile in pixels."]
+    if len(conflicts):
+        notes.append("conflicts.csv has the copies with different labels: of each pair one label is wrong.")
+    words = (
+        "Where one tile trains and its neighbour validates, the network has seen part of what it is measured on. "
+        "Where slides are unknown, histolight keeps each component on one side; data.split=random does not."
+    )
+    return Section("Tiles that share pixels", [words], table, notes, _mosaic_pictures(shared, sides, tiles, folder))
+
+
+def _mosaic_pictures(shared: Shared, sides: np.ndarray | None, tiles: PackedTiles, folder: Path) -> Sequence[Picture]:
+    stitched = mosaics.largest_mosaics(shared, tiles.table, tiles.pack, MOSAICS, MOSAIC_TILES)
+    if not stitched:
+        return []
+    labels = tiles.table["label"].to_numpy()
+    figure = mosaics.mosaics_figure(stitched, labels, tiles.pack.tiles.image_size, sides)
+    caption = (
+        f"The {_count(len(stitched), 'largest component')}, stitched from their tiles. Beside the tissue: the outline "
+        f"of each tile{'' if sides is None else ' in the colour of its side'}, its centre in the colour of its label."
+    )
+    return [saved_picture(figure, folder / "mosaics.png", caption, photographs=True, wide=True)]
 
 
 def _copies(copies: pd.DataFrame, near: pd.DataFrame, tiles: PackedTiles, folder: Path) -> Section:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from histolight.cli import main as cli
 from histolight.commands.explore import main, parse_request
+from histolight.config.compose import compose_config, to_yaml
 from histolight.data.prepare import PackedTiles
 from histolight.errors import DataError, HistolightError, RequestError
 from histolight.exploration.page import tile_section
@@ -137,7 +138,7 @@ def test_a_sample_of_one_class_is_one_line_and_leaves_nothing(request_of: list[s
         (["data=folder", "data.root=nothing"], "has no two class folders"),
         (["data=kaggle", "data.root=nothing"], "train_labels.csv is missing"),
         (["data.rot=x"], "data.rot is not a key: did you mean data.root"),
-        (["optimizer.lr=1"], "optimizer.lr= has no place in histolight explore; it takes data"),
+        (["optimizer.lr=1"], "optimizer.lr= has no place in histolight explore; it takes run, data"),
         (["model=resnet18"], "model= has no place in histolight explore"),
         (["data=unknown"], "unknown"),
         (["data.seed=-1"], "data.seed=-1 is out of range"),
@@ -179,9 +180,51 @@ def test_multirun_is_refused() -> None:
 
 
 def test_the_folder_is_named_by_source_and_time() -> None:
-    config, title, directory = parse_request([])
-    assert (config.source, title) == ("synthetic", "Tiles of synthetic")
-    assert re.fullmatch(r"outputs/explore/synthetic-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", directory.as_posix())
+    request = parse_request([])
+    assert (request.data.source, request.title) == ("synthetic", "Tiles of synthetic")
+    name = r"outputs/explore/synthetic-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
+    assert re.fullmatch(name, request.directory.as_posix())
+
+
+def test_a_run_shows_the_sides_of_its_split(
+    request_of: list[str], tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tissue = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for name, (y, x) in {"left": (0, 0), "right": (16, 16)}.items():
+        Image.fromarray(tissue[y : y + 32, x : x + 32]).save(tiles / "1" / f"{name}.png")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(compose_config(request_of)))
+    (run / "metrics.json").write_text('{"status": "completed"}')
+    sides = {path.stem: "train" for path in tiles.rglob("*.png")} | {"right": "val"}
+    pd.Series(sides, name="split").rename_axis("id").to_csv(run / "splits.csv")
+    assert main([f"run={run}", "hydra.run.dir=out"]) == 0
+    assert "The run's split puts 1 of these pairs on two sides: its figures flatter." in capsys.readouterr().out
+    pairs = pd.read_csv("out/overlaps.csv").set_index("id_1")
+    assert pairs.loc["left"].tolist() == ["right", 16, 16]
+    assert Path("out/figures/mosaics.png").is_file()
+    page = Path("out/report.html").read_text()
+    assert "in the colour of its side" in page
+    sides["right"] = "train"
+    pd.Series(sides, name="split").rename_axis("id").to_csv(run / "splits.csv")
+    assert main([f"run={run}", "hydra.run.dir=other"]) == 0
+    assert "The run's split puts none of these pairs on two sides." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run=nowhere"], "nowhere is not a folder"),
+        (["run=."], "is not a run directory"),
+        (["run=run", "data.limit=3"], "data.limit= has no place in histolight explore, which takes the run as it is"),
+    ],
+)
+def test_a_wrong_run_is_one_line(
+    overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match=message):
+        main(overrides)
 
 
 def test_it_does_without_torch(request_of: list[str]) -> None:
