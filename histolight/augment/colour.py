@@ -10,6 +10,8 @@ import math
 
 import torch
 
+from histolight.augment.registry import Draw, augmentation
+
 # NTSC's luma and the two axes of colour across it, row by row, for red, green and blue; as scikit-image's rgb2yiq.
 _YIQ_OF_RGB = torch.tensor(
     (
@@ -42,6 +44,12 @@ def change_brightness(tiles: torch.Tensor, factors: torch.Tensor) -> torch.Tenso
     return (tiles * _per_tile(factors)).clamp_(0, 1)
 
 
+@augmentation("lit", brightness={"most": 1})
+def jitter_brightness(tiles: torch.Tensor, draw: Draw, brightness: float) -> torch.Tensor:
+    """Draw the factors from [1 - brightness, 1 + brightness]."""
+    return change_brightness(tiles, draw(1 - brightness, 1 + brightness))
+
+
 def change_contrast(tiles: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Stretch each tile by its factor about the mean of its grey.
 
@@ -52,6 +60,12 @@ def change_contrast(tiles: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     return _blend(tiles, (tiles.mean(dim=(-2, -1)) @ _luma(tiles)).view(-1, 1, 1, 1), factors)
 
 
+@augmentation("lit", contrast={"most": 1})
+def jitter_contrast(tiles: torch.Tensor, draw: Draw, contrast: float) -> torch.Tensor:
+    """Draw the factors from [1 - contrast, 1 + contrast]."""
+    return change_contrast(tiles, draw(1 - contrast, 1 + contrast))
+
+
 def change_saturation(tiles: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Stretch each pixel's colour by its tile's factor about the pixel's grey.
 
@@ -60,6 +74,12 @@ def change_saturation(tiles: torch.Tensor, factors: torch.Tensor) -> torch.Tenso
         factors: ``(N,)``, at least 0.
     """
     return _blend(tiles, (tiles.movedim(1, -1) @ _luma(tiles)).unsqueeze(1), factors)
+
+
+@augmentation("lit", saturation={"most": 1})
+def jitter_saturation(tiles: torch.Tensor, draw: Draw, saturation: float) -> torch.Tensor:
+    """Draw the factors from [1 - saturation, 1 + saturation]."""
+    return change_saturation(tiles, draw(1 - saturation, 1 + saturation))
 
 
 def change_hue(tiles: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
@@ -77,6 +97,12 @@ def change_hue(tiles: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     return mix_channels(tiles, turned.mT, torch.zeros_like(turned[:, 0])).clamp_(0, 1)
 
 
+@augmentation("lit", hue={"most": 0.5})
+def jitter_hue(tiles: torch.Tensor, draw: Draw, hue: float) -> torch.Tensor:
+    """Draw the turns from [-hue, hue], parts of the whole circle."""
+    return change_hue(tiles, draw(-hue, hue))
+
+
 def change_gamma(tiles: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
     """Raise each tile to its exponent: below 1 lightens the dark parts, above 1 darkens them; black and white stay.
 
@@ -85,6 +111,12 @@ def change_gamma(tiles: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
         exponents: ``(N,)``, above 0.
     """
     return tiles.pow(_per_tile(exponents))
+
+
+@augmentation("lit", gamma={"below": 1})
+def jitter_gamma(tiles: torch.Tensor, draw: Draw, gamma: float) -> torch.Tensor:
+    """Draw the exponents from [1 - gamma, 1 + gamma]."""
+    return change_gamma(tiles, draw(1 - gamma, 1 + gamma))
 
 
 def mix_channels(tiles: torch.Tensor, matrices: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from histolight.augment.registry import Draw, augmentation
+
 
 def random_flips(tiles: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Mirror each tile left-right and top-bottom, each with probability 1/2.
@@ -57,6 +59,12 @@ def shift_and_scale(tiles: torch.Tensor, shifts: torch.Tensor, factors: torch.Te
     places[:, :, 2] = -shifts * (2 / tiles.shape[-1]) / factors.unsqueeze(1)  # the tile reaches from -1 to 1
     grid = F.affine_grid(places, list(tiles.shape), align_corners=False)
     return F.grid_sample(tiles, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+@augmentation("cut", shift={"most": 8}, scale={"most": 0.25})
+def jitter_place(tiles: torch.Tensor, draw: Draw, shift: float, scale: float) -> torch.Tensor:
+    """Draw shifts along each axis from [-shift, shift] pixels, not whole, and factors from [1 - scale, 1 + scale]."""
+    return shift_and_scale(tiles, draw(-shift, shift, 2), draw(1 - scale, 1 + scale))
 
 
 def _choose(versions: Sequence[torch.Tensor], version: torch.Tensor, down: torch.Tensor) -> torch.Tensor:

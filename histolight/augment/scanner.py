@@ -7,8 +7,10 @@ import math
 import torch
 import torch.nn.functional as F
 
+from histolight.augment.registry import Draw, augmentation
 
-def blur(tiles: torch.Tensor, sigmas: torch.Tensor, largest: float) -> torch.Tensor:
+
+def blur_tiles(tiles: torch.Tensor, sigmas: torch.Tensor, largest: float) -> torch.Tensor:
     """Blur each tile by a Gaussian of its own width, cut off at 3 ``largest``; the border is mirrored.
 
     Args:
@@ -40,3 +42,16 @@ def add_noise(tiles: torch.Tensor, deviations: torch.Tensor, generator: torch.Ge
     # Not in channels_last memory, where a CPU draws much more slowly.
     noise = torch.randn(tiles.shape, device=tiles.device, dtype=tiles.dtype, generator=generator)
     return noise.mul_(deviations.view(-1, 1, 1, 1)).add_(tiles).clamp_(0, 1)
+
+
+# Behind each other: what is out of focus is blurred before the sensor adds its noise.
+@augmentation("scanned", blur={"most": 5})
+def jitter_focus(tiles: torch.Tensor, draw: Draw, blur: float) -> torch.Tensor:
+    """Draw the standard deviation of a Gaussian blur from [0, blur] pixels."""
+    return blur_tiles(tiles, draw(0, blur), blur)
+
+
+@augmentation("scanned", noise={"most": 1})
+def jitter_noise(tiles: torch.Tensor, draw: Draw, noise: float) -> torch.Tensor:
+    """Draw the standard deviation of Gaussian noise from [0, noise]; a pixel is 0 to 1."""
+    return add_noise(tiles, draw(0, noise), draw.generator)

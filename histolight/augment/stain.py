@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from histolight.augment.colour import mix_channels
+from histolight.augment.registry import Draw, augmentation
 
 DARKEST = 1 / 255  # darker pixels count as this one, the darkest that 8 bits tell from black: log 0 is no density
 
@@ -39,6 +40,12 @@ def change_stains(tiles: torch.Tensor, factors: torch.Tensor, offsets: torch.Ten
     change = (hed_of_rgb.unsqueeze(0).unsqueeze(3) * factors.view(-1, 1, 3, 1) * rgb_of_hed).sum(2)
     added = (offsets.unsqueeze(2) * rgb_of_hed).sum(1)
     return mix_channels(log_light(tiles), change, -added).exp_().clamp_(0, 1)
+
+
+@augmentation("stained", stain={"most": 1})
+def jitter_stains(tiles: torch.Tensor, draw: Draw, stain: float) -> torch.Tensor:
+    """Draw for each stain a factor from [1 - stain, 1 + stain] and an offset from [-stain, stain]."""
+    return change_stains(tiles, draw(1 - stain, 1 + stain, 3), draw(-stain, stain, 3))
 
 
 def log_light(tiles: torch.Tensor) -> torch.Tensor:

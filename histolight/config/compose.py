@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from histolight.config.schema import Config, check_values, valid_keys
+from histolight.config.schema import Config, check_values, conf_directory, valid_keys
 from histolight.errors import RequestError, nearest
 
 PATH_KEYS = (
@@ -31,13 +31,6 @@ PATH_KEYS = (
 )
 
 ConfigStore.instance().store(name="schema", node=Config)
-
-
-def conf_directory() -> Path:
-    """Return the folder of YAML files: inside an installed wheel, else beside the package in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:

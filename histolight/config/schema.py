@@ -7,14 +7,19 @@ A field's type is checked by OmegaConf while Hydra composes; its range and its c
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import typing
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
 
 from histolight.errors import RequestError, nearest
 
+Schema = TypeVar("Schema")
 CENTRE = 32  # pixels: the label of a tile is about its centre, CENTRE x CENTRE
 
 
@@ -76,23 +81,38 @@ class DataConfig:
     augment_val: bool = False
 
 
+def conf_directory() -> Path:
+    """Return the folder of YAML files: inside an installed wheel, else beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+@functools.cache
+def augmentation_keys() -> list[str]:
+    """List the strengths of augmentation: the keys of ``conf/augment/*.yaml`` but ``geometry``."""
+    texts = (path.read_text(encoding="utf-8") for path in sorted(conf_directory().glob("augment/*.yaml")))
+    keys = dict.fromkeys(key for text in texts for key in yaml.safe_load(text))
+    return [key for key in keys if key != "geometry"]
+
+
+def _with_strengths(schema: type[Schema]) -> type[Schema]:
+    for key in augmentation_keys():
+        schema.__annotations__[key] = "float"
+        setattr(schema, key, 0.0)
+    return schema
+
+
 @dataclass
+@_with_strengths
 class AugmentConfig:
     """Random changes of training tiles, drawn per tile, that leave the centre 32x32 in place.
 
+    Besides these it has a strength for each key of ``conf/augment/*.yaml``, 0 unless given: ``histolight/augment`` has
+    a function for each, with what the strength means and its range.
+
     Attributes:
         geometry: ``flips`` is both mirror flips, ``dihedral`` the eight symmetries of the square.
-        brightness: Factor drawn from [1 - b, 1 + b].
-        contrast: Likewise, about the tile's mean grey.
-        saturation: Likewise, about each pixel's grey.
-        stain: Amounts of haematoxylin, eosin and DAB become ``a * amount + b``, a drawn from [1 - s, 1 + s] and b from
-            [-s, s] for each stain.
-        hue: Colours are turned by a part of the circle drawn from [-h, h].
-        gamma: Pixels are raised to a power drawn from [1 - g, 1 + g].
-        blur: Standard deviation in pixels of a Gaussian blur, drawn from [0, b].
-        noise: Standard deviation of Gaussian noise, drawn from [0, n]; a pixel is 0 to 1.
-        shift: Pixels to each side, drawn from [-s, s] along each axis, not whole.
-        scale: Factor about the middle, drawn from [1 - s, 1 + s].
         cutmix: Probability that a box of another tile replaces a part of a tile. The label is mixed by the part of the
             centre 32x32 that is replaced: it stays where the box does not touch the centre.
         mixup: Tiles that are not cut, and their labels, are blended with another's; its share is drawn from Beta(m, m),
@@ -100,16 +120,6 @@ class AugmentConfig:
     """
 
     geometry: str = _choice("none", "flips", "dihedral")
-    brightness: float = _number(0.0, least=0, most=1)
-    contrast: float = _number(0.0, least=0, most=1)
-    saturation: float = _number(0.0, least=0, most=1)
-    stain: float = _number(0.0, least=0, most=1)
-    hue: float = _number(0.0, least=0, most=0.5)
-    gamma: float = _number(0.0, least=0, below=1)
-    blur: float = _number(0.0, least=0, most=5)
-    noise: float = _number(0.0, least=0, most=1)
-    shift: float = _number(0.0, least=0, most=8)
-    scale: float = _number(0.0, least=0, most=0.25)
     cutmix: float = _number(0.0, least=0, most=1)
     mixup: float = _number(0.0, least=0, most=10)
 
@@ -315,12 +325,13 @@ def check_values(config: Any, prefix: str = "") -> None:
             if value not in item.metadata["choices"]:
                 raise RequestError(f"{key}={value} is not known: {nearest(str(value), item.metadata['choices'])}")
         elif item.metadata and value is not None:
-            _check_range(key, value, dict(item.metadata))
+            check_range(key, value, dict(item.metadata))
     if isinstance(config, Config):
         _check_together(config)
 
 
-def _check_range(key: str, value: float, limits: dict[str, float]) -> None:
+def check_range(key: str, value: float, limits: dict[str, float]) -> None:
+    """Raise :class:`RequestError` for a number outside its limits, as :func:`_number` declares them."""
     broken = (
         not math.isfinite(value)
         or value < limits.get("least", -math.inf)
@@ -353,7 +364,7 @@ def _check_together(config: Config) -> None:
             raise RequestError(
                 f"loss.pos_weight={loss.pos_weight} is not known: balanced, inverse, null or a number"
             ) from None
-        _check_range("loss.pos_weight", weight, {"above": 0})
+        check_range("loss.pos_weight", weight, {"above": 0})
     if trainer.ema is not None and trainer.swa is not None:
         raise RequestError("trainer.ema and trainer.swa are two averages of the same weights: set one of them")
     if config.model.input_size is not None and config.model.input_size < data.image_size:

@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch.profilers import Profiler, PyTorchProfiler, SimpleProfiler
 
 from histolight import files, runs
+from histolight.augment.registry import check_augment
 from histolight.config.compose import to_yaml
 from histolight.config.schema import AugmentConfig, Config, LoggerConfig
 from histolight.data.datamodule import TileDataModule
@@ -73,6 +74,7 @@ def check_request(config: Config) -> Config:
         weights = None if kind.artificial else "imagenet"
     if config.data.sampler == "balanced" and config.loss.pos_weight == "balanced":
         raise RequestError("data.sampler=balanced and loss.pos_weight=balanced count twice: add loss.pos_weight=null")
+    check_augment(config.augment)
     check_name(config.model.name)
     check_weights(config.model.name, weights)
     loggers.check_logger(config.logger)

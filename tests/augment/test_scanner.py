@@ -5,14 +5,14 @@ import torch
 from torchvision.transforms.v2 import functional as reference
 
 from histolight.augment import augment_tiles
-from histolight.augment.scanner import add_noise, blur
+from histolight.augment.scanner import add_noise, blur_tiles
 from histolight.config.schema import AugmentConfig
 
 
 def test_each_tile_is_blurred_by_its_own_width_as_torchvision_would() -> None:
     tiles = torch.rand(4, 3, 20, 24, generator=torch.Generator().manual_seed(0))
     sigmas = torch.tensor([0.0, 0.4, 1.0, 1.5])
-    blurred = blur(tiles, sigmas, 1.5)
+    blurred = blur_tiles(tiles, sigmas, 1.5)
     assert torch.equal(blurred[0], tiles[0])
     for tile, sigma, result in zip(tiles[1:], sigmas[1:].tolist(), blurred[1:], strict=True):
         torch.testing.assert_close(result, reference.gaussian_blur(tile, 11, sigma), atol=1e-6, rtol=0)

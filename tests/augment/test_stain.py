@@ -7,6 +7,7 @@ from scipy.stats import kstest
 from skimage.color import hed2rgb, rgb2hed
 
 from histolight.augment import augment_tiles
+from histolight.augment.registry import check_augment
 from histolight.augment.stain import DARKEST, change_stains
 from histolight.config.compose import compose_config, typed
 from histolight.config.schema import AugmentConfig
@@ -102,4 +103,4 @@ def test_the_shipped_configuration_jitters_and_bad_strengths_are_refused() -> No
         with pytest.raises(
             RequestError, match=r"augment.stain=\S+ is out of range: it must be at least 0 and at most 1"
         ):
-            typed(compose_config([f"augment.stain={wrong}"]))
+            check_augment(typed(compose_config([f"augment.stain={wrong}"])).augment)
