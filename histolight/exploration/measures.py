@@ -182,7 +182,7 @@ def near_duplicates(pack: Pack, rows: np.ndarray, hashes: np.ndarray) -> pd.Data
     """
     first = np.sort(np.unique(pack.hashes[rows], return_index=True)[1])
     places = first[pack.contrast[rows[first]] >= NEAR_BLANK_CONTRAST]
-    pairs = places[_alike(hashes[places])]
+    pairs = places[alike(hashes[places])]
     found = [
         _correlation(pack.tiles.gather(rows[block[:, 0]]), pack.tiles.gather(rows[block[:, 1]]))
         for block in np.split(pairs, range(_BLOCK, len(pairs), _BLOCK))
@@ -191,7 +191,7 @@ def near_duplicates(pack: Pack, rows: np.ndarray, hashes: np.ndarray) -> pd.Data
     return table[table["correlation"] >= LEAST_CORRELATION].reset_index(drop=True)
 
 
-def _alike(hashes: np.ndarray) -> np.ndarray:
+def alike(hashes: np.ndarray) -> np.ndarray:
     """Find the pairs of hashes (n, 8) that are near enough, without repetition: int64 (pairs, 2)."""
     width = np.uint64(64 // _BANDS)
     found = [np.empty((0, 2), np.int64)]

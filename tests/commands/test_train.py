@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from histolight.cli import main
+from histolight.config.request import training_request
 
 TINY = ["model.name=shufflenet_v2_x0_5", "model.weights=null"]
 
@@ -161,12 +163,15 @@ def test_the_configuration_of_a_saved_run_is_printed(here: Path, capsys: pytest.
 
 
 def test_runs_named_in_the_same_second_have_a_folder_each(here: Path) -> None:
-    from histolight.config.request import _unused
-
-    assert _unused(here / "run-12.00") == here / "run-12.00"
-    (here / "run-12.00").mkdir()
-    (here / "run-12.00-2").mkdir()
-    assert _unused(here / "run-12.00") == here / "run-12.00-3"
+    now = datetime.now()
+    taken = [f"again-{now + timedelta(seconds=second):%Y-%m-%d_%H-%M-%S}" for second in range(600)]
+    for name in taken:
+        Path("outputs/runs", name).mkdir(parents=True)
+    for number in (2, 3):
+        directory = training_request(["name=again"])[1]
+        assert directory.name in [f"{name}-{number}" for name in taken]
+        for name in taken:
+            Path("outputs/runs", f"{name}-{number}").mkdir()
 
 
 @pytest.mark.usefixtures("undrawn")

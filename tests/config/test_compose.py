@@ -30,23 +30,6 @@ def test_conf_has_files_and_every_file_is_in_a_group() -> None:
     assert len(yamls) == len(FILES) + 1
 
 
-def test_defaults_are_those_of_the_design() -> None:
-    config = typed(compose_config(["data=kaggle", "data.root=x"]))
-    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == ("adam", 1e-3, 1e-5)
-    assert (config.scheduler.name, config.trainer.max_epochs, config.data.batch_size) == ("one_cycle", 5, 64)
-    assert (config.augment.geometry, config.loss.pos_weight, config.model.name) == (
-        "dihedral",
-        "balanced",
-        "densenet121",
-    )
-    assert (config.data.val_fraction, config.data.test_fraction, config.data.fold, config.data.folds) == (
-        0.2,
-        0,
-        None,
-        5,
-    )
-
-
 def test_embedded_data_choose_a_smaller_network_unless_one_is_given() -> None:
     assert typed(compose_config([])).model.name == "resnet18"
     assert typed(compose_config(["model=densenet121"])).model.name == "densenet121"

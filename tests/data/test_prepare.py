@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
@@ -57,12 +58,20 @@ def test_the_fingerprint_is_of_the_content_not_of_the_place(
 
 def test_a_balanced_sampler_draws_both_classes_alike(small_config: Config) -> None:
     config = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, sampler="balanced"))
-    labels = np.array([0] * 90 + [1] * 10)
-    module = TileDataModule(prepare(config.data), config)
-    order = module._training_order(labels, epoch=0)
-    assert len(order) == 100
-    assert labels[order].sum() == 50
-    assert not np.array_equal(order, module._training_order(labels, epoch=1))
+    data = prepare(config.data)
+    tumour = data.table.query("split == 'train' and label == 1").index
+    data = dataclasses.replace(data, table=data.table.drop(tumour[4:]))
+    module = TileDataModule(data, config)
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    loader = module.train_dataloader()
+    orders = []
+    for epoch in range(2):
+        module.trainer.fit_loop.epoch_progress.current.completed = epoch
+        labels, rows = (np.concatenate([getattr(batch, name) for batch in loader]) for name in ("labels", "rows"))
+        assert len(labels) == 24  # three whole batches of the 28 that are drawn
+        assert abs(labels.sum() - 12) <= 2
+        orders.append(rows)
+    assert not np.array_equal(*orders)
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])

@@ -121,7 +121,7 @@ def test_alike_finds_exactly_what_comparing_all_with_all_finds() -> None:
         if np.bitwise_count(hashes[one] ^ hashes[other, 0]).min() <= exploration.MOST_BITS_APART
     }
     assert expected == {(0, 100), (1, 101), (2, 102), (3, 103)}
-    assert set(map(tuple, exploration._alike(hashes).tolist())) == expected
+    assert set(map(tuple, exploration.alike(hashes).tolist())) == expected
 
 
 def test_sets_join_exact_and_near_copies() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 from histolight.config.compose import compose_config, typed
-from histolight.config.schema import Config
 from histolight.data.prepare import prepare
 from histolight.errors import InterruptionError, RequestError
 from histolight.explanation.grad_cam import centre_share, feature_layers, grad_cam
@@ -199,9 +197,3 @@ def test_a_network_that_pools_the_centre_is_exported_and_explained(
     assert maps.shape == (5, 3, 3)
     np.testing.assert_allclose(shares[~np.isnan(shares)], 1.0, atol=1e-5)  # nothing else reaches the logit
     assert not np.isnan(shares).all()
-
-
-def test_defaults_ask_for_none_of_it(small_config: Config) -> None:
-    found = dataclasses.asdict(small_config)
-    assert (found["trainer"]["ema"], found["trainer"]["swa"]) == (None, None)
-    assert (found["model"]["freeze_epochs"], found["model"]["pooling"]) == (0, "mean")
