@@ -227,7 +227,7 @@ def run_result(run: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"metrics": without_costs(run)}
     for path in files(run):
         name = str(path.relative_to(run))
-        if name.startswith("csv/") or path.name == ".lock":
+        if name.startswith("csv/") or path.name == ".histolight.lock":
             continue
         if path.suffix in (".csv", ".yaml"):
             result[name] = path.read_bytes()
@@ -249,7 +249,7 @@ def sweep_result() -> dict[str, Any]:
 def predicted() -> dict[str, Any]:
     about = json.loads(Path("out/prediction.json").read_text())
     tables = {path.name: path.read_bytes() for path in files(Path("out")) if path.suffix == ".csv"}
-    names = [path.name for path in files(Path("out")) if path.name != ".lock"]
+    names = [path.name for path in files(Path("out")) if path.name != ".histolight.lock"]
     return tables | {"files": names, "about": {name: about[name] for name in about if name not in NOT_COMPARED}}
 
 

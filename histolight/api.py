@@ -13,9 +13,10 @@ import pandas as pd
 
 from histolight import files, runs
 from histolight.config.compose import compose_config, saved_config, typed
-from histolight.config.request import training_request
+from histolight.config.request import BEGINNING, training_request
 from histolight.config.schema import Config
 from histolight.errors import RequestError
+from histolight.process import unchanged
 
 if TYPE_CHECKING:
     from histolight.data.prepare import PackedTiles
@@ -53,6 +54,7 @@ class Run:
             raise RequestError(f"{path} is missing: the run has no {part} part, or did not finish")
         return runs.read_predictions(path)
 
+    @unchanged("lightning")
     def classifier(self) -> Classifier:
         """Load the network of the best epoch, in evaluation mode, on the CPU.
 
@@ -90,6 +92,7 @@ class Comparison:
     table: pd.DataFrame
 
 
+@unchanged()
 def load_tiles(overrides: Sequence[str] = ()) -> PackedTiles:
     """Find, check and pack tiles: ``table`` has a row for each, ``pack.tiles.gather(rows)`` their pixels.
 
@@ -108,6 +111,7 @@ def load_tiles(overrides: Sequence[str] = ()) -> PackedTiles:
     return prepare.load_tiles(source, config)
 
 
+@unchanged("lightning", "matplotlib")
 def train(overrides: Sequence[str] = ()) -> Run:
     """Train one run as ``histolight train`` does.
 
@@ -121,7 +125,8 @@ def train(overrides: Sequence[str] = ()) -> Run:
     from histolight.training import fit as training  # imports torch: not before it must
 
     config = training.check_request(config)
-    with files.claimed(directory) if files.is_main_process() else contextlib.nullcontext():
+    held = files.claimed(directory, continued=resume, own=BEGINNING)
+    with held if files.is_main_process() else contextlib.nullcontext():
         data = training.prepare_data(config, directory)
         slides = data.slides or "no known"
         split = f"split: {data.split_kind}"
@@ -130,6 +135,7 @@ def train(overrides: Sequence[str] = ()) -> Run:
     return Run(directory)
 
 
+@unchanged("lightning", "matplotlib")
 def sweep(overrides: Sequence[str]) -> list[Run]:
     """Train every point of a sweep as ``histolight train -m`` does; a failed one says why in its ``metrics``.
 
@@ -152,6 +158,7 @@ def load_run(directory: str | Path) -> Run:
     return run
 
 
+@unchanged()
 def compare(
     folders: str | Path | Sequence[str | Path], by: str | None = None, among: str | Sequence[str] | None = None
 ) -> Comparison:

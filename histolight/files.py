@@ -1,11 +1,17 @@
-"""Files and folders that histolight writes: whole or not at all, and held by one process at a time."""
+"""Files and folders that histolight writes: whole or not at all, held by one process, and never those of others.
+
+What histolight itself leaves for a moment has a name that nobody else uses, ``.histolight-…``, and is recognised by it
+alone.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+import secrets
+import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +39,7 @@ def write_atomically(path: Path, content: str | memoryview) -> None:
     """
     if not is_main_process():
         return
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = temporary_path(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -52,15 +58,23 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 @contextlib.contextmanager
-def claimed(directory: Path) -> Iterator[None]:
+def claimed(directory: Path, continued: bool = False, own: Collection[str] = ()) -> Iterator[None]:
     """Make a folder and hold it: no other process can work in it meanwhile.
 
     Folders that were made here and are still empty at the end, because the request was refused, are removed again.
 
+    Args:
+        directory: The folder.
+        continued: Whether the work in it goes on: then files of others may lie in it, and none is touched.
+        own: As in :func:`check_unused`.
+
     Raises:
-        RequestError: Another process holds the folder, or it can't be written.
+        RequestError: Another process holds the folder, it can't be written, or new work finds files in it.
     """
     made = [path for path in (directory, *directory.parents) if not path.exists()]
+    new_lock = not lock_file(directory).exists()
+    if not continued and new_lock:
+        check_unused(directory, own)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(lock_file(directory), timeout=0)
@@ -71,26 +85,83 @@ def claimed(directory: Path) -> Iterator[None]:
         raise RequestError(
             f"{directory} can't be written ({error.strerror}): choose another folder with hydra.run.dir=FOLDER"
         ) from error
+    refused = True
     try:
+        if not continued:
+            check_unused(directory, own)
+        refused = False
         clear_leftovers(directory)
         yield
     finally:
-        if list(directory.iterdir()) == [lock_file(directory)]:
-            lock_file(directory).unlink()
+        if list(directory.iterdir()) == [lock_file(directory)] or (refused and new_lock):
+            lock_file(directory).unlink(missing_ok=True)
         lock.release()
         with contextlib.suppress(OSError):  # not empty
             for path in made:
                 path.rmdir()
 
 
+def check_unused(directory: Path, own: Collection[str] = ()) -> None:
+    """Refuse a folder for new work that holds anything, hidden or not, but what histolight leaves for a moment.
+
+    Args:
+        directory: The folder; it need not exist.
+        own: Names that may be there: what earlier work that is begun anew has left.
+
+    Raises:
+        RequestError: The folder holds files, or can't be read.
+    """
+    try:
+        found = sorted(
+            path.name for path in directory.iterdir() if path != lock_file(directory) and not _is_leftover(path)
+        )
+    except FileNotFoundError:
+        if not directory.is_symlink():
+            return
+        raise RequestError(f"{directory} is a link that leads nowhere: choose another folder") from None
+    except OSError as error:
+        raise RequestError(
+            f"{directory} can't be used ({error.strerror}): choose another folder with hydra.run.dir=FOLDER"
+        ) from error
+    if foreign := [name for name in found if name not in own]:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise RequestError(
+            f"{directory} holds files already ({foreign[0]}{more}): choose another folder with hydra.run.dir=FOLDER, "
+            "for a sweep another name=NAME"
+        )
+
+
 def clear_leftovers(directory: Path) -> None:
-    """Delete what a killed process left of :func:`write_atomically`; the caller holds the folder."""
+    """Delete what a killed process left of its temporaries; the caller holds the folder."""
     for folder in (".", "checkpoints", "predictions", "figures"):
-        for path in directory.glob(f"{folder}/.*"):
-            if re.fullmatch(r"\..+\.\d+", path.name):
-                path.unlink()
+        for path in filter(_is_leftover, directory.glob(f"{folder}/.histolight-*")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _is_leftover(path: Path) -> bool:
+    """Say whether :func:`temporary_path` named this file or folder."""
+    return re.fullmatch(r"\.histolight-\d+-[0-9a-f]{8}\.tmp", path.name) is not None and not path.is_symlink()
+
+
+def temporary_path(folder: Path) -> Path:
+    """Name a temporary file or folder as nobody else does."""
+    return folder / f".histolight-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder that is gone again at the end, whatever happens."""
+    folder = temporary_path(parent)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def lock_file(directory: Path) -> Path:
     """Return the file that a process locks while it works in a folder."""
-    return directory / ".lock"
+    return directory / ".histolight.lock"

@@ -33,6 +33,13 @@ from histolight.errors import HistolightError, InterruptionError, RequestError
 if TYPE_CHECKING:
     import pandas as pd  # half a second, which --help and --cfg need not pay
 
+# What an attempt would otherwise find of an earlier one; metrics.json, which says that it failed, goes last.
+_OF_AN_ATTEMPT = (
+    *("config.yaml", "splits.csv", "data_problems.csv", "report.html", "traceback.txt"),
+    *("predictions/val.csv", "predictions/test.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"),
+    *("csv/metrics.csv", "csv/earlier.csv", "csv/hparams.yaml", "mlflow/run_id", "wandb/run_id"),
+    *("tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml", "metrics.json"),
+)
 PACKAGES = (
     "histolight",
     "torch",
@@ -85,6 +92,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def clear_attempt(directory: Path) -> None:
+    """Delete the files of a failed run, so that it begins afresh; whatever else lies among them stays."""
+    for pattern in _OF_AN_ATTEMPT:
+        for path in directory.glob(pattern):
+            if not path.parent.is_symlink() and (path.is_file() or path.is_symlink()):
+                path.unlink()
+
+
 @contextlib.contextmanager
 def recorded(directory: Path) -> Iterator[None]:
     """Record in ``metrics.json`` how the work inside ended: completed, failed or interrupted, and why."""
@@ -99,6 +114,50 @@ def recorded(directory: Path) -> Iterator[None]:
             update_metrics(directory, status="failed", reason=f"{str(error) or type(error).__name__}".splitlines()[0])
         raise
     update_metrics(directory, status="completed")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a saved configuration, which may be another's, as plain data: mappings, lists, words and numbers.
+
+    Raises:
+        RequestError: The file is missing or damaged, or holds what is no plain data: a tag, an alias, or an
+            interpolation, ``${...}``, which would put what this machine knows into what is written here.
+    """
+    import yaml
+
+    safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        text = path.read_text(encoding="utf-8")
+        for event in yaml.parse(text, Loader=safe):
+            tag = getattr(event, "tag", None)
+            if tag is not None or isinstance(event, yaml.AliasEvent):
+                raise RequestError(f"it holds {'an alias' if tag is None else f'the tag {tag}'}, and needs none")
+        config = yaml.load(text, Loader=safe)
+        if not isinstance(config, dict):
+            raise RequestError("it is not a configuration")
+        _check_plain(config, "")
+    except FileNotFoundError:
+        raise RequestError(f"{path.parent} is not a run directory: it has no {path.name}") from None
+    except OSError as error:
+        raise RequestError(f"{path} can't be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError, RequestError) as error:
+        raise RequestError(f"{path} is damaged: {error or type(error).__name__}") from error
+    return config
+
+
+def _check_plain(value: Any, key: str) -> None:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_plain(str(name), key)
+            _check_plain(item, f"{key}.{name}".removeprefix("."))
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(item, key)
+    elif isinstance(value, str):
+        if "${" in value:
+            raise RequestError(f"{key or value} holds an interpolation, {value}: write the value itself")
+    elif not isinstance(value, int | float | None):
+        raise RequestError(f"{key}={value} is neither a word nor a number")
 
 
 def completed_metrics(directory: Path) -> dict[str, Any]:

@@ -81,13 +81,15 @@ def test_a_claimed_folder_is_held_and_an_unused_one_goes_again(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
     with files.claimed(directory):
         (directory / "metrics.json").write_text("{}")
-    with files.claimed(directory):
+    with files.claimed(directory, continued=True):
         pass
     assert (directory / "metrics.json").is_file()
+    with pytest.raises(RequestError, match=r"holds files already \(metrics.json\)"), files.claimed(directory):
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    refused = pytest.raises(RequestError, match=r"file/run can't be written .*: choose another folder")
+    refused = pytest.raises(RequestError, match=r"file/run can't be used .*: choose another folder")
     with refused, files.claimed(tmp_path / "file" / "run"):
         pass

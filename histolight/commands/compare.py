@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-from histolight.config.keys import own_keys, read_path, read_paths
+from histolight import files
+from histolight.config.keys import new_folder, own_keys, read_paths
 from histolight.errors import RequestError, nearest
 
 KEYS = ("runs", "by", "among", "plan", "hydra.run.dir")
@@ -57,7 +56,8 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     from histolight.ranking.ranking import compare_runs
 
     ranking = compare_runs(config.runs, config.by, config.among)
-    write_report(ranking, config.directory, f"Comparison of {_title(config.runs)}")
+    with files.claimed(config.directory):
+        write_report(ranking, config.directory, f"Comparison of {_title(config.runs)}")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(terminal_text(ranking, width))
     print(f"\nreport       {config.directory / 'report.html'}")
@@ -95,19 +95,10 @@ def parse_request(overrides: Sequence[str]) -> CompareConfig:
     if "runs" not in values:
         raise RequestError("runs= is missing: histolight compare runs=FOLDER, with a sweep or a folder of runs")
     runs = read_paths("runs", values["runs"])
-    directory = values.get("hydra.run.dir")
-    place = (
-        read_path(directory) if directory else Path("outputs", "compare", f"{_slug(runs)}-{datetime.now():%F_%H-%M-%S}")
-    )
-    if (place / "metrics.json").exists():
-        raise RequestError(f"hydra.run.dir={place} is a run directory: choose another folder")
-    return CompareConfig(runs, values.get("by"), values.get("among"), place)
+    folder = new_folder(values.get("hydra.run.dir"), "compare", _title(runs))
+    return CompareConfig(runs, values.get("by"), values.get("among"), folder)
 
 
 def _title(runs: Sequence[Path]) -> str:
     name = runs[0].resolve().name
     return name if len(runs) == 1 else f"{name} and {len(runs) - 1} more"
-
-
-def _slug(runs: Sequence[Path]) -> str:
-    return re.sub(r"[^\w.-]+", "-", _title(runs)).strip("-") or "runs"

@@ -9,15 +9,16 @@ from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from histolight import runs
 from histolight.config.schema import Config, check_values, conf_directory, valid_keys
 from histolight.errors import RequestError, nearest
+from histolight.process import own_hydra
 
 PATH_KEYS = (
     "data.root",
@@ -30,7 +31,7 @@ PATH_KEYS = (
     "hydra.sweep.dir",
 )
 
-ConfigStore.instance().store(name="schema", node=Config)
+ConfigStore.instance().store(name="histolight_schema", node=Config)
 
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
@@ -46,9 +47,8 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     for override in overrides:
         if override.startswith("~") and not override.startswith("~hydra"):
             raise RequestError(f"{override}: nothing can be left out of a configuration; set it to another value")
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        with own_hydra(), initialize_config_dir(str(conf_directory()), version_base="1.3"):
             config = compose("config", list(overrides), return_hydra_config=True)
         OmegaConf.to_container(_job(config), resolve=True)
         OmegaConf.to_container(config.hydra.run, resolve=True)
@@ -94,17 +94,15 @@ def like_config(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def saved_config(directory: Path) -> DictConfig:
-    """Read ``config.yaml`` of a run directory.
+    """Read ``config.yaml`` of a run directory; keys that it lacks take their default.
 
     Raises:
-        RequestError: It is missing or damaged.
+        RequestError: It is missing or damaged, or no plain data.
     """
     path = directory / "config.yaml"
-    if not path.is_file():
-        raise RequestError(f"{directory} is not a run directory: it has no config.yaml")
+    saved = runs.read_config(path)
     try:
-        saved = OmegaConf.load(path)
-        if not isinstance(saved, DictConfig) or "data" not in saved:
+        if "data" not in saved:
             raise RequestError("it is not a configuration")
         return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), saved))
     except Exception as error:

@@ -136,16 +136,8 @@ def new_folder(place: str | None, kind: str, name: str, partial: str = "") -> Pa
     """
     slug = re.sub(r"[^\w.-]+", "-", name).strip("-") or kind
     folder = read_path(place) if place else Path("outputs", kind, f"{slug}-{datetime.now():%F_%H-%M-%S}")
-    try:
-        present = {path.name for path in folder.iterdir()} - {files.lock_file(folder).name}
-    except FileNotFoundError:
-        return folder
-    except OSError as error:
-        raise RequestError(
-            f"{folder} can't be used ({error.strerror}): choose another, hydra.run.dir=FOLDER"
-        ) from error
-    if present and partial not in present:
-        raise RequestError(f"{folder} holds files already: choose another folder with hydra.run.dir=FOLDER")
+    if not partial or not (folder / partial).is_file():
+        files.check_unused(folder)
     return folder
 
 

@@ -14,6 +14,7 @@ from histolight.config.compose import compose_config, like_config, saved_config,
 from histolight.config.schema import Config
 from histolight.errors import RequestError
 
+BEGINNING = ("metrics.json",)  # all that a run killed before it had a configuration leaves: it begins anew
 SHARED_DIRECTORY = "HISTOLIGHT_RUN_DIRECTORY"  # environment variable, for the processes of one DDP training
 
 
@@ -66,6 +67,8 @@ def training_request(overrides: Sequence[str]) -> tuple[Config, Path, bool]:
         raise RequestError(
             f"{directory} holds a run: continue it with run={directory}, or choose another hydra.run.dir"
         )
+    else:
+        files.check_unused(directory, BEGINNING)
     os.environ[SHARED_DIRECTORY] = str(directory)
     return config, directory, False
 

@@ -91,7 +91,14 @@ def build_pack(source: Source, folder: Path, image_size: int, workers: int) -> N
             problems += [(ids[row], error.problem, error.detail) for row, error in block.problems]
             bar.update(len(block.pixels))
     if problems:
-        shutil.rmtree(partial)  # mending a file changes the fingerprint, so nothing could resume from this
+        for name in (
+            "tiles.npy",
+            "luma.npy",
+            "journal",
+        ):  # mending a file changes the fingerprint: nothing could resume from this
+            (partial / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty
+            partial.rmdir()
         frame = problem_frame(problems)
         raise DataError(f"{len(frame)} tiles cannot be used: {describe(frame)}", frame)
     for name, values in measures.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import tempfile
 import warnings
 from datetime import date
 from importlib.metadata import version
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from histolight import files
 from histolight.data.datamodule import to_floats
 from histolight.errors import HistolightError, RequestError
 from histolight.models.classifier import Classifier
@@ -99,8 +99,8 @@ def export_onnx(classifier: Classifier, tiles: npt.NDArray[np.uint8], path: Path
     for key, value in metadata.items():
         program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export") as folder:
-            beside = Path(folder, path.name)
+        with files.temporary_folder(path.parent) as folder:
+            beside = folder / path.name
             program.save(beside, external_data=False)
             difference = _difference(scorer, beside, tiles)
             if not difference <= TOLERANCE:

@@ -16,7 +16,7 @@ import torch
 from scipy.special import log_expit, logsumexp
 from tqdm import tqdm
 
-from histolight import runs
+from histolight import files, runs
 from histolight.config.schema import TrainerConfig
 from histolight.data.datamodule import to_floats
 from histolight.data.loader import TileLoader
@@ -259,9 +259,11 @@ def _record(logits: np.ndarray) -> bytes:
 
 def _finished_batches(path: Path, header: bytes, tiles: int, batch_size: int, members: int) -> list[np.ndarray]:
     """Read the batches that a file holds, and cut off what follows the last whole one."""
-    found = path.read_bytes() if path.exists() else b""
+    if not path.exists():
+        files.write_atomically(path, memoryview(header))
+    found = path.read_bytes()
     finished: list[np.ndarray] = []
-    if not header.startswith(found[: len(header)]):
+    if not found.startswith(header):
         raise RequestError(
             f"{path} is the beginning of another prediction (other runs, tiles or options): choose another folder with "
             "hydra.run.dir=FOLDER, or delete that file"
@@ -276,6 +278,5 @@ def _finished_batches(path: Path, header: bytes, tiles: int, batch_size: int, me
         finished.append(logits.reshape(count, members).astype(np.float32))
         end += len(record)
     with open(path, "ab") as file:
-        file.write(header[len(found) :])
         file.truncate(end)
     return finished

@@ -142,7 +142,7 @@ def predict(request: PredictConfig, progress: bool = True) -> list[Path]:
         ensemble = f"{len(classifiers)} network{'s' if len(classifiers) > 1 else ''}"
         views = f"tta={request.tta} ({len(networks.SYMMETRIES[request.tta])} views)"
         print(f"{len(packed.table):,} tiles, {ensemble}, {views}; writing {directory}", file=sys.stderr)
-    with files.claimed(directory):
+    with files.claimed(directory, continued=(directory / PARTIAL).is_file()):
         header = networks.request_header(request.runs, packed.fingerprint, data.batch_size, request.tta, precision)
         rows, partial = packed.table["row"].to_numpy(), directory / PARTIAL
         logits = networks.resumable_logits(

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import yaml
 from tqdm import tqdm
 
 from histolight.config.schema import Config
 from histolight.data.table import PARTS
 from histolight.errors import HistolightError, RequestError
-from histolight.runs import read_metrics, read_predictions
+from histolight.runs import read_config, read_metrics, read_predictions
 
 DEPTH = 3  # a folder of sweeps, a sweep, a run
 
@@ -182,15 +181,10 @@ def _read_run(directory: Path) -> ScoredRun:
             auroc = (metrics.get(part) or {}).get("auroc") or {}
             if auroc.get("value") is None:
                 raise _NotComparableError(f"its metrics.json has no AUROC of the {PARTS[part]} part")
-    path = directory / "config.yaml"
     try:
-        config = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except FileNotFoundError as error:
-        raise _NotComparableError("it has no config.yaml") from error
-    except yaml.YAMLError as error:
-        raise _NotComparableError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise _NotComparableError(f"{path} is damaged: it is not a mapping")
+        config = read_config(directory / "config.yaml")
+    except RequestError as error:
+        raise _NotComparableError(str(error)) from error
     return ScoredRun(directory, with_defaults(config), metrics)
 
 

@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from histolight.data.sources import is_artificial
 from histolight.data.table import PARTS, SPLITS
-from histolight.errors import RequestError
 from histolight.files import write_atomically
 from histolight.reports.curves import curve_figures, read_curves
 from histolight.reports.model_card import model_card
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
 from histolight.reports.parts import as_jpeg, interval_text, pairs, problem_table, saved_picture
-from histolight.runs import read_metrics, read_predictions
+from histolight.runs import read_config, read_metrics, read_predictions
 from histolight.statistics.figures import FIGURES
 from histolight.statistics.intervals import FEW_SLIDES
 from histolight.statistics.slides import sensitivity_at_specificity, slide_figures
@@ -60,8 +58,9 @@ def write_run_report(directory: Path) -> Path:
         HistolightError: The page can't be written.
     """
     metrics = read_metrics(directory)
-    config = _config(directory / "config.yaml")
-    training = _config(directory / "training.yaml") or config
+    config, training = (
+        read_config(path) if (path := directory / f"{name}.yaml").is_file() else {} for name in ("config", "training")
+    )
     predictions = {
         part: table for part in LEADING if part in metrics if (table := _predictions(directory, part)) is not None
     }
@@ -73,7 +72,7 @@ def write_run_report(directory: Path) -> Path:
         _data(metrics, predictions, config),
         _checks(directory),
         _cost(metrics),
-        Section("Model card", table=model_card(metrics, config, training)),
+        Section("Model card", table=model_card(metrics, config, training or config)),
         Section("Configuration", table=_settings(config)),
         Section("Provenance", table=_provenance(directory, metrics)),
     ]
@@ -149,18 +148,6 @@ def _figure(figure: dict[str, Any]) -> str:
     """Write a figure that no line break takes apart."""
     text = f"{figure['value']:.3f} {interval_text(figure['low'], figure['high'], 3)}"
     return text.replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def _config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise RequestError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise RequestError(f"{path} is damaged: it is not a configuration")
-    return config
 
 
 def _predictions(directory: Path, part: str) -> pd.DataFrame | None:

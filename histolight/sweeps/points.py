@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -136,9 +136,27 @@ class Sweep:
         with open_dict(config):
             config.hydra.job.num = config.hydra.job.id = number
         folder = str(config.hydra.sweep.subdir)
-        if folder in used:
+        if not _stays_inside(folder):
+            raise RequestError(
+                f"hydra.sweep.subdir={folder} leads out of the sweep: give a name such as ${{hydra.job.num}}"
+            )
+        if folder in self._folders.values():
             raise RequestError(f"hydra.sweep.subdir gives two points the folder {folder}: put ${{hydra.job.num}} in it")
         return folder
+
+    def ready(self, point: Point) -> None:
+        """Clear the folder of a point that is to be trained of its failed attempt.
+
+        Raises:
+            RequestError: The folder is a link, or holds files of others where the sweep has not trained yet.
+        """
+        root = self.directory.resolve()
+        if point.directory.resolve() != root / point.directory.relative_to(self.directory):
+            raise RequestError(f"{shown(point.directory)} is a link: put the folder itself there, or delete the link")
+        if point.status == "missing":
+            files.check_unused(point.directory)
+        elif point.status == "failed":
+            runs.clear_attempt(point.directory)
 
     def save(self) -> None:
         """Write ``sweep.json``: before the first of its points begins."""
@@ -150,18 +168,28 @@ def read_index(directory: Path) -> dict[str, Any]:
     """Read ``sweep.json``, empty in a new folder.
 
     Raises:
-        RequestError: It is damaged, or the folder holds something else.
+        RequestError: It is damaged, or names a folder outside the sweep.
     """
     path = directory / "sweep.json"
     if not path.exists():
-        if any(not item.name.startswith(".") for item in directory.iterdir()):
-            raise RequestError(f"{shown(directory)} holds something that is not a sweep: choose another name=NAME")
         return {"base": {}, "swept": [], "points": {}}
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        return {"base": dict(index["base"]), "swept": list(index["swept"]), "points": dict(index["points"])}
+        index = {"base": dict(index["base"]), "swept": list(index["swept"]), "points": dict(index["points"])}
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{path} is damaged: choose another name=NAME") from error
+    for folder in index["points"].values():
+        if not _stays_inside(folder):
+            raise RequestError(f"{path} is damaged: {folder} is no folder in it; choose another name=NAME")
+    return index
+
+
+def _stays_inside(folder: object) -> bool:
+    """Say whether the name of a point's folder lies in the sweep; it is composed by Hydra, which resolves ``${``."""
+    if not isinstance(folder, str) or "${" in folder:
+        return False
+    path = PurePath(folder)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def flat_config(config: DictConfig) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import gc
 import itertools
 import logging
 import os
-import shutil
 import sys
 import threading
 import time
@@ -42,6 +41,7 @@ from histolight import files, runs
 from histolight.config.compose import compose_config, conf_directory, quote_paths, to_yaml, typed
 from histolight.errors import HistolightError, InterruptionError, RequestError, command_line
 from histolight.interrupts import signals_interrupt
+from histolight.process import own_hydra
 from histolight.sweeps.points import Point, Sweep, read_index, shown
 
 REFRESH = 0.5  # seconds between two looks at the points
@@ -56,6 +56,7 @@ class SweepResult:
     points: list[Point]
 
 
+@own_hydra()
 def run_sweep(overrides: Sequence[str]) -> SweepResult:
     """Train every point of a sweep that is not completed yet.
 
@@ -85,7 +86,7 @@ def run_sweep(overrides: Sequence[str]) -> SweepResult:
     for config in configs or [master]:
         _refuse_several_devices(config)
 
-    with files.claimed(directory):
+    with files.claimed(directory, continued=(directory / "sweep.json").is_file()):
         sweep = Sweep(directory, fixed, keys, configs or [master], bool(configs))
         for values, config in zip(grid, configs, strict=True):
             sweep.point(values, config)
@@ -182,8 +183,7 @@ class _Launcher:
         self._sweep.save()
         todo = list({point.directory: point for point in points if point.status != "completed"}.values())
         for point in todo:
-            if point.status == "failed":
-                shutil.rmtree(point.directory)  # it starts afresh
+            self._sweep.ready(point)
         while todo:
             try:
                 self._launch(todo, initial_job_idx)
@@ -228,6 +228,7 @@ def _search(setup: dict[str, Any], sweep: Sweep, arguments: list[str]) -> None:
     settings.n_trials -= len(sweep.points)
     if settings.n_trials <= 0:
         return
+    sweep.save()  # the search's own files must not come first: without sweep.json the folder would be another's
     _try_again(settings.storage, settings.study_name)
     sweeper = cast(Any, Plugins.instance().instantiate_sweeper(**setup)).sweeper
     sweeper.launcher = _Launcher(sweeper.launcher, sweep)
@@ -326,7 +327,7 @@ def claim_gpu(directory: Path) -> None:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     for share, gpu in ((share, gpu) for share in itertools.count() for gpu in visible.split(",")):
-        lock = FileLock(directory / f".gpu-{gpu}-{share}.lock")
+        lock = FileLock(directory / f".histolight-gpu-{gpu}-{share}.lock")
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=0)
             _gpu_lock = lock

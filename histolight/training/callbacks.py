@@ -171,8 +171,8 @@ class RunCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put this folder in the place of the one that the state was saved in."""
 
-        def here(path: str) -> str:
-            return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
+        def here(path: str) -> str:  # whatever name the state holds: Lightning deletes the file of the epoch before
+            return os.path.join(str(self.dirpath), f"{self.filename}{self.FILE_EXTENSION}") if path else path
 
         paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
         scores = {here(path): score for path, score in state_dict["best_k_models"].items()}

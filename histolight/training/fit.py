@@ -9,7 +9,6 @@ import logging
 import os
 import pickle
 import sys
-import tempfile
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -164,9 +163,9 @@ def train(
         last = directory / "checkpoints" / "last.ckpt"
         checkpoint = str(last) if resume and last.is_file() else None
         if config.trainer.find_lr and checkpoint is None:
-            with tempfile.TemporaryDirectory(dir=directory, prefix=".find_lr") as folder, quiet_lightning():
+            with files.temporary_folder(directory) as folder, quiet_lightning():
                 apart = dataclasses.replace(config, logger=LoggerConfig("csv"))
-                finding = build_trainer(apart, Path(folder), Speed(), progress=False)
+                finding = build_trainer(apart, folder, Speed(), progress=False)
                 rates, losses = range_test(finding, classifier, TileDataModule(data, config))
             show_learning_rates(rates, losses, config.optimizer.lr, trainer.logger, directory)
         if config.trainer.compile != "none":

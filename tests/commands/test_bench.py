@@ -26,7 +26,7 @@ def measured(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_it_writes_every_figure_and_leaves_nothing_else(measured: Path) -> None:
-    assert {path.name for path in measured.iterdir()} <= {"bench.json", ".lock"}
+    assert {path.name for path in measured.iterdir()} <= {"bench.json", ".histolight.lock"}
     figures = json.loads((measured / "bench.json").read_text())
     assert list(figures) == ["tiles_per_second", "ratios", "memory_mb", "seconds", "machine"]
     rates, ratios = figures["tiles_per_second"], figures["ratios"]

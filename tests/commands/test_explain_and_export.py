@@ -76,7 +76,7 @@ def test_export_prints_the_parity(run: Path, capsys: pytest.CaptureFixture[str])
     difference = re.search(r"8 validation tiles: score differs from torch by at most (\S+)", printed)
     assert difference is not None
     assert float(difference[1]) <= 1e-4
-    assert [path.name for path in Path("out").iterdir() if path.name != ".lock"] == ["model.onnx"]
+    assert [path.name for path in Path("out").iterdir() if path.name != ".histolight.lock"] == ["model.onnx"]
 
 
 def refused(command: str, *overrides: str) -> str:

@@ -105,7 +105,11 @@ def test_damaged_tiles_are_shown_escaped_and_refused_as_train_does(
     assert "out/report.html" in said
     assert len([line for line in said.splitlines() if line.startswith("histolight: ")]) == 1
     assert "Traceback" not in said
-    assert sorted(path.name for path in Path("out").iterdir()) == [".lock", "data_problems.csv", "report.html"]
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        ".histolight.lock",
+        "data_problems.csv",
+        "report.html",
+    ]
     problems = pd.read_csv("out/data_problems.csv").set_index("id")["problem"]
     assert problems["grey"] == "not 8-bit RGB"
     assert len(problems) == 3

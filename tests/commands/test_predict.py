@@ -66,7 +66,12 @@ def test_kaggles_test_tiles_become_a_submission_in_its_order(sweep, kaggle, data
     assert main([f"run={sweep}/0_x", *data]) == 0
     (place,) = Path("outputs/predictions").iterdir()
     assert place.name.startswith("0_x-20")
-    assert {path.name for path in place.iterdir()} == {".lock", "predictions.csv", "submission.csv", "prediction.json"}
+    assert {path.name for path in place.iterdir()} == {
+        ".histolight.lock",
+        "predictions.csv",
+        "submission.csv",
+        "prediction.json",
+    }
     printed = capsys.readouterr()
     assert str(place / "submission.csv") in printed.out
     assert "10 tiles, 1 network, tta=none (1 views)" in printed.err
@@ -136,7 +141,7 @@ def test_killed_it_goes_on_to_the_same_bytes(sweep, data, here, capsys) -> None:
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     cut = Path("cut")
-    assert {path.name for path in cut.iterdir()} == {".lock", "predictions.partial"}
+    assert {path.name for path in cut.iterdir()} == {".histolight.lock", "predictions.partial"}
     half = (cut / "predictions.partial").read_bytes()
     with pytest.raises(RequestError, match="is the beginning of another prediction"):
         main([*request[:-1], "tta=none", "hydra.run.dir=cut"])

@@ -80,7 +80,7 @@ def test_python_in_a_configuration_is_refused(command: str, run: Path, one_line:
     path = run / "config.yaml"
     path.write_text(path.read_text().replace("seed: 0", 'seed: !!python/object/apply:os.system ["touch hacked"]', 1))
     name, _, key = command.partition(" ")
-    assert "config.yaml is damaged: could not determine a constructor for the tag" in one_line(
+    assert "config.yaml is damaged: it holds the tag tag:yaml.org,2002:python/object/apply:os.system" in one_line(
         name, f"{key or 'run'}={run}"
     )
     assert cli.main(["compare", f"runs={run}", "hydra.run.dir=out"]) == 2
@@ -206,7 +206,7 @@ def test_nothing_touches_the_network_or_writes_outside_output_and_cache(place: P
     seen = [line.split(maxsplit=2)[1:] for line in done.stderr.splitlines() if line.startswith("AUDIT")]
     assert [found for kind, found in seen if kind == "network"] == []
     files = {found for kind, found in seen if kind == "file"}
-    assert f"{tmp_path}/out/predictions/.val.csv" in {re.sub(r"\.\d+$", "", path) for path in files}
+    assert f"{tmp_path}/out/predictions/val.csv" in files
     allowed = [str(tmp_path / name) for name in ("out", "cache", "predicted", "temporary")]
     # Bytecode, what matplotlib (its list of fonts) and PyTorch (its compiler) keep for themselves, and coverage.py.
     allowed += ["/dev/", "/proc/", *filter(None, [sys.pycache_prefix])]

@@ -140,13 +140,14 @@ def test_a_failed_point_starts_afresh_and_a_cut_off_one_keeps_its_files(training
     trainings.faults[1] = HistolightError("out of memory")
     result = run_sweep(["name=X", CPU, "seed=1,2"])
     failed, completed = (point.directory for point in result.points)
-    (failed / "old").touch()
+    (failed / "checkpoints").mkdir()
+    (failed / "checkpoints" / "last.ckpt").touch()
     (completed / "old").touch()
     runs.update_metrics(completed, status="running")  # as SIGKILL leaves it
     trainings.faults.clear()
     run_sweep(["name=X", CPU, "seed=1,2"])
     assert trainings.take() == ["0_seed=1", "1_seed=2"] * 2
-    assert not (failed / "old").exists()
+    assert not (failed / "checkpoints" / "last.ckpt").exists()
     assert (completed / "old").exists()
 
 
@@ -217,14 +218,14 @@ def test_a_name_that_is_taken_is_refused(trainings: Trainings, tmp_path: Path) -
     with pytest.raises(RequestError, match="holds a sweep with trainer.max_epochs=5, not 3: choose another name"):
         run_sweep(["name=X", CPU, "seed=1,2", "trainer.max_epochs=3"])
     with (
-        FileLock(tmp_path / "outputs/sweeps/X/.lock"),
+        FileLock(tmp_path / "outputs/sweeps/X/.histolight.lock"),
         pytest.raises(RequestError, match="outputs/sweeps/X is in use by another process"),
     ):
         run_sweep(["name=X", CPU, "seed=1,2"])
     (tmp_path / "outputs/sweeps/X/sweep.json").write_text('{"base": ')
     with pytest.raises(RequestError, match="sweep.json is damaged"):
         run_sweep(["name=X", CPU, "seed=1,2"])
-    with pytest.raises(RequestError, match="something that is not a sweep"):
+    with pytest.raises(RequestError, match="holds files already"):
         run_sweep(["hydra.sweep.dir=outputs", CPU, "seed=1,2"])
     assert len(trainings.take()) == 2
 
