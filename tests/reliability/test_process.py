@@ -1,0 +1,223 @@
+"""The process of a caller: each function of the Python API gives it back as it was, however the function ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.version import VersionBase
+from odd_names import overrides
+from omegaconf import OmegaConf
+from omegaconf.basecontainer import BaseContainer
+
+import histolight
+from histolight.errors import HistolightError, InterruptionError, RequestError
+from histolight.models.classifier import Classifier
+
+CASE_18 = """
+from hydra import compose, initialize_config_dir
+import histolight
+initialize_config_dir("{folder}/mine", version_base=None)
+before = compose("config")
+tiles = histolight.load_tiles({overrides})
+assert compose("config") == before and len(tiles.table) == 60
+"""
+CASE_18_MAIN = """
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+import histolight
+
+@hydra.main(config_path="mine", config_name="config", version_base="1.2")
+def main(config):
+    before = HydraConfig.get()
+    assert GlobalHydra.instance().is_initialized()
+    histolight.load_tiles({overrides})
+    assert GlobalHydra.instance().is_initialized() and HydraConfig.get() is before
+    assert hydra.compose("config").mine == 1
+    print("the end")
+
+main()
+"""
+
+
+def picture() -> dict[str, Any]:
+    """What a caller could miss: all of it comparable."""
+    loggers = [logging.root, *(it for it in logging.root.manager.loggerDict.values() if isinstance(it, logging.Logger))]
+    return {
+        "loggers": {
+            it.name: (it.level, it.disabled, it.propagate, list(it.handlers), list(it.filters)) for it in loggers
+        },
+        "handlers": {id(h): (h.level, h.formatter, list(h.filters)) for it in loggers for h in it.handlers},
+        "logging disabled": logging.root.manager.disable,
+        "warnings": (list(warnings.filters), warnings.showwarning),
+        "hydra": GlobalHydra.instance().hydra,
+        "hydra's job": HydraConfig.instance().cfg,
+        "hydra's version": VersionBase.instance().getbase(),
+        "resolvers": set(BaseContainer._resolvers),
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "threads": set(threading.enumerate()),
+        "random": random.getstate(),
+        "numpy": str(np.random.get_state()),
+        "torch": torch.get_rng_state().tolist(),
+        "flags": (
+            torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.benchmark,
+            torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.enabled,
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.get_default_dtype(),
+            torch.get_num_threads(),
+            torch.is_grad_enabled(),
+        ),
+        "matplotlib": {name: dict.__getitem__(matplotlib.rcParams, name) for name in matplotlib.rcParams},
+        "numpy's errors": np.geterr(),
+        "streams": (sys.stdout, sys.stderr, sys.excepthook, threading.excepthook),
+    }
+
+
+class Lines(logging.Handler):
+    """Collects records, and notes when it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take no notice."""
+
+    def close(self) -> None:
+        """Note it."""
+        self.closed = True
+        super().close()
+
+
+@pytest.fixture
+def callers_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
+    """A caller who has set everything to something of his own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text("mine: 1\n")
+    handler = Lines()
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    logging.getLogger().addHandler(handler)
+    before = torch.get_float32_matmul_precision(), GlobalHydra.instance().hydra
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.benchmark = False
+    monkeypatch.setenv("PL_GLOBAL_SEED", "77")
+    earlier = signal.signal(signal.SIGTERM, lambda *_: None)
+    with matplotlib.rc_context({"figure.dpi": 77}), initialize_config_dir(str(tmp_path / "mine"), version_base="1.2"):
+        yield handler
+    signal.signal(signal.SIGTERM, earlier)
+    torch.set_float32_matmul_precision(before[0])
+    logging.getLogger().removeHandler(handler)
+    GlobalHydra.instance().hydra = before[1]
+    assert lightning.__version__
+
+
+def failing(self: Classifier, *arguments: Any) -> Any:
+    raise ValueError("a bug")
+
+
+def interrupted(self: Classifier, *arguments: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def functions(place: Path) -> dict[str, Callable[[], Any]]:
+    data = overrides(place / "tiles", place / "cache")
+    short = [*data[:-1], "trainer.max_epochs=1", "data.test_fraction=0", "trainer.deterministic=true"]
+    return {
+        "train": lambda: histolight.train([*short, "hydra.run.dir=run"]),
+        "sweep": lambda: histolight.sweep([*short, "seed=1,2", "name=X"]),
+        "compare": lambda: histolight.compare(place / "run"),
+        "load_run": lambda: histolight.load_run(place / "run"),
+        "classifier": lambda: histolight.load_run(place / "run").classifier(),
+        "predictions": lambda: histolight.load_run(place / "run").predictions(),
+        "config": lambda: histolight.load_run(place / "run").config,
+        "load_tiles": lambda: histolight.load_tiles([*data, "data.cache=new"]),
+    }
+
+
+def test_every_function_of_the_api_is_looked_at(place: Path) -> None:
+    assert {name for name in histolight.__all__ if name[0].islower()} <= set(functions(place))
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "sweep", "compare", "load_run", "classifier", "predictions", "config", "load_tiles"]
+)
+def test_the_process_is_as_it_was(name: str, place: Path, callers_settings: Lines) -> None:
+    before = picture()
+    functions(place)[name]()
+    after = picture()
+    after["loggers"] = {logger: after["loggers"][logger] for logger in before["loggers"]}  # imports make more
+    for what, content in before.items():
+        assert after[what] == content, what
+    assert not callers_settings.closed
+    assert compose("config") == OmegaConf.create({"mine": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "error"),
+    [
+        ("train", failing, ValueError),
+        ("train", interrupted, InterruptionError),
+        ("sweep", interrupted, InterruptionError),
+    ],
+)
+def test_the_process_is_as_it_was_after_a_fault(
+    name: str, fault: Any, error: type[Exception], place: Path, callers_settings: Lines, monkeypatch
+) -> None:
+    monkeypatch.setattr(Classifier, "training_step", fault)
+    before = picture()
+    with pytest.raises(error):
+        functions(place)[name]()
+    after = picture()
+    after["loggers"] = {logger: after["loggers"][logger] for logger in before["loggers"]}
+    for what, content in before.items():
+        assert after[what] == content, what
+
+
+@pytest.mark.parametrize("request_", [["model=no"], ["data=folder", "data.root=/nowhere"], ["like=/nowhere"]])
+def test_the_process_is_as_it_was_after_a_wrong_request(request_: list[str], callers_settings: Lines) -> None:
+    before = picture()
+    for call in (histolight.train, histolight.load_tiles):
+        with pytest.raises(RequestError):
+            call(request_)
+    with pytest.raises(HistolightError):
+        histolight.sweep([*request_, "seed=1,2"])
+    after = picture()
+    after["loggers"] = {logger: after["loggers"][logger] for logger in before["loggers"]}
+    for what, content in before.items():
+        assert after[what] == content, what
+
+
+@pytest.mark.parametrize("script", [CASE_18, CASE_18_MAIN])
+def test_a_caller_with_hydra_of_its_own(script: str, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text("mine: 1\n")
+    data = overrides(place / "tiles", tmp_path / "cache")
+    (tmp_path / "nb.py").write_text(script.format(folder=tmp_path, overrides=data))
+    done = subprocess.run([sys.executable, "nb.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("the end" in done.stdout) == ("main()" in script)
