@@ -66,7 +66,7 @@ def sensitivity_at_specificity(predictions: pd.DataFrame, specificity: float = 0
     order = np.argsort(-scores, kind="stable")
     positive, ends = positive[order], last_of_ties(scores[order])
     clusters = find_clusters(predictions["group"].to_numpy()[order], len(scores))
-    value = float(_sensitivity(np.ones((1, len(scores))), positive, ends, specificity)[0])
+    value = float(_sensitivity(np.ones_like(scores)[None], positive, ends, specificity)[0])
     if reason := lack_of_clusters(positive, clusters):
         return Interval(value, np.nan, np.nan, "none", reason)
     blocks = resample_tiles(positive, clusters, 1000, seed)

@@ -17,7 +17,7 @@ def simulated(temperature: float, tiles: int = 2000, seed: int = 0) -> tuple[np.
     return (true_logits * temperature).astype(np.float32), (random.random(tiles) < expit(true_logits)).astype(int)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("temperature", [1 / 60, 0.5, 1.0, 3.0, 60.0])
 def test_it_finds_the_temperature_of_the_simulation(temperature: float) -> None:
     assert fit_temperature(*simulated(temperature, 50_000)) == pytest.approx(temperature, rel=0.05)
 
