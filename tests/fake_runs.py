@@ -14,7 +14,7 @@ from scipy.special import expit
 from histolight import files, runs
 from histolight.config.compose import to_yaml
 from histolight.config.schema import Config
-from histolight.ranking.rows import METRICS
+from histolight.statistics.figures import FIGURES
 from histolight.statistics.intervals import auroc_interval
 
 
@@ -44,8 +44,8 @@ def fake_run(
             table = _predictions(config, part, shift, tiles, slides, str(sorted(overrides.items())))
             files.write_csv(directory / "predictions" / f"{part}.csv", table)
             groups = table["group"] if slides else None
-            figures = {name: {"value": 0.8, "low": 0.7, "high": 0.9, "method": "wilson"} for name in METRICS}
-            metrics[part] = {"auroc": auroc_interval(table["score"], table["label"], groups), **figures}
+            figures = {name: {"value": 0.8, "low": 0.7, "high": 0.9, "method": "wilson"} for name in FIGURES}
+            metrics[part] = figures | {"auroc": auroc_interval(table["score"], table["label"], groups)}
             metrics["tiles"][part] = {str(label): int((table["label"] == label).sum()) for label in (0, 1)}
         metrics |= {"seconds": 60.0, "tiles_per_second": 500.0, "parameters": 11_000_000, **(costs or {})}
     runs.update_metrics(directory, data_fingerprint="fake", **metrics)

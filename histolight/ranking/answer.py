@@ -12,6 +12,7 @@ from histolight.ranking.plan import DIFFERENCES, POWER, plan_of, scaled
 from histolight.ranking.ranking import LEVEL, Ranking
 from histolight.ranking.rows import short_key
 from histolight.ranking.runs import ScoredTiles
+from histolight.reports.parts import interval_text
 from histolight.statistics.planning import power, seeds_needed, tiles_needed
 
 CAUTIONS = {
@@ -41,7 +42,7 @@ def headline(ranking: Ranking) -> str:
     if len(rows) == 1:
         interval = interval_text(verdict.row_low[0], verdict.row_high[0])
         return (
-            f"{_subject(ranking, names[0], True)} {_has(ranking)} an AUROC of {verdict.auroc[0]:.4f}{interval} on "
+            f"{_subject(ranking, names[0], True)} {_has(ranking)} an AUROC of {verdict.auroc[0]:.4f} {interval} on "
             f"{where(ranking)}; there is no other row to rank."
         )
     if verdict.reason:
@@ -242,11 +243,6 @@ def _is(ranking: Ranking) -> str:
 
 def _has(ranking: Ranking) -> str:
     return "have" if ranking.unit == "training" and len(ranking.pairs) > 1 else "has"
-
-
-def interval_text(low: float, high: float) -> str:
-    """Write an interval behind a figure, or nothing where there is none."""
-    return "" if math.isnan(low) else f" [{low:.4f}, {high:.4f}]"
 
 
 def joined(names: list[str]) -> str:

@@ -16,17 +16,7 @@ from histolight.ranking.runs import ScoredRun, Unranked, with_defaults
 from histolight.statistics.intervals import auroc_with_variance
 from histolight.statistics.verdict import FEWEST_SEEDS
 
-METRICS = (
-    "average_precision",
-    "accuracy",
-    "balanced_accuracy",
-    "f1",
-    "sensitivity",
-    "specificity",
-    "nll",
-    "ece",
-)
-COSTS = ("parameters", "seconds", "tiles_per_second")
+COSTS = {"parameters": "parameters", "seconds": "training s", "tiles_per_second": "tiles/s"}  # and their headings
 REPEATED = ("seed", "data.fold")
 LOGGING = ("logger.name", "logger.project", "logger.uri", "logger.offline")
 BOOKKEEPING = ("name", "run", "like", "data.cache", "trainer.profiler", *LOGGING)

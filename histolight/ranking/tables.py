@@ -8,24 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from histolight.ranking.answer import above, interval_text, lack, ranks_text
+from histolight.ranking.answer import above, lack, ranks_text
 from histolight.ranking.ranking import LEVEL, Ranking
-from histolight.ranking.rows import COSTS, METRICS, Row, short_key, text_of
+from histolight.ranking.rows import COSTS, Row, short_key, text_of
 from histolight.reports.page import Cell, Table
-
-FURTHER = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "f1": "F1",
-    "average_precision": "average precision",
-    "nll": "NLL",
-    "ece": "ECE",
-    "parameters": "parameters",
-    "seconds": "training s",
-    "tiles_per_second": "tiles/s",
-}
+from histolight.reports.parts import interval_text
+from histolight.statistics.figures import FIGURES
 
 
 def ranked_keys(ranking: Ranking) -> list[str]:
@@ -44,8 +32,8 @@ def main_table(ranking: Ranking) -> Table:
         cells = [Cell(ranks_text(verdict.ranks[place])), *told[place]]
         if ranking.by is not None:
             cells.append(Cell(f"{row.chosen_from} point{'s' * (row.chosen_from != 1)}"))
-        interval = interval_text(verdict.row_low[place], verdict.row_high[place]).strip()
-        cells.append(Cell(f"{verdict.auroc[place]:.4f}", interval or "no interval"))
+        interval = interval_text(verdict.row_low[place], verdict.row_high[place])
+        cells.append(Cell(f"{verdict.auroc[place]:.4f}", interval))
         if len(ranking.rows) > 1:
             cells.append(_verdict_cell(ranking, place))
         rows.append(cells)
@@ -73,22 +61,26 @@ def _verdict_cell(ranking: Ranking, place: int) -> Cell:
         return Cell("may be the best" if len(ranking.best_set) > 1 else "the best")
     better = above(ranking, place)
     gap, low, high = (matrix[better, place] for matrix in (verdict.difference, verdict.low, verdict.high))
-    return Cell(
-        f"{gap:.4f} below {f'row {better + 1}' if better else 'the first row'}", interval_text(low, high).strip()
-    )
+    return Cell(f"{gap:.4f} below {f'row {better + 1}' if better else 'the first row'}", interval_text(low, high))
+
+
+def other_figures() -> dict[str, str]:
+    """Map every figure of merit but the one that ranks to its heading."""
+    return {name: figure.heading for name, figure in FIGURES.items() if name != "auroc"}
 
 
 def further_table(ranking: Ranking) -> Table:
     """Lay out the other figures and what the trainings cost: means over the runs, with their standard deviation."""
     names, told = _names(ranking)
     pooled = ranking.rows[0].pooled is not None
+    further = other_figures() | COSTS
     rows = []
     for place, row in enumerate(ranking.rows):
-        cells = [*told[place], *(_figure_cell(row, name) for name in FURTHER)]
+        cells = [*told[place], *(_figure_cell(row, name) for name in further)]
         if pooled:
             cells.append(Cell("" if row.pooled is None else f"{row.pooled:.4f}"))
         rows.append(cells)
-    return Table([*names, *FURTHER.values(), *["pooled AUROC"] * pooled], rows, words=len(names))
+    return Table([*names, *further.values(), *["pooled AUROC"] * pooled], rows, words=len(names))
 
 
 def _figure_cell(row: Row, name: str) -> Cell:
@@ -125,7 +117,7 @@ def _record(ranking: Ranking, place: int) -> dict[str, Any]:
     record |= {"population": ranking.population, "split": ranking.split, **known}
     record["runs"] = ";".join(known["runs"])
     record |= {f"worse_{key}": value for key, value in (worse or {}).items()}
-    for name in METRICS:
+    for name in other_figures():
         record |= {name: row.mean(name), f"{name}_sd": row.sd(name)}
     return record | {"auroc_pooled": row.pooled, **{name: row.mean(name) for name in COSTS}}
 
