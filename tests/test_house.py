@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "histolight"
 ORDER = [
     "errors",
     "interrupts",
+    "process",
     "hardware",
     "files",
     "runs",
@@ -34,7 +35,7 @@ ORDER = [
 ]
 MOST_LINES = 400
 STILL_LONG = {"histolight.statistics.intervals", "histolight.sweeps.sweep"}
-LOOSE = {"errors", "interrupts", "hardware", "files", "runs", "api", "cli", "__main__", "__init__"}
+LOOSE = {"errors", "interrupts", "process", "hardware", "files", "runs", "api", "cli", "__main__", "__init__"}
 
 
 def modules() -> dict[str, Path]:

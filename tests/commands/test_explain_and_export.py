@@ -97,7 +97,7 @@ def test_a_wrong_request_is_refused(command: str, run: Path) -> None:
     assert "is not a run directory" in refused(command, "run=.")
     assert "-m sweeps over trainings" in refused(command, f"run={run}", "-m")
     line = refused(command, f"run={run}", f"hydra.run.dir={run}")
-    assert "holds files already: choose another folder" in line
+    assert "holds files already (" in line
     Path("file").touch()
     assert "file can't be used (Not a directory)" in refused(command, f"run={run}", "hydra.run.dir=file")
 
