@@ -38,6 +38,12 @@ def real_tiles() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_slides() -> Path:
+    """A real SVS, a real OME-TIFF, and ``mosaics`` of lymph node."""
+    return _shared("slides")
+
+
+@pytest.fixture(scope="session")
 def mobilenet_weights() -> Path:
     """ImageNet weights of torchvision's mobilenet_v2, without its head."""
     return _shared("weights", "mobilenet_v2-imagenet-backbone.pth")

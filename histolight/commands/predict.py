@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
+from histolight.config.compose import typed_section
 from histolight.config.keys import choice, own_keys, read_path, read_paths
+from histolight.config.schema import SlidesConfig
 from histolight.errors import InterruptionError, RequestError, command_line
 from histolight.inference.predict import KEYS, PredictConfig, members_of, predict, predict_config
 
@@ -17,6 +20,14 @@ keys (KEY=VALUE):
                      Kaggle's test folder: submission.csv, in the order of sample_submission.csv
   data=folder data.root=DIR
                      any folder of images: predictions.csv (pcam: the test part)
+  data=slides data.root=DIR
+                     whole slides: slides.csv, report.html and a folder of maps for each slide
+    data.mpp=MICRONS pixel size of the slides at full resolution, where the files have none or a wrong one
+    slides.stride=32 pixels from one tile to the next, at the network's pixel size
+    slides.tissue=otsu where to score: otsu finds the tissue, none scores all, or a FOLDER of masks NAME.png
+    slides.threshold=P score from which a tile counts as tumour; the run's own unless given
+    slides.model_mpp=MICRONS
+                     pixel size of the network, where the run does not say it
   tta=none           flips and dihedral average the logits of 4 and 8 views of each tile
   mean=logit         how an ensemble is averaged; or mean=probability
   data.batch_size=N data.cache=DIR trainer.accelerator=cpu trainer.precision=32-true
@@ -28,19 +39,30 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     """Run the command; return the exit status."""
     if multirun:
         raise RequestError("-m sweeps over trainings: use it with histolight train, and predict with what it made")
-    request = parse_request(overrides)
+    request, slides = parse_request(overrides)
+    problems: dict[str, str] = {}
     try:
-        written = predict(request)
+        if slides is None:
+            written = predict(request)
+        else:
+            from histolight.inference.slides import predict_slides
+
+            written, problems = predict_slides(request, slides)
     except KeyboardInterrupt as error:
         words = [word for word in overrides if not word.startswith("hydra.run.dir=")]
         again = command_line("histolight", "predict", *words, f"hydra.run.dir={request.directory}")
         raise InterruptionError(f"interrupted: continue with {again}") from error
     print("\n".join(f"{path.suffix[1:]:<12} {path}" for path in written))
-    return 0
+    for name, problem in problems.items():
+        print(f"not scored   {name}: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
-def parse_request(overrides: Sequence[str]) -> PredictConfig:
+def parse_request(overrides: Sequence[str]) -> tuple[PredictConfig, SlidesConfig | None]:
     """Read the command line.
+
+    Returns:
+        What to predict, and with ``data=slides`` how.
 
     Raises:
         RequestError: A key is unknown or missing, a run doesn't exist, or the folder is taken.
@@ -58,4 +80,10 @@ def parse_request(overrides: Sequence[str]) -> PredictConfig:
         raise RequestError(f"best={best} is not known: give a number of runs, such as best=3")
     folders = read_paths("runs", values["runs"]) if "runs" in values else []
     members = members_of(folders, None if best is None else int(best)) if folders else [read_path(values["run"])]
-    return predict_config(members, others, tta, mean, values.get("hydra.run.dir"))
+    request = predict_config(members, others, tta, mean, values.get("hydra.run.dir"))
+    own = [key for key in values if key.startswith("slides.")]
+    if request.config.data.source == "slides":
+        return request, typed_section(SlidesConfig, values, "slides.")
+    if own:
+        raise RequestError(f"{own[0]}= is for whole slides: add data=slides data.root=FOLDER")
+    return request, None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -30,6 +30,8 @@ PATH_KEYS = (
     "hydra.run.dir",
     "hydra.sweep.dir",
 )
+
+_Section = TypeVar("_Section")
 
 ConfigStore.instance().store(name="histolight_schema", node=Config)
 
@@ -70,6 +72,22 @@ def typed(config: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise RequestError(_translate(error, [])) from error
     check_values(result)
+    return result
+
+
+def typed_section(section: type[_Section], values: Mapping[str, str], prefix: str) -> _Section:
+    """Turn a command's own keys, as written, into a dataclass of the schema and check every range and choice.
+
+    Raises:
+        RequestError: A value is of the wrong type or out of its range.
+    """
+    given = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(section), given)
+    except OmegaConfBaseException as error:
+        raise RequestError(prefix + _translate(error, [])) from error
+    result = cast(_Section, OmegaConf.to_object(merged))
+    check_values(result, prefix)
     return result
 
 

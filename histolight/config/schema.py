@@ -270,6 +270,26 @@ class LoggerConfig:
 
 
 @dataclass
+class SlidesConfig:
+    """How ``histolight predict data=slides`` scores whole slides; no part of a training.
+
+    Attributes:
+        stride: Pixels from one tile to the next, at the network's pixel size. At 32 the centres of the tiles, which the
+            label speaks of, cover the slide once.
+        tissue: ``otsu`` scores where the slide shows tissue, ``none`` all of it, a folder where its mask ``NAME.png``
+            is not black.
+        threshold: Score from which a tile counts as tumour; null is the run's own, chosen on validation, or of an
+            ensemble the mean of theirs.
+        model_mpp: Pixel size in microns of the tiles that the network was trained on; null is what the run says.
+    """
+
+    stride: int = _number(32, least=1)
+    tissue: str = "otsu"
+    threshold: float | None = _number(None, least=0, most=1)
+    model_mpp: float | None = _number(None, least=0.01, most=100)
+
+
+@dataclass
 class Config:
     """A whole run.
 

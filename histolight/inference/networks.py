@@ -7,7 +7,7 @@ import hashlib
 import json
 import pickle
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -140,34 +140,59 @@ def predict_logits(
     Raises:
         HistolightError: A logit is not finite, or the device's memory does not hold a batch.
     """
+    score = tile_scorer(classifiers, settings, tta)
+    rest = rows[first * batch_size :]
+    pin = inference_device(settings).type == "cuda"
+    loader = TileLoader(tiles, rest, np.zeros(len(rest)), batch_size, pin=pin)
+    bar = tqdm(total=len(rows), initial=len(rows) - len(rest), desc="predicting", unit="tile", disable=None)
+    with bar:
+        for batch in loader:
+            logits = score(batch.tiles)
+            yield logits
+            bar.update(len(logits))
+
+
+def tile_scorer(
+    classifiers: Sequence[Classifier], settings: TrainerConfig, tta: str = "none"
+) -> Callable[[torch.Tensor], np.ndarray]:
+    """Move networks to the device and return what runs a batch of tiles through them.
+
+    Args:
+        classifiers: The networks.
+        settings: Device and precision.
+        tta: As in :func:`tile_views`; the logits of the views are averaged.
+
+    Returns:
+        A function from uint8 (n, S, S, 3) to float32 (n, number of classifiers). It raises :class:`HistolightError`
+        where a logit is not finite, or the device's memory does not hold the batch.
+    """
     device = inference_device(settings)
     precision = inference_precision(settings, device)
     reduced = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     torch.set_float32_matmul_precision("high")  # as in training
     torch.backends.cudnn.benchmark = not settings.deterministic
     networks = [classifier.to(device) for classifier in classifiers]
-    rest = rows[first * batch_size :]
-    loader = TileLoader(tiles, rest, np.zeros(len(rest)), batch_size, pin=device.type == "cuda")
-    bar = tqdm(total=len(rows), initial=len(rows) - len(rest), desc="predicting", unit="tile", disable=None)
-    try:
-        with bar, torch.inference_mode():
-            for batch in loader:
-                on_device = batch.tiles.to(device, non_blocking=True)
-                pixels = {stain: to_floats(on_device, stain) for stain in {network.stain for network in networks}}
-                with torch.autocast(device.type, reduced, enabled=reduced is not None):
-                    members = [
-                        torch.stack([network(view).float() for view in tile_views(pixels[network.stain], tta)]).mean(0)
-                        for network in networks
-                    ]
-                logits = torch.stack(members, 1).cpu().numpy()
-                if not np.isfinite(logits).all():
-                    raise HistolightError(
-                        f"the network gives logits that are not finite ({precision}): try trainer.precision=32-true"
-                    )
-                yield logits
-                bar.update(len(logits))
-    except torch.OutOfMemoryError as error:
-        raise HistolightError("out of GPU memory: use a smaller data.batch_size") from error
+
+    @torch.inference_mode()
+    def score(tiles: torch.Tensor) -> np.ndarray:
+        try:
+            on_device = tiles.to(device, non_blocking=True)
+            pixels = {stain: to_floats(on_device, stain) for stain in {network.stain for network in networks}}
+            with torch.autocast(device.type, reduced, enabled=reduced is not None):
+                members = [
+                    torch.stack([network(view).float() for view in tile_views(pixels[network.stain], tta)]).mean(0)
+                    for network in networks
+                ]
+            logits: np.ndarray = torch.stack(members, 1).cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            raise HistolightError("out of GPU memory: use a smaller data.batch_size") from error
+        if not np.isfinite(logits).all():
+            raise HistolightError(
+                f"the network gives logits that are not finite ({precision}): try trainer.precision=32-true"
+            )
+        return logits
+
+    return score
 
 
 def mean_logits(logits: np.ndarray, mean: str) -> np.ndarray:
@@ -218,9 +243,6 @@ def resumable_logits(
 ) -> np.ndarray:
     """Predict as :func:`predict_logits` does, keeping each finished batch in a file; go on where that file ends.
 
-    The file is the header, then for each batch its logits (float32, little-endian) and their CRC-32. Whatever a kill
-    left of an unfinished batch is cut off and computed again, in a batch of the same tiles: the result is the same.
-
     Args:
         path: The file; its folder exists.
         header: From :func:`request_header`.
@@ -238,10 +260,45 @@ def resumable_logits(
         RequestError: The file is the beginning of another prediction.
         HistolightError: As :func:`predict_logits`, or the file can't be written.
     """
+    return resumed(
+        path,
+        header,
+        (len(rows), len(classifiers)),
+        batch_size,
+        lambda first: predict_logits(classifiers, tiles, rows, settings, batch_size, tta, first),
+    )
+
+
+def resumed(
+    path: Path,
+    header: bytes,
+    shape: tuple[int, int],
+    batch_size: int,
+    batches: Callable[[int], Iterator[np.ndarray]],
+) -> np.ndarray:
+    """Keep each finished batch of logits in a file, and go on where that file ends.
+
+    The file is the header, then for each batch its logits (float32, little-endian) and their CRC-32. Whatever a kill
+    left of an unfinished batch is cut off and computed again, in a batch of the same tiles: the result is the same.
+
+    Args:
+        path: The file; its folder exists.
+        header: Identifies the request.
+        shape: Number of tiles and of networks.
+        batch_size: Tiles per batch.
+        batches: From the first batch that is needed, the logits of each, float32 (n, networks).
+
+    Returns:
+        float32, of that shape.
+
+    Raises:
+        RequestError: The file is the beginning of another prediction.
+        HistolightError: The file can't be written, or whatever ``batches`` raises.
+    """
     try:
-        finished = _finished_batches(path, header, len(rows), batch_size, len(classifiers))
+        finished = _finished_batches(path, header, shape[0], batch_size, shape[1])
         with open(path, "ab") as file:
-            for logits in predict_logits(classifiers, tiles, rows, settings, batch_size, tta, len(finished)):
+            for logits in batches(len(finished)):
                 file.write(_record(logits))
                 file.flush()
                 finished.append(logits)

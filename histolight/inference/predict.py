@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-KEYS = ("run", "runs", "best", "tta", "mean", "hydra.run.dir")
+SLIDES = ("slides.stride", "slides.tissue", "slides.threshold", "slides.model_mpp")
+KEYS = ("run", "runs", "best", "tta", "mean", "hydra.run.dir", *SLIDES)
 TAKEN = (
     "data",
     "data.root",
@@ -108,7 +109,7 @@ def predict_config(
     config = run_config(members[0], overrides, KEYS, TAKEN, "predict")
     given = {override.partition("=")[0] for override in overrides}
     if check_source(config.data).unlabelled_apart and "data.root" not in given:
-        raise RequestError("data.root= is missing: give the folder with the tiles to predict, data.root=FOLDER")
+        raise RequestError("data.root= is missing: give the folder with what is to be predicted, data.root=FOLDER")
     # The limit was the training's: a prediction is of all tiles.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, limit=None))
     name = members[0].resolve().name + (f" and {len(members) - 1} more" if len(members) > 1 else "")

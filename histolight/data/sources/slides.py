@@ -1,4 +1,4 @@
-"""Whole slides: only to predict; their tiles are cut while they are predicted."""
+"""Whole slides: no tiles of their own; ``histolight.slides`` cuts and scores them, and nothing trains on them."""
 
 from __future__ import annotations
 
