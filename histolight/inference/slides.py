@@ -53,7 +53,7 @@ def predict_slides(request: PredictConfig, options: SlidesConfig) -> tuple[list[
         f"{settings.model_mpp:g} µm a pixel, a tile every {settings.stride} pixels; writing {directory}",
         file=sys.stderr,
     )
-    with files.claimed(directory):
+    with files.claimed(directory, continued=(directory / PARTIAL).is_file()):
         _begin(directory / PARTIAL, header)
         predict = _predictor(classifiers, request, settings.batch_size)
         rows, failed = score_slides(slides, settings, directory, predict, identity)
