@@ -24,12 +24,12 @@ from histolight.statistics.slides import sensitivity_at_specificity, slide_figur
 
 LEADING = ("test", "val")  # the part that nothing was chosen on leads
 METHODS = {
-    "delong": "AUROC: DeLong's variance on the logit scale.",
-    "obuchowski": "AUROC: the variance over slides (Obuchowski 1997) on the logit scale, with t(slides - 1).",
-    "clopper-pearson": "AUROC of 0 or 1: Clopper-Pearson over the pairs that share no tile.",
-    "wilson": "Accuracy, sensitivity and specificity: Wilson.",
-    "stratified bootstrap": "The others: 1,000 bootstrap resamples of tiles within each class, for ECE the basic form.",
-    "slide bootstrap": "All but AUROC: 1,000 bootstrap resamples of whole slides, for ECE the basic form.",
+    "delong": "DeLong's variance on the logit scale",
+    "obuchowski": "the variance over slides (Obuchowski 1997) on the logit scale, with t(slides - 1)",
+    "clopper-pearson": "Clopper-Pearson, over the pairs that share no tile",
+    "wilson": "Wilson",
+    "stratified bootstrap": "1,000 bootstrap resamples of tiles within each class",
+    "slide bootstrap": "1,000 bootstrap resamples of whole slides",
 }
 PICTURES = {
     "roc": "ROC of the {part} tiles.",
@@ -186,8 +186,7 @@ def _figures_section(
         ]
         rows.append([Cell(f"sensitivity at {SPECIFICITY:.0%} specificity"), *cells])
     used = [one for column in columns for one in metrics[column].values()]
-    methods = {one["method"].removesuffix(", basic") for one in used}
-    notes = ["With 95 % intervals. " + " ".join(text for name, text in METHODS.items() if name in methods)]
+    notes = [f"With 95 % intervals. {_methods([metrics[column] for column in columns])}"]
     if threshold is not None:
         chosen = f"Calls at 0.5, and at {threshold:.3f}: the threshold of the highest balanced accuracy on validation"
         notes.append(
@@ -200,6 +199,21 @@ def _figures_section(
     remarks = dict.fromkeys(one.get("note") for one in used)
     notes += [f"{remark[0].upper()}{remark[1:]}." for remark in remarks if remark]
     return Section("How good it is", table=Table(["", *columns.values()], rows, words=1), notes=notes)
+
+
+def _methods(measured: list[dict[str, Any]]) -> str:
+    """Say by which method each figure has its interval, the figures of one method together."""
+    headings: dict[str, dict[str, None]] = {}
+    for figures in measured:
+        for name, figure in FIGURES.items():
+            if (method := figures.get(name, {}).get("method", "none")) != "none":
+                headings.setdefault(method, {})[figure.heading] = None
+    sentences = []
+    for method, names in headings.items():
+        kind, _, form = method.partition(", ")
+        text = f"{', '.join(names)}: {METHODS.get(kind, kind)}{f' ({form} form)' if form else ''}."
+        sentences.append(f"{text[0].upper()}{text[1:]}")
+    return " ".join(sentences)
 
 
 def _cell(value: float, low: float | None, high: float | None) -> Cell:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional import classification
 
+from histolight.statistics.figures import FIGURES, labelled_scores
 from histolight.statistics.intervals import ECE_BINS, check_scores
 
 
@@ -22,7 +23,8 @@ def classification_metrics(logits: Tensor, labels: Tensor, threshold: float = 0.
         threshold: In [0, 1].
 
     Returns:
-        ``auroc`` and ``average_precision`` (exact, over all thresholds), ``accuracy``, ``balanced_accuracy``, ``f1``,
+        Every figure of :data:`histolight.statistics.figures.FIGURES` by name, among them ``auroc`` and
+        ``average_precision`` (exact, over all thresholds), ``accuracy``, ``balanced_accuracy``, ``f1``,
         ``sensitivity`` and ``specificity`` (at the threshold), ``nll`` (unweighted mean binary cross-entropy in nats,
         from the logits) and ``ece`` (15 bins of equal width over the score, the last one closed; mean distance of the
         bin's score from its share of positives).
@@ -36,7 +38,7 @@ def classification_metrics(logits: Tensor, labels: Tensor, threshold: float = 0.
     >>> figures["auroc"], figures["accuracy"], figures["sensitivity"], figures["specificity"]
     (0.75, 0.75, 1.0, 0.5)
     """
-    check_scores(logits.detach().float().cpu().numpy(), labels.detach().cpu().numpy())
+    tiles = labelled_scores(logits.detach().float().cpu().numpy(), labels.detach().cpu().numpy(), threshold)
     logits, labels = logits.detach().float(), labels.detach().long()
     scores = logits.sigmoid()
     # torchmetrics gives a score of exactly 1 a sixteenth bin of its own.
@@ -54,7 +56,10 @@ def classification_metrics(logits: Tensor, labels: Tensor, threshold: float = 0.
         "nll": F.binary_cross_entropy_with_logits(logits, labels.float()),
         "ece": classification.binary_calibration_error(below_one, labels, n_bins=ECE_BINS, norm="l1"),
     }
-    return {name: float(figure) for name, figure in figures.items()}
+    return {
+        name: float(figures[name]) if figure.measure is None else figure.measure(tiles).value
+        for name, figure in FIGURES.items()
+    }
 
 
 def best_threshold(scores: Tensor, labels: Tensor) -> float:
