@@ -118,7 +118,8 @@ def shares_table(explanation: Explanation) -> Table:
     for name, share in explanation.shares.items():
         count = explanation.counts[name]
         name = "drawn at random" if name == "all" else f"of these {name}"
-        rows.append([Cell(name), Cell(_percent(share.value), _interval(share)), Cell(f"{count:,}")])
+        measured = Cell("n/a") if math.isnan(share.value) else Cell(_percent(share.value), _interval(share))
+        rows.append([Cell(name), measured, Cell(f"{count:,}")])
     for name in GROUPS:
         chosen = explanation.table["share"].to_numpy()[_shown(explanation, name)]
         if np.isfinite(chosen).any():
