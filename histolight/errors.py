@@ -19,7 +19,7 @@ class HistolightError(Exception):
     exit_status = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # names and values that it quotes may hold line breaks
+        super().__init__(one_line(message))  # names and values that it quotes may hold line breaks
 
 
 class RequestError(HistolightError):
@@ -38,6 +38,15 @@ class DataError(RequestError):
 
 class InterruptionError(HistolightError):
     """Ctrl-C or SIGTERM ended the work; the message says how to continue."""
+
+
+def one_line(text: str) -> str:
+    r"""Put a text that may hold any name into one line that every terminal and file can show.
+
+    >>> one_line("a\nb\x1b[31m\udcff")
+    'a b [31m '
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+", " ", text)
 
 
 def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:

@@ -57,6 +57,21 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
     write_atomically(path, table.to_csv(index=False, lineterminator="\n"))
 
 
+def file_name(text: str, also: str = "", longest: int = 120) -> str:
+    """Make a name for a file or folder of any text: letters, digits, dots, dashes and underscores.
+
+    Args:
+        text: Such as the name of a run.
+        also: Other characters that are kept.
+        longest: In bytes; file systems allow 255.
+
+    >>> file_name("a $x$/../b: 5 %")
+    'a-x-..-b-5'
+    """
+    slug = re.sub(rf"[^\w.{re.escape(also)}-]+", "-", text)
+    return slug.encode()[:longest].decode(errors="ignore").strip(".,-")
+
+
 @contextlib.contextmanager
 def claimed(directory: Path, continued: bool = False, own: Collection[str] = ()) -> Iterator[None]:
     """Make a folder and hold it: no other process can work in it meanwhile.

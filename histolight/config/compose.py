@@ -143,8 +143,19 @@ def _quote_path(override: str) -> str:
     try:
         OverridesParser.create().parse_override(override)
     except HydraException:
-        return f"{key}='{value}'" if "'" not in value else f'{key}="{value}"'
+        return f"{key}={quoted(value)}"
     return override
+
+
+def quoted(value: str) -> str:
+    r"""Quote a value for Hydra's grammar, where a backslash counts in front of a quote only.
+
+    >>> print(quoted("it's a\\"))
+    'it\'s a\\'
+    """
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    ending = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{ending * chr(92)}'"
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -134,7 +133,7 @@ def new_folder(place: str | None, kind: str, name: str, partial: str = "") -> Pa
     Raises:
         RequestError: The folder holds files, and nothing that was interrupted.
     """
-    slug = re.sub(r"[^\w.-]+", "-", name).strip("-") or kind
+    slug = files.file_name(name) or kind
     folder = read_path(place) if place else Path("outputs", kind, f"{slug}-{datetime.now():%F_%H-%M-%S}")
     if not partial or not (folder / partial).is_file():
         files.check_unused(folder)

@@ -237,7 +237,7 @@ class TrainerConfig:
 
     max_epochs: int = _number(5, least=1)
     accelerator: str = _choice("auto", "cpu", "gpu")
-    devices: str = "auto"
+    devices: str = "1"
     num_nodes: int = _number(1, least=1)
     strategy: str = _choice("auto", "ddp")
     precision: str = _choice("auto", "32-true", "16-mixed", "bf16-mixed")

@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from histolight.config.schema import CENTRE
 from histolight.explanation.grad_cam import GROUPS, Explanation
 from histolight.files import write_atomically, write_csv
-from histolight.reports.figures import ACCENT, INK
+from histolight.reports.figures import ACCENT, INK, figure_text
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
 from histolight.reports.parts import interval_text, save_figure
 from histolight.statistics.intervals import Interval
@@ -196,7 +196,7 @@ def tiles_figure(explanation: Explanation, group: str, pairs: int = 2) -> Figure
         for axes in (left, right):
             _frame(axes, explanation.tiles.shape[1])
         part.suptitle(f"{NAMES[tile['label']]}, score {tile['score']:.3f}{share}", fontsize=9, color=INK)
-        part.supxlabel(_short(str(tile["id"])).replace("$", r"\$"), fontsize=6.5, color="#5b6672")
+        part.supxlabel(figure_text(str(tile["id"])), fontsize=6.5, color="#5b6672")
     return figure
 
 
@@ -242,10 +242,6 @@ def _frame(axes: Axes, size: int) -> None:
 
 def _shown(explanation: Explanation, group: str) -> np.ndarray:
     return explanation.table["shown"].str.split(", ").apply(lambda names: group in names).to_numpy(dtype=bool)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 44 else f"{name[:20]}…{name[-20:]}"
 
 
 def _percent(value: float) -> str:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from histolight.exploration.measures import CHANNELS
-from histolight.reports.figures import ACCENT, INK, PALE, frame_centre
+from histolight.reports.figures import ACCENT, INK, PALE, figure_text, frame_centre
 
 CLASSES = ("benign", "tumour")
 COLOURS = ("#1f6f8b", ACCENT)
@@ -20,8 +20,8 @@ BINS = 64
 
 
 def plain(name: str) -> str:
-    """Shorten a name for a figure, in which a dollar sign would begin a formula."""
-    return name[:LONGEST].replace("$", r"\$")
+    """Shorten a name for a figure."""
+    return figure_text(name, LONGEST)
 
 
 def slides_figure(slides: pd.DataFrame) -> Figure:

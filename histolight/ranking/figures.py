@@ -15,12 +15,13 @@ from sklearn.metrics import roc_curve
 
 from histolight.ranking.ranking import Ranking
 from histolight.ranking.rows import text_of
-from histolight.reports.figures import ACCENT, INK, PALE, QUIET
+from histolight.reports.figures import ACCENT, INK, PALE, QUIET, figure_text
 
 COLOURS = (ACCENT, "#1f6f8b", "#c77d1e", "#4b7f3a", INK)
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 SHOWN = 40  # rows in the figure of the ranks: more can't be read
 NAMED = 8  # points that carry their name
+TICK = 24  # characters of a value below an axis
 CELLS = 12  # values on either side of a heatmap
 
 
@@ -131,9 +132,9 @@ def heatmap_figure(ranking: Ranking, keys: tuple[str, str], labels: tuple[str, s
         text, dark = ("-" if np.isnan(value) else f"{value:.3f}"), value > middle
         size = 9 if len(across) <= NAMED else 6
         axes.text(column, line, text, ha="center", va="center", fontsize=size, color="white" if dark else INK)
-    axes.set_xticks(range(len(across)), [text_of(value) for value in across], fontsize=8)
-    axes.set_yticks(range(len(down)), [text_of(value) for value in down], fontsize=8)
-    if max(len(text_of(value)) for value in across) > NAMED:
+    axes.set_xticks(range(len(across)), [_tick(value) for value in across], fontsize=8)
+    axes.set_yticks(range(len(down)), [_tick(value) for value in down], fontsize=8)
+    if max(len(_tick(value)) for value in across) > NAMED:
         axes.tick_params(axis="x", rotation=25)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -187,7 +188,11 @@ def _places(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
     if _numeric(values):
         return [float(value) for value in values], None
     order = _ordered(values)
-    return [float(order.index(value)) for value in values], [text_of(value) for value in order]
+    return [float(order.index(value)) for value in values], [_tick(value) for value in order]
+
+
+def _tick(value: Any) -> str:
+    return figure_text(text_of(value), TICK)
 
 
 def _scale(axes: Axes, values: np.ndarray, ticks: bool = True) -> None:
@@ -207,7 +212,7 @@ def _scale(axes: Axes, values: np.ndarray, ticks: bool = True) -> None:
 def _axes(x_label: str, y_label: str, height: float = 4.2) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.6, height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set_xlabel(figure_text(x_label))
+    axes.set_ylabel(figure_text(y_label))
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

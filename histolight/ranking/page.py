@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Iterator
 from datetime import datetime
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from histolight.data.table import PARTS
-from histolight.files import write_atomically, write_csv
+from histolight.files import file_name, write_atomically, write_csv
 from histolight.ranking import figures
 from histolight.ranking.answer import answer, context, gaps, headline, population, unit_text, where
 from histolight.ranking.ranking import Ranking
@@ -28,7 +27,8 @@ from histolight.ranking.tables import (
     ranked_keys,
     unranked_table,
 )
-from histolight.reports.page import Picture, Section, as_markdown, as_text, render_page
+from histolight.reports.figures import figure_text
+from histolight.reports.page import Picture, Section, as_markdown, as_text, escape_markdown, render_page
 from histolight.reports.parts import save_figure
 
 AXES = 8  # swept keys with a figure of their own
@@ -98,7 +98,7 @@ def methods(ranking: Ranking) -> list[str]:
 def ranking_figures(ranking: Ranking) -> Iterator[tuple[str, Figure, str]]:
     """Draw a ranking: name, figure, caption; the first figure is that of the ranks."""
     names = [
-        row.name if len(row.name) <= LABEL else f"{place}: {textwrap.shorten(row.name, LABEL, placeholder=' …')}"
+        figure_text(row.name if len(row.name) <= LABEL else f"{place}: {row.name}", LABEL)
         for place, row in enumerate(ranking.rows, start=1)
     ]
     count = len(names)
@@ -132,7 +132,7 @@ def write_report(ranking: Ranking, directory: Path, title: str) -> None:
     pictures = []
     if ranking.rows:
         for name, figure, caption in ranking_figures(ranking):
-            png = save_figure(figure, directory / "figures" / f"{name}.png", dpi=160)
+            png = save_figure(figure, directory / "figures" / f"{file_name(name)}.png", dpi=160)
             pictures.append(Picture(png, caption))
     footer = f"histolight {version('histolight')} compare, {datetime.now():%Y-%m-%d %H:%M}, {counts_text(ranking)}"
     write_csv(directory / "comparison.csv", comparison_csv(ranking))
@@ -162,9 +162,9 @@ def _sections(ranking: Ranking, pictures: list[Picture]) -> list[Section]:
 
 def markdown_text(ranking: Ranking, title: str, footer: str) -> str:
     """Say it in Markdown: the answer, the tables, the runs that have no place, the methods."""
-    blocks = [f"# {title}", *answer(ranking)]
+    blocks = [f"# {escape_markdown(title)}", *map(escape_markdown, answer(ranking))]
     if ranking.rows:
-        blocks += ["## Ranking", as_markdown(main_table(ranking)), *notes(ranking)]
+        blocks += ["## Ranking", as_markdown(main_table(ranking)), *map(escape_markdown, notes(ranking))]
     if ranking.unranked:
         blocks += ["## Not ranked", as_markdown(unranked_table(ranking))]
     if ranking.rows:

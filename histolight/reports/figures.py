@@ -13,12 +13,25 @@ from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
 
 from histolight.config.schema import CENTRE
+from histolight.errors import one_line
 from histolight.statistics.intervals import ECE_BINS
 
 INK, ACCENT, PALE, QUIET = "#1f2933", "#8a2b6e", "#c9ced6", "#5b6672"
 CURVE: dict[str, Any] = {"color": ACCENT, "linewidth": 2}
 CHANCE: dict[str, Any] = {"color": PALE, "linewidth": 1, "linestyle": "-", "zorder": 1}
 LEGEND: dict[str, Any] = {"fontsize": 8, "frameon": False}
+
+
+def figure_text(text: str, longest: int = 44) -> str:
+    r"""Write any name into a figure: in one line, cut in its middle, and no dollar sign begins a formula.
+
+    >>> print(figure_text("a $\\frac$ b"))
+    a \$\frac\$ b
+    """
+    text = one_line(text)
+    if len(text) > longest:
+        text = f"{text[: longest // 2]}…{text[-(longest // 2 - 1) :]}"
+    return text.replace("$", r"\$")
 
 
 def roc_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:

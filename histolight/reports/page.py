@@ -6,11 +6,14 @@ Whatever comes from data is escaped by the template; pictures are embedded.
 from __future__ import annotations
 
 import base64
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from histolight.errors import one_line
 
 # page.html, with page.css in it, lies beside this file. The loader reads both once a process.
 _TEMPLATES = Environment(
@@ -124,7 +127,10 @@ def as_text(table: Table, width: int | None = None) -> str:
     model                 AUROC
     resnet18  0.91 [0.90, 0.92]
     """
-    columns = [[heading, *(str(row[number]) for row in table.rows)] for number, heading in enumerate(table.columns)]
+    columns = [
+        [one_line(heading), *(one_line(str(row[number])) for row in table.rows)]
+        for number, heading in enumerate(table.columns)
+    ]
     widths = [max(map(len, column)) for column in columns]
     shown = len(columns)
     while width is not None and shown > table.words + 1 and sum(widths[:shown]) + 2 * (shown - 1) > width:
@@ -151,12 +157,15 @@ def as_markdown(table: Table) -> str:
     | a\|b | 0.91 |
     """
     ruler = [":---" if number < table.words else "---:" for number in range(len(table.columns))]
-    lines = [" | ".join(map(_markdown, table.columns)), "|".join(ruler)]
-    lines += [" | ".join(_markdown(str(cell)) for cell in row) for row in table.rows]
+    lines = [" | ".join(map(escape_markdown, table.columns)), "|".join(ruler)]
+    lines += [" | ".join(escape_markdown(str(cell)) for cell in row) for row in table.rows]
     return "\n".join(f"|{line}|" if number == 1 else f"| {line} |" for number, line in enumerate(lines))
 
 
-def _markdown(text: str) -> str:
-    for character in "\\|<*_`":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+def escape_markdown(text: str) -> str:
+    r"""Write any text as Markdown that shows it, in one line.
+
+    >>> print(escape_markdown("[a](b) $x$"))
+    \[a\](b) \$x\$
+    """
+    return " ".join(re.sub(r"([\\|<>&*_`~$#\[\]])", r"\\\1", text).split())

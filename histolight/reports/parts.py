@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -55,7 +56,9 @@ def saved_picture(figure: Figure, path: Path, caption: str, photographs: bool = 
 def save_figure(figure: Figure, path: Path, dpi: int = 120) -> bytes:
     """Save a figure as PNG, whole or not at all, and return the file's content."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for what the font lacks
+        figure.savefig(buffer, format="png", dpi=dpi)
     write_atomically(path, buffer.getbuffer())
     return buffer.getvalue()
 

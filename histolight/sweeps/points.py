@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from histolight import files, runs
-from histolight.config.compose import compose_config, quote_paths
+from histolight.config.compose import compose_config, quote_paths, quoted
 from histolight.config.schema import valid_keys
 from histolight.errors import RequestError
 
@@ -221,8 +221,7 @@ def folder_name(number: int, values: Sequence[str], keys: Sequence[str]) -> str:
         if key in keys:
             short = key.rpartition(".")[2]
             parts.append(f"{key if counts[short] > 1 or short in ('name', 'seed') else short}={_short(value)}")
-    name = re.sub(r"[^\w.,=+-]+", "-", "_".join([str(number), *([",".join(parts)] if parts else [])]))
-    return name.encode()[:LONGEST_FOLDER].decode(errors="ignore").rstrip(".,-")
+    return files.file_name("_".join([str(number), *([",".join(parts)] if parts else [])]), ",=+", LONGEST_FOLDER)
 
 
 def _short(value: str) -> str:
@@ -234,8 +233,8 @@ def _short(value: str) -> str:
 
 
 def _quoted(value: str) -> str:
-    escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
-    return f"'{escaped}'"
+    """Quote a path for Hydra, which resolves no ``${`` of its name."""
+    return quoted(value.replace("${", "\\${"))
 
 
 def shown(directory: Path) -> Path:

@@ -144,7 +144,7 @@ def train(
         _check_same_tiles(data, directory)
         for name in ("best.ckpt", "last.ckpt"):
             _check_checkpoint(directory / "checkpoints" / name)
-    with runs.recorded(directory), _faults_in_one_line(directory), loggers.closed_at_the_end():
+    with runs.recorded(directory), _faults_in_one_line(directory), loggers.closed_at_the_end() as opened:
         _write_beginning(config, data, directory)
         L.seed_everything(config.seed, verbose=False)
         train_labels = data.part("train")["label"].to_numpy()
@@ -152,6 +152,7 @@ def train(
         flops = flops_per_tile(classifier)
         speed = Speed()
         trainer = build_trainer(config, directory, speed, progress)
+        opened += trainer.loggers
         # Each epoch would compute the same features again.
         still = config.model.freeze == "backbone" and config.augment == AugmentConfig("none")
         once = still and trainer.world_size == 1 and classifier.ends_in_head()

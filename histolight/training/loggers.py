@@ -136,13 +136,17 @@ def _remember(folder: Path, run_id: str | int | None) -> None:
 
 
 @contextmanager
-def closed_at_the_end() -> Iterator[None]:
-    """End what a logger keeps open in this process, so that the next run of a sweep begins its own."""
+def closed_at_the_end() -> Iterator[list[Logger]]:
+    """End what the yielded loggers keep open in this process: files, threads, the run of Weights & Biases."""
+    opened: list[Logger] = []
     failed = True
     try:
-        yield
+        yield opened
         failed = False
     finally:
+        for logger in opened:
+            if isinstance(logger, TensorBoardLogger) and logger._experiment is not None:
+                logger._experiment.close()
         if "wandb" in sys.modules and (run := sys.modules["wandb"].run) is not None:
             run.finish(exit_code=int(failed))
 

@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from histolight.config.compose import compose_config, conf_directory, config_groups, like_config, to_yaml, typed
 from histolight.config.schema import Config, valid_keys
 from histolight.errors import RequestError
+from histolight.ranking.runs import with_defaults
 
 FILES = [(group, name) for group, names in config_groups().items() for name in names]
 
@@ -141,3 +143,18 @@ def test_every_key_is_explained_in_its_docstring() -> None:
 
     check(Config)
     assert len(valid_keys()) > 40
+
+
+def test_the_defaults_of_the_schema_are_the_composed_ones() -> None:
+    """What a preset of augmentations doesn't name is off, and a source names itself; every other key is the same."""
+    config = typed(compose_config(["data=folder", "data.root=tiles", "augment=none"]))
+    data = dataclasses.replace(config.data, source="synthetic", root=None)
+    assert dataclasses.replace(config, name="synthetic", data=data) == typed(OmegaConf.structured(Config()))
+
+
+def test_a_run_that_lacks_a_key_has_the_composed_default() -> None:
+    config = OmegaConf.to_container(OmegaConf.structured(Config()))
+    known = with_defaults(config)
+    del config["trainer"]["devices"]
+    assert with_defaults(config) == known
+    assert known["trainer.devices"] == compose_config().trainer.devices == "1"

@@ -87,6 +87,33 @@ def test_python_in_a_configuration_is_refused(command: str, run: Path, one_line:
     assert not Path("hacked").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("like: null", "like: ${oc.env:TOKEN}", "like holds an interpolation, ${oc.env:TOKEN}: write the value itself"),
+        ("  seed: 0", "  seed: ${oc.env:TOKEN}", "data.seed holds an interpolation"),
+        ("like: null", "like: null\n${oc.env:TOKEN}: 1", "${oc.env:TOKEN} holds an interpolation"),
+        ("like: null", "like: [[{a: 'b ${oc.env:TOKEN}'}]]", "like.a holds an interpolation"),
+        ("like: null", "like: !!binary aGk=", "it holds the tag tag:yaml.org,2002:binary"),
+        ("like: null", "like: 2026-11-27", "like=2026-11-27 is neither a word nor a number"),
+        ("like: null", "like: &a [*a, *a]", "it holds an alias"),
+        ("like: null", "like: " + "[" * 3000, "is damaged: "),
+    ],
+)
+def test_a_configuration_from_elsewhere_is_plain_data(
+    old: str, new: str, message: str, run: Path, one_line: OneLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "s3cret")
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace(old, new, 1))
+    for request in (("train", f"like={run}", "hydra.run.dir=out"), ("evaluate", f"run={run}", "hydra.run.dir=out")):
+        line = one_line(*request)
+        assert message in line
+        assert "s3cret" not in line
+    assert message in one_line("compare", f"runs={run}", "hydra.run.dir=out")
+    assert not Path("out").exists()
+
+
 class Tags(HTMLParser):
     """What a browser would make of a page: its elements and their attributes."""
 
