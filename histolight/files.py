@@ -7,6 +7,7 @@ alone.
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import re
 import secrets
@@ -54,7 +55,10 @@ def write_atomically(path: Path, content: str | memoryview) -> None:
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table atomically, without its index; float32 values are written so that they read back exactly."""
-    write_atomically(path, table.to_csv(index=False, lineterminator="\n"))
+    text = table.to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # which a reader would take for the end of a line
+        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    write_atomically(path, text)
 
 
 def file_name(text: str, also: str = "", longest: int = 120) -> str:
