@@ -114,9 +114,9 @@ def verdict_of_study(cell: Cell, truths: np.ndarray, spread: np.ndarray, rng: np
         parts.append(auroc_covariance(scores, labels, clusters if cell.population.has_clusters else None))
     whole = combine_folds(parts) if cell.folds > 1 else parts[0]
     if cell.seeds == 1:
-        return verdict_of_trainings(whole.aurocs, whole.covariance, whole.degrees_of_freedom)
+        return verdict_of_trainings(whole.aurocs, whole.covariance, whole.degrees_of_freedom, hardest=whole.hardest)
     aurocs = whole.aurocs.reshape(cell.rows, cell.seeds)
-    return verdict_of_configurations(aurocs, whole.covariance, whole.degrees_of_freedom)
+    return verdict_of_configurations(aurocs, whole.covariance, whole.degrees_of_freedom, hardest=whole.hardest)
 
 
 def known_variance_power(aurocs: np.ndarray) -> float:

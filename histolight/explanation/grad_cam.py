@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from captum.attr import LayerGradCam
-from scipy import special, stats
+from scipy import special
 from torch import nn
 
 from histolight.config.schema import CENTRE
@@ -20,7 +20,7 @@ from histolight.data.datamodule import to_floats
 from histolight.data.pack import Tiles
 from histolight.errors import RequestError
 from histolight.models.classifier import Classifier
-from histolight.statistics.intervals import Interval, find_clusters
+from histolight.statistics.intervals import Interval, mean_interval
 
 SAMPLE = 256  # tiles drawn for the figure of the centre
 CELLS = 6  # a finer map is preferred below so many cells a side
@@ -105,7 +105,7 @@ def explain(
     }
     members = {name: kind & found["sampled"].to_numpy() for name, kind in kinds.items()}
     shares = {
-        name: mean_share(found["share"].to_numpy()[rows], table["group"].to_numpy()[rows], seed)
+        name: mean_share(found["share"].to_numpy()[rows], table["group"].to_numpy()[rows])
         for name, rows in members.items()
     }
     counts = {name: int(rows.sum()) for name, rows in members.items()}
@@ -118,7 +118,7 @@ def explain(
         last_layer=last_layer,
         last_cells=last_maps.shape[1],
         shares=shares,
-        last_share=mean_share(last, table["group"].to_numpy()[members["all"]], seed),
+        last_share=mean_share(last, table["group"].to_numpy()[members["all"]]),
         counts=counts,
         threshold=threshold,
     )
@@ -225,37 +225,18 @@ def centre_share(maps: npt.NDArray[np.floating], image_size: int) -> npt.NDArray
     return np.divide(centre, total, out=np.full(len(maps), np.nan), where=total > 0)
 
 
-def mean_share(shares: npt.NDArray[np.float64], groups: npt.ArrayLike, seed: int, level: float = 0.95) -> Interval:
-    """Mean share inside the centre, with a percentile bootstrap over slides (over tiles where none is known).
+def mean_share(shares: npt.NDArray[np.float64], groups: npt.ArrayLike, level: float = 0.95) -> Interval:
+    """Mean share inside the centre, with its interval over slides (over tiles where none is known).
 
     Args:
         shares: ``(N,)``; NaN is left out.
         groups: ``(N,)``: slide of each tile, or missing.
-        seed: Seed of the draws.
         level: Confidence level.
     """
     known = np.isfinite(shares)
-    shares, groups = shares[known], np.asarray(groups, dtype=object)[known]
-    if len(shares) == 0:
+    if not known.any():
         return Interval(np.nan, np.nan, np.nan, "none", "no tile")
-    clusters = find_clusters(groups, len(shares))
-    tiles = np.bincount(clusters.codes)
-    sums = np.bincount(clusters.codes, weights=shares)
-    mean = float(shares.mean())
-    if len(tiles) < 2:
-        return Interval(mean, np.nan, np.nan, "none", "one slide" if clusters.slides else "one tile")
-    drawn = stats.bootstrap(
-        (sums, tiles),
-        lambda sums, tiles, axis: sums.sum(axis) / tiles.sum(axis),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        n_resamples=2000,
-        confidence_level=level,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    method = "slide bootstrap" if clusters.slides else "bootstrap"
-    return Interval(mean, float(drawn.low), float(drawn.high), method, clusters.note)
+    return mean_interval(shares[known], np.asarray(groups, dtype=object)[known], level)
 
 
 def pick_tiles(predictions: pd.DataFrame, threshold: float, count: int) -> dict[str, npt.NDArray[np.int64]]:

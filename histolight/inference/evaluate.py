@@ -91,11 +91,11 @@ def evaluate(
         )
         logits = np.fromiter((logit for batch in batches for logit in batch[:, 0]), np.float32, len(rows))
         tables[part] = measure.predictions_table(table, rows, logits)
-        found |= measure.measure_part(part, tables[part], found["threshold"], config.data.seed)
+        found |= measure.measure_part(part, tables[part], found["threshold"])
         drawn[part] = measure.draw_part(part, tables[part], rows, tiles.packed.pack.tiles, found, tiles.split)
         if temperature is not None:
             calibrated = calibrated_table(tables[part], temperature)
-            all_figures = measure.intervals(calibrated, 0.5, config.data.seed)
+            all_figures = measure.intervals(calibrated, 0.5)
             found[f"{part}_calibrated"] = all_figures | {name: found[part][name] for name in names_of("order")}
             drawn[part]["reliability_calibrated"] = figures.reliability_figure(
                 calibrated["score"].to_numpy(),

@@ -34,27 +34,26 @@ def predictions_table(part: pd.DataFrame, rows: np.ndarray, logits: np.ndarray) 
     return part[["id", "label", "group"]].assign(logit=logit, score=expit(logit))
 
 
-def intervals(table: pd.DataFrame, threshold: float, seed: int) -> dict[str, Interval]:
+def intervals(table: pd.DataFrame, threshold: float) -> dict[str, Interval]:
     """Measure a table of predictions at a threshold, each figure with its interval."""
     logits, labels, groups = (table[name].to_numpy() for name in ("logit", "label", "group"))
-    return measure_figures(labelled_scores(logits, labels, threshold, groups), seed)
+    return measure_figures(labelled_scores(logits, labels, threshold, groups))
 
 
-def measure_part(part: str, table: pd.DataFrame, threshold: float, seed: int) -> dict[str, dict[str, Interval]]:
+def measure_part(part: str, table: pd.DataFrame, threshold: float) -> dict[str, dict[str, Interval]]:
     """Measure one part as ``metrics.json`` has it.
 
     Args:
         part: Its name.
         table: Its predictions.
         threshold: The one that was chosen on validation.
-        seed: Of the bootstrap.
 
     Returns:
         ``<part>``: all figures, with calls at 0.5; ``<part>_at_threshold``: those that depend on the threshold, at it.
     """
-    at_threshold = intervals(table, threshold, seed)
+    at_threshold = intervals(table, threshold)
     return {
-        part: intervals(table, 0.5, seed),
+        part: intervals(table, 0.5),
         f"{part}_at_threshold": {name: at_threshold[name] for name in names_of("calls")},
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from histolight.data.sources import is_artificial
 from histolight.reports.page import Cell, Table
-from histolight.statistics.intervals import FEW_SLIDES
+from histolight.statistics.clusters import FEW_SLIDES
 
 POORLY_CALIBRATED = 0.05  # ECE
 

@@ -18,18 +18,19 @@ from histolight.reports.model_card import model_card
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
 from histolight.reports.parts import as_jpeg, interval_text, pairs, problem_table, saved_picture
 from histolight.runs import read_config, read_metrics, read_predictions
+from histolight.statistics.clusters import FEW_SLIDES
 from histolight.statistics.figures import FIGURES
-from histolight.statistics.intervals import FEW_SLIDES
 from histolight.statistics.slides import sensitivity_at_specificity, slide_figures
 
 LEADING = ("test", "val")  # the part that nothing was chosen on leads
 METHODS = {
     "delong": "DeLong's variance on the logit scale",
-    "obuchowski": "the variance over slides (Obuchowski 1997) on the logit scale, with t(slides - 1)",
-    "clopper-pearson": "Clopper-Pearson, over the pairs that share no tile",
-    "wilson": "Wilson",
-    "stratified bootstrap": "1,000 bootstrap resamples of tiles within each class",
-    "slide bootstrap": "1,000 bootstrap resamples of whole slides",
+    "obuchowski": "the variance over slides (Obuchowski 1997) on the logit scale",
+    "clopper-pearson": "Clopper-Pearson",
+    "korn-graubard": "Clopper-Pearson with the effective number of tiles (Korn and Graubard 1998)",
+    "mover": "from the intervals of sensitivity and specificity (Zou and Donner 2008)",
+    "linearised": "linearised, on the logit scale",
+    "gamma": "a gamma distribution (Fay and Feuer 1997)",
 }
 PICTURES = {
     "roc": "ROC of the {part} tiles.",
@@ -134,7 +135,7 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
     if metrics["split"] == "other" and not slides:
         sentences.append("Their slides are unknown: the interval takes tiles for independent, and is likely too short.")
     if 0 < slides < FEW_SLIDES:
-        sentences.append(f"These are tiles of only {slides} slides: the interval is likely too short.")
+        sentences.append(f"These are tiles of only {slides} slides: the interval rests on others being like them.")
     if is_artificial(config.get("data", {}).get("source")):
         sentences.append("The tiles are synthetic: the figures say nothing of real tissue.")
     return [*sentences, *[ended] * bool(ended)]
@@ -177,8 +178,7 @@ def _figures_section(
         if any(measured):
             cells = [_cell(one["value"], one["low"], one["high"]) if one else Cell("") for one in measured]
             rows.append([Cell(figure.heading, "" if figure.higher_is_better else "lower is better"), *cells])
-    seed = config.get("data", {}).get("seed", 0)
-    fixed = {part: sensitivity_at_specificity(table, SPECIFICITY, seed) for part, table in predictions.items()}
+    fixed = {part: sensitivity_at_specificity(table, SPECIFICITY) for part, table in predictions.items()}
     if fixed:
         cells = [
             _cell(fixed[column].value, fixed[column].low, fixed[column].high) if column in fixed else Cell("")
@@ -210,8 +210,7 @@ def _methods(measured: list[dict[str, Any]]) -> str:
                 headings.setdefault(method, {})[figure.heading] = None
     sentences = []
     for method, names in headings.items():
-        kind, _, form = method.partition(", ")
-        text = f"{', '.join(names)}: {METHODS.get(kind, kind)}{f' ({form} form)' if form else ''}."
+        text = f"{', '.join(names)}: {METHODS.get(method, method)}."
         sentences.append(f"{text[0].upper()}{text[1:]}")
     return " ".join(sentences)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,16 +13,13 @@ import pandas as pd
 from scipy import stats
 
 from histolight.errors import RequestError
+from histolight.statistics.clusters import find_clusters, lack_of_clusters
 from histolight.statistics.intervals import (
     Array,
+    auroc_variance,
     check_scores,
-    clustered_variance,
-    find_clusters,
-    lack_of_clusters,
     last_of_ties,
-    resample,
     structural_components,
-    weighted_aurocs,
 )
 
 
@@ -98,7 +95,7 @@ def paired_delong(
         return Difference(0.0, 0.0, 0.0, 1.0)
     if lack_of_clusters(positive, clusters):
         return Difference(difference, math.nan, math.nan, math.nan)
-    error = math.sqrt(clustered_variance(components, positive, clusters))
+    error = math.sqrt(auroc_variance(components, positive, clusters))
     if error == 0:
         return Difference(difference, math.nan, math.nan, math.nan)
     reference = stats.t(clusters.codes.max()) if clusters.slides else stats.norm()
@@ -222,3 +219,52 @@ class _Ranking:
         """(B,) from counts (B, units); NaN where a class was not drawn."""
         with np.errstate(invalid="ignore"):
             return weighted_aurocs(counts[:, self.units], self.positive, self.ends)
+
+
+def resample(strata: npt.NDArray[np.int64], resamples: int, rng: np.random.Generator, width: int) -> Iterator[Array]:
+    """Draw bootstrap resamples, with replacement within each stratum, a block at a time.
+
+    Args:
+        strata: (U,) stratum of each unit (tile or slide), from 0 on.
+        resamples: How many.
+        rng: Where the draws come from.
+        width: Numbers that the caller holds for each resample; it bounds the size of a block.
+
+    Yields:
+        (block, U) float64: how often each unit was drawn; the blocks' lengths add up to ``resamples``.
+    """
+    members = [np.flatnonzero(strata == stratum) for stratum in range(int(strata.max()) + 1)]
+    block = max(1, 2**18 // width)
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        counts = np.zeros((rows, len(strata)))
+        for units in members:
+            draws = rng.integers(len(units), size=(rows, len(units))) + len(units) * np.arange(rows)[:, None]
+            counts[:, units] = np.bincount(draws.ravel(), minlength=rows * len(units)).reshape(rows, len(units))
+        yield counts
+
+
+def weighted_aurocs(weights: Array, positive: npt.NDArray[np.bool_], ends: npt.NDArray[np.int64]) -> Array:
+    """AUROC under each row of weights, for tiles sorted by falling score.
+
+    Args:
+        weights: (B, N), each row with weight in both classes.
+        positive: (N,) bool.
+        ends: From :func:`last_of_ties`.
+
+    Returns:
+        (B,) float64.
+    """
+    true, false = _weights_above(weights, positive, ends)
+    whole = true[:, -1] * false[:, -1]
+    # The trapezoids under the curve, summed as a polygon (shoelace): no copy, and exact, as the weights are whole.
+    turns = np.einsum("bk,bk->b", false[:, 1:], true[:, :-1]) - np.einsum("bk,bk->b", false[:, :-1], true[:, 1:])
+    return (whole + turns) / (2 * whole)
+
+
+def _weights_above(weights: Array, positive: npt.NDArray[np.bool_], ends: npt.NDArray[np.int64]) -> tuple[Array, Array]:
+    true = np.cumsum(weights * positive, axis=1)
+    false = np.cumsum(weights, axis=1) - true
+    if len(ends) == weights.shape[1]:
+        return true, false
+    return true[:, ends], false[:, ends]

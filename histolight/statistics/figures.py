@@ -103,18 +103,17 @@ def labelled_scores(
     return LabelledScores(values.astype(np.float32), positive, threshold, groups)
 
 
-def measure_figures(tiles: LabelledScores, seed: int = 0) -> dict[str, Interval]:
+def measure_figures(tiles: LabelledScores) -> dict[str, Interval]:
     """Measure every figure of :data:`FIGURES`, with its interval.
 
     Args:
         tiles: From :func:`labelled_scores`.
-        seed: Of the bootstrap.
 
     >>> measured = measure_figures(labelled_scores([-2.0, -1.0, 1.0, 0.5], [0, 0, 1, 1]))
     >>> list(measured) == list(FIGURES), measured["auroc"].value
     (True, 1.0)
     """
-    together = metric_intervals(tiles.logits, tiles.positive, tiles.threshold, tiles.groups, seed=seed)
+    together = metric_intervals(tiles.logits, tiles.positive, tiles.threshold, tiles.groups)
     return {
         name: together[name] if figure.measure is None else figure.measure(tiles) for name, figure in FIGURES.items()
     }

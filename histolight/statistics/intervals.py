@@ -1,27 +1,35 @@
-"""How sure one run's figures are: DeLong, Obuchowski, Wilson and the bootstrap.
+"""How sure one run's figures are, from the tiles (or slides) that they were measured on.
 
 Wherever slides are known they, not tiles, are what was sampled: tiles of one slide resemble each other, and an interval
-that takes them for independent is too short. ``benchmarks/coverage.md`` has the simulated coverage of each method.
+that takes them for independent is too short. ``docs/statistics.md`` has the methods and the coverage of each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-from scipy import special, stats
+from scipy import special
 
 from histolight.errors import HistolightError, RequestError
+from histolight.statistics.clusters import (
+    Clusters,
+    clustered_variance,
+    effective_clusters,
+    find_clusters,
+    lack_of,
+    lack_of_clusters,
+    scarcer_clusters,
+    sums_by_cluster,
+)
 
 Array = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
-FEW_SLIDES = 20
 ECE_BINS = 15
-PROPORTIONS = ("accuracy", "sensitivity", "specificity")
+SMALLEST_VARIANCE = 1e-26  # the smallest step of an AUROC of 10^5 tiles a class is 1e-10; below this lies rounding
 
 
 @dataclass(frozen=True)
@@ -32,10 +40,10 @@ class Interval:
         value: The figure.
         low: Lower end; NaN where no interval can be given.
         high: Upper end; NaN where no interval can be given.
-        method: ``delong``, ``obuchowski``, ``clopper-pearson``, ``wilson``, ``stratified bootstrap``,
-            ``slide bootstrap`` (both percentile, or with ``, basic`` behind), or ``none`` where the tiles do not tell
-            how sure the figure is.
-        note: What a reader must hear of beside the interval, or empty.
+        method: ``delong``, ``obuchowski``, ``clopper-pearson``, ``korn-graubard``, ``mover`` (of the two before),
+            ``linearised``, ``gamma``, ``woodruff``, or
+            ``none`` where the tiles do not tell how sure the figure is.
+        note: What a reader must hear of beside the interval, or why there is none, or empty.
     """
 
     value: float
@@ -45,55 +53,7 @@ class Interval:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Clusters:
-    """Which tiles were sampled together.
-
-    Attributes:
-        codes: (N,) int, the cluster of each tile, from 0 on without gaps.
-        slides: Number of named slides, or 0 where every tile is its own cluster.
-        missing: Number of tiles without a slide among tiles that have one; each is a cluster of its own.
-    """
-
-    codes: npt.NDArray[np.int64]
-    slides: int
-    missing: int
-
-    @property
-    def note(self) -> str:
-        """What a reader of the interval must hear of, or empty."""
-        notes = []
-        if 0 < self.slides < FEW_SLIDES:
-            notes.append(f"only {self.slides} slides: the interval is likely too short (below {FEW_SLIDES} slides)")
-        if self.missing:
-            notes.append(f"{self.missing} tiles without a slide count as slides of their own")
-        return "; ".join(notes)
-
-
-def find_clusters(groups: npt.ArrayLike | None, tiles: int) -> Clusters:
-    """Number the slides; without any slide every tile is its own cluster.
-
-    Args:
-        groups: (N,) slide of each tile, None or NaN where unknown; None when no slide is known.
-        tiles: N.
-
-    >>> find_clusters(["a", None, "b", "a"], 4).codes.tolist()
-    [0, 2, 1, 0]
-    """
-    if groups is None:
-        return Clusters(np.arange(tiles), 0, 0)
-    names = pd.Series(groups)
-    if len(names) != tiles:
-        raise RequestError(f"{len(names)} slides for {tiles} tiles: give one slide (or a missing value) for each tile")
-    codes, slides = pd.factorize(names)
-    unknown = codes < 0
-    if unknown.all():
-        return Clusters(np.arange(tiles), 0, 0)
-    codes[unknown] = len(slides) + np.arange(unknown.sum())
-    return Clusters(codes.astype(np.int64), len(slides), int(unknown.sum()))
-
-
-def check_scores(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[npt.NDArray, npt.NDArray[np.bool_]]:
+def check_scores(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[npt.NDArray, Bools]:
     """Return scores (N,), or (K, N) of several rows, and labels (N,) as arrays.
 
     Raises:
@@ -155,71 +115,59 @@ def structural_components(scores: npt.NDArray, positive: npt.NDArray[np.bool_]) 
     return components
 
 
-def clustered_variance(components: Array, positive: npt.NDArray[np.bool_], clusters: Clusters) -> float:
-    """Variance of an AUROC, or of a difference of two, from structural components or their differences.
+def last_of_ties(scores: npt.NDArray) -> npt.NDArray[np.int64]:
+    """Indices at which a run of equal values ends in sorted ``scores``."""
+    return np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+
+
+def auroc_variance(components: Array, positive: Bools, clusters: Clusters) -> float:
+    """Variance of an AUROC from its structural components.
 
     Obuchowski, "Nonparametric analysis of clustered ROC curve data", Biometrics 53 (1997), 567-578. Where every tile is
     its own cluster, this is the variance of DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), 837-845. Needs two
     clusters with positive and two with negative tiles (:func:`lack_of_clusters`).
     """
-    codes, count = clusters.codes, int(clusters.codes.max()) + 1
-    sums, factors = [], []
-    for one in (positive, ~positive):
-        share = (components[one] - components[one].mean()) / np.count_nonzero(one)
-        sums.append(np.bincount(codes[one], weights=share, minlength=count))
-        holders = len(np.unique(codes[one]))
-        factors.append(holders / (holders - 1))
-    ours, theirs = sums
-    return float(factors[0] * ours @ ours + factors[1] * theirs @ theirs + 2 * count / (count - 1) * ours @ theirs)
+    count = int(clusters.codes.max()) + 1
+    whole, terms, both = count / (count - 1), 0.0, np.zeros(count)
+    for members in (positive, ~positive):
+        share = (components[members] - components[members].mean()) / np.count_nonzero(members)
+        sums = np.bincount(clusters.codes[members], weights=share, minlength=count)
+        holders = len(np.unique(clusters.codes[members]))
+        terms += (holders / (holders - 1) - whole) * float(sums @ sums)
+        both += sums
+    return terms + whole * float(both @ both)
 
 
-def effective_clusters(positive: npt.NDArray[np.bool_], clusters: Clusters) -> float:
-    """Effective number of clusters of the scarcer class: the smaller of (sum n)^2 / sum n^2 over the two classes.
+def hardest_share(components: Array, positive: Bools, clusters: Clusters) -> Array:
+    """Largest share of one cluster in ``1 - AUROC``, half of it put down to either tile of a pair in the wrong order.
 
-    n is a cluster's number of tiles of the class: clusters of equal size count as one each, and a cluster that holds
-    nearly all the tiles of a class leaves little more than one.
+    Args:
+        components: (K, N) from :func:`structural_components`.
+        positive: (N,) bool.
+        clusters: Of the N tiles.
 
-    >>> effective_clusters(np.array([True, True, False, False]), find_clusters(["a", "b", "c", "c"], 4))
-    1.0
+    Returns:
+        (K,) float64.
     """
-    sizes = [np.bincount(clusters.codes[members]).astype(np.float64) for members in (positive, ~positive)]
-    return min(float(size.sum() ** 2 / (size @ size)) for size in sizes)
-
-
-def lack_of_clusters(positive: npt.NDArray[np.bool_], clusters: Clusters) -> str:
-    """Say why these tiles cannot tell how sure a figure is, or return an empty string."""
-    for name, members in (("positive", positive), ("negative", ~positive)):
-        if len(np.unique(clusters.codes[members])) < 2:
-            where = f"one slide holds every {name} tile" if clusters.slides else f"there is one {name} tile"
-            return f"no interval: {where}"
-    return ""
+    weights = np.where(positive, 0.5 / np.count_nonzero(positive), 0.5 / np.count_nonzero(~positive))
+    return sums_by_cluster((1 - components) * weights, clusters.codes).max(axis=1)
 
 
 def auroc_with_variance(
     scores: npt.ArrayLike, labels: npt.ArrayLike, groups: npt.ArrayLike | None = None
 ) -> tuple[float, float]:
-    """AUROC and its variance: DeLong's, or Obuchowski's over slides.
+    """AUROC and its variance (:func:`auroc_variance`), NaN where a class has one tile (one slide) only.
 
     Args:
         scores: (N,) any real scores, higher for positive tiles.
         labels: (N,) 0 or 1.
         groups: (N,) slide of each tile; missing values are clusters of their own.
-
-    Returns:
-        AUROC and variance; the variance is NaN where a class has one tile only (one slide only).
     """
     values, positive = check_scores(scores, labels)
-    return _auroc_with_variance(values, positive, find_clusters(groups, len(values)))
-
-
-def _auroc_with_variance(
-    scores: npt.NDArray, positive: npt.NDArray[np.bool_], clusters: Clusters
-) -> tuple[float, float]:
-    components = structural_components(scores, positive)
+    clusters = find_clusters(groups, len(values))
+    components = structural_components(values, positive)
     auroc = float(components[positive].mean())
-    if lack_of_clusters(positive, clusters):
-        return auroc, math.nan
-    return auroc, clustered_variance(components, positive, clusters)
+    return auroc, math.nan if lack_of_clusters(positive, clusters) else auroc_variance(components, positive, clusters)
 
 
 def auroc_interval(
@@ -228,8 +176,9 @@ def auroc_interval(
     """AUROC with its interval, symmetric on the logit scale.
 
     The logit keeps the interval inside (0, 1) and, near 1, close to the stated level, where the plain (Wald) interval
-    is too short. Without slides: DeLong's variance and normal quantiles. With slides: Obuchowski's clustered variance
-    and the t distribution with (clusters - 1) degrees of freedom.
+    is too short. The variance is DeLong's, with slides Obuchowski's; the quantile that of the t distribution with
+    ``n_eff - 1`` degrees of freedom, n_eff being the effective number of tiles (slides) of the scarcer class. With
+    slides, the lower end allows for one more slide like the hardest (:func:`logit_interval`).
 
     An AUROC of exactly 0 or 1 has an estimated variance of 0. Then k pairs of a positive and a negative tile that share
     nothing are all in order, which an AUROC of A allows with probability A^k at most: the interval ends at
@@ -247,158 +196,135 @@ def auroc_interval(
     """
     values, positive = check_scores(scores, labels)
     clusters = find_clusters(groups, len(values))
-    auroc, variance = _auroc_with_variance(values, positive, clusters)
-    if math.isnan(variance):
-        return _no_interval(auroc, lack_of_clusters(positive, clusters))
+    components = structural_components(values, positive)
+    auroc = float(components[positive].mean())
+    if lack := lack_of_clusters(positive, clusters):
+        return _no_interval(auroc, lack)
     if auroc in (0.0, 1.0):
         bound = ((1 - level) / 2) ** (1 / _disjoint_pairs(positive, clusters))
         low, high = (bound, 1.0) if auroc == 1 else (0.0, 1 - bound)
         return Interval(auroc, low, high, "clopper-pearson", clusters.note)
-    if variance == 0:
-        return _no_interval(auroc, "no interval: the scores do not vary")
-    tail = (1 + level) / 2
-    quantile = stats.t.ppf(tail, clusters.codes.max()) if clusters.slides else stats.norm.ppf(tail)
-    half = quantile * math.sqrt(variance) / (auroc * (1 - auroc))
-    low, high = special.expit(special.logit(auroc) + np.array([-half, half])).tolist()
+    variance = auroc_variance(components, positive, clusters)
+    hardest = hardest_share(components[None], positive, clusters)[0] if clusters.slides else 0.0
+    low, high = logit_interval(auroc, variance, scarcer_clusters(positive, clusters) - 1, hardest, level)
+    if math.isnan(low):
+        return _no_interval(auroc, "no interval: the scores do not vary from tile to tile")
     return Interval(auroc, low, high, "obuchowski" if clusters.slides else "delong", clusters.note)
+
+
+def logit_interval(
+    value: float, variance: float, freedom: float, hardest: float = 0.0, level: float = 0.95
+) -> tuple[float, float]:
+    """Ends of a t interval of a figure in (0, 1), on the logit scale; NaN where the variance is zero up to rounding.
+
+    Over slides the errors of a good model come from a few of them, and a sample without the hardest ones has a high
+    figure and a small variance at once. The lower end is therefore that of a sample with one more cluster like the
+    hardest, as Fay and Feuer (Statistics in Medicine 16 (1997), 791-801) do for sums of unequal weights.
+
+    Args:
+        value: The figure.
+        variance: Of the figure.
+        freedom: Degrees of freedom.
+        hardest: Largest share of a cluster in ``1 - value``; 0 where no cluster stands out.
+        level: Confidence level.
+    """
+    if not variance > SMALLEST_VARIANCE or not 0 < value < 1 or freedom <= 0:
+        return math.nan, math.nan
+    quantile = t_quantile((1 + level) / 2, freedom)
+
+    def end(centre: float, spread: float) -> float:
+        return float(special.expit(special.logit(centre) + quantile * spread / (centre * (1 - centre))))
+
+    lower = value - hardest
+    low = end(lower, -math.sqrt(variance + hardest**2)) if lower > 0 else 0.0
+    return low, end(value, math.sqrt(variance))
+
+
+def t_quantile(share: float, freedom: float) -> float:
+    """Quantile of Student's t distribution (``scipy.stats.t.ppf`` without its overhead)."""
+    return float(special.stdtrit(freedom, share))
 
 
 def _no_interval(value: float, reason: str) -> Interval:
     return Interval(value, math.nan, math.nan, "none", reason)
 
 
-def _disjoint_pairs(positive: npt.NDArray[np.bool_], clusters: Clusters) -> int:
+def _disjoint_pairs(positive: Bools, clusters: Clusters) -> int:
     """Count the most pairs of a positive and a negative tile in which no cluster occurs twice."""
     holders = [len(np.unique(clusters.codes[members])) for members in (positive, ~positive)]
     return min(*holders, (int(clusters.codes.max()) + 1) // 2)
 
 
-def resample(strata: npt.NDArray[np.int64], resamples: int, rng: np.random.Generator, width: int) -> Iterator[Array]:
-    """Draw bootstrap resamples, with replacement within each stratum, a block at a time.
-
-    Args:
-        strata: (U,) stratum of each unit (tile or slide), from 0 on.
-        resamples: How many.
-        rng: Where the draws come from.
-        width: Numbers that the caller holds for each resample; it bounds the size of a block.
-
-    Yields:
-        (block, U) float64: how often each unit was drawn; the blocks' lengths add up to ``resamples``.
-    """
-    members = [np.flatnonzero(strata == stratum) for stratum in range(int(strata.max()) + 1)]
-    block = max(1, 2**18 // width)
-    for start in range(0, resamples, block):
-        rows = min(block, resamples - start)
-        counts = np.zeros((rows, len(strata)))
-        for units in members:
-            draws = rng.integers(len(units), size=(rows, len(units))) + len(units) * np.arange(rows)[:, None]
-            counts[:, units] = np.bincount(draws.ravel(), minlength=rows * len(units)).reshape(rows, len(units))
-        yield counts
-
-
-def resample_tiles(
-    positive: npt.NDArray[np.bool_], clusters: Clusters, resamples: int, seed: int
-) -> Iterator[npt.NDArray[np.float64]]:
-    """Draw tile weights: slides where they are known, else tiles within each class.
-
-    A resample of slides that lost a class is left out. With two slides of each class or more
-    (:func:`lack_of_clusters`) these are at most 27 of 100.
-
-    Yields:
-        (block, N) float64.
-    """
-    rng = np.random.default_rng(seed)
-    if not clusters.slides:
-        yield from resample(positive.astype(np.int64), resamples, rng, len(positive))
-        return
-    for counts in resample(np.zeros(clusters.codes.max() + 1, dtype=np.int64), resamples, rng, len(positive)):
-        weights = counts[:, clusters.codes]
-        both = (weights @ positive > 0) & (weights @ ~positive > 0)
-        yield weights[both]
-
-
-def last_of_ties(scores: npt.NDArray) -> npt.NDArray[np.int64]:
-    """Indices at which a run of equal values ends in sorted ``scores``."""
-    return np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
-
-
-def weighted_aurocs(weights: Array, positive: npt.NDArray[np.bool_], ends: npt.NDArray[np.int64]) -> Array:
-    """AUROC under each row of weights, for tiles sorted by falling score.
-
-    Args:
-        weights: (B, N), each row with weight in both classes.
-        positive: (N,) bool.
-        ends: From :func:`last_of_ties`.
-
-    Returns:
-        (B,) float64.
-    """
-    true, false = _weights_above(weights, positive, ends)
-    whole = true[:, -1] * false[:, -1]
-    # The trapezoids under the curve, summed as a polygon (shoelace): no copy, and exact, as the weights are whole.
-    turns = np.einsum("bk,bk->b", false[:, 1:], true[:, :-1]) - np.einsum("bk,bk->b", false[:, :-1], true[:, 1:])
-    return (whole + turns) / (2 * whole)
-
-
-def _weights_above(weights: Array, positive: npt.NDArray[np.bool_], ends: npt.NDArray[np.int64]) -> tuple[Array, Array]:
-    true = np.cumsum(weights * positive, axis=1)
-    false = np.cumsum(weights, axis=1) - true
-    if len(ends) == weights.shape[1]:
-        return true, false
-    return true[:, ends], false[:, ends]
-
-
-def _weighted_average_precisions(weights: Array, positive: npt.NDArray[np.bool_], ends: npt.NDArray[np.int64]) -> Array:
-    true, false = _weights_above(weights, positive, ends)
-    precision = true / np.maximum(true + false, 1)
-    return np.einsum("bk,bk->b", np.diff(true, prepend=0.0), precision) / true[:, -1]
-
-
-def bootstrap_auroc(
-    scores: npt.ArrayLike,
-    labels: npt.ArrayLike,
-    groups: npt.ArrayLike | None = None,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
+def proportion_interval(
+    right: Bools, members: Bools, clusters: Clusters, name: str = "", level: float = 0.95
 ) -> Interval:
-    """AUROC with its percentile bootstrap interval: over slides where known, else over tiles within each class.
+    """Share of right calls among some tiles, with an interval that holds its level for few tiles too.
+
+    Clopper and Pearson, Biometrika 26 (1934), 404-413. With slides: Korn and Graubard, "Confidence intervals for
+    proportions with small expected number of positive counts estimated from survey data", Survey Methodology 24 (1998),
+    193-201: the same with the effective number of tiles, p (1 - p) / V, of the clustered variance V, made smaller for
+    its degrees of freedom (n_eff - 1). Where all calls are right (or all wrong) an effective slide counts as one tile.
 
     Args:
-        scores: (N,) any real scores, higher for positive tiles.
-        labels: (N,) 0 or 1.
+        right: (N,) which calls are right.
+        members: (N,) which tiles count.
+        clusters: Of all N tiles.
+        name: Of the members, for the note where there is no interval.
+        level: Confidence level.
+    """
+    values, codes = right[members], clusters.codes[members]
+    share, tiles = float(values.mean()), len(values)
+    if not clusters.slides:
+        return Interval(share, *_clopper_pearson(share, tiles, level), "clopper-pearson", clusters.note)
+    if lack := lack_of(name, codes, clusters):
+        return _no_interval(share, lack)
+    size = n_eff = effective_clusters(codes)
+    if 0 < share < 1:
+        variance = max(clustered_variance((values - share) / tiles, codes), share * (1 - share) / tiles)
+        tail = (1 + level) / 2
+        size = share * (1 - share) / variance
+        size *= (t_quantile(tail, tiles - 1) / t_quantile(tail, n_eff - 1)) ** 2
+    return Interval(share, *_clopper_pearson(share, size, level), "korn-graubard", clusters.note)
+
+
+def _clopper_pearson(share: float, tiles: float, level: float) -> tuple[float, float]:
+    tail, right = (1 - level) / 2, share * tiles
+    low = 0.0 if share == 0 else float(special.betaincinv(right, tiles - right + 1, tail))
+    high = 1.0 if share == 1 else float(special.betaincinv(right + 1, tiles - right, 1 - tail))
+    return low, high
+
+
+def mean_interval(values: npt.ArrayLike, groups: npt.ArrayLike | None = None, level: float = 0.95) -> Interval:
+    """Mean of values that are not negative (losses, shares), with an interval that allows for their skewness.
+
+    Fay and Feuer, "Confidence intervals for directly standardized rates: a method based on the gamma distribution",
+    Statistics in Medicine 16 (1997), 791-801: a gamma distribution with the mean and the (clustered) variance, for the
+    upper end with one more cluster like the largest; the variance is made larger for its degrees of freedom, n_eff - 1.
+
+    Args:
+        values: (N,) float, 0 or more.
         groups: (N,) slide of each tile; missing values are clusters of their own.
         level: Confidence level.
-        resamples: Resamples drawn; those that lost a class are left out (:func:`resample_tiles`).
-        seed: Seed of the draws.
     """
-    values, positive = check_scores(scores, labels)
-    clusters = find_clusters(groups, len(values))
-    auroc = float(structural_components(values, positive)[positive].mean())
-    reason = lack_of_clusters(positive, clusters)
-    if reason:
-        return _no_interval(auroc, reason)
-    order = np.argsort(-values, kind="stable")
-    positive, clusters = positive[order], replace(clusters, codes=clusters.codes[order])
-    ends = last_of_ties(values[order])
-    blocks = resample_tiles(positive, clusters, resamples, seed)
-    drawn = np.concatenate([weighted_aurocs(weights, positive, ends) for weights in blocks])
-    return _percentile_interval(auroc, drawn, level, clusters)
+    numbers = np.asarray(values, dtype=np.float64)
+    clusters = find_clusters(groups, len(numbers))
+    mean = float(numbers.mean())
+    if lack := lack_of("", clusters.codes, clusters):
+        return _no_interval(mean, lack)
+    variance = clustered_variance((numbers - mean) / len(numbers), clusters.codes)
+    if not variance > max(SMALLEST_VARIANCE, 1e-24 * mean**2):
+        return _no_interval(mean, "no interval: the values do not vary")
+    tail = (1 + level) / 2
+    n_eff = effective_clusters(clusters.codes)
+    variance *= (t_quantile(tail, n_eff - 1) / float(special.ndtri(tail))) ** 2
+    largest = float(np.bincount(clusters.codes, weights=numbers).max()) / len(numbers)
+    low = _gamma_quantile(1 - tail, mean, variance)
+    high = _gamma_quantile(tail, mean + largest, variance + largest**2)
+    return Interval(mean, low, high, "gamma", clusters.note)
 
 
-def _percentile_interval(value: float, drawn: Array, level: float, clusters: Clusters) -> Interval:
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    if low == high:
-        return _no_interval(value, "no interval: every resample gave the same value")
-    return Interval(value, low, high, "slide bootstrap" if clusters.slides else "stratified bootstrap", clusters.note)
-
-
-def _basic_interval(percentile: Interval) -> Interval:
-    if percentile.method == "none":
-        return percentile
-    value = percentile.value
-    low, high = max(2 * value - percentile.high, 0.0), max(2 * value - percentile.low, value)
-    return replace(percentile, low=min(low, value), high=high, method=f"{percentile.method}, basic")
+def _gamma_quantile(share: float, mean: float, variance: float) -> float:
+    return float(special.gammaincinv(mean**2 / variance, share)) * variance / mean
 
 
 def metric_intervals(
@@ -407,18 +333,14 @@ def metric_intervals(
     threshold: float = 0.5,
     groups: npt.ArrayLike | None = None,
     level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Interval]:
     """Every figure of ``metrics.classification_metrics`` with its interval.
 
-    AUROC: :func:`auroc_interval`. Without slides, accuracy, sensitivity and specificity: Wilson; the rest: percentile
-    bootstrap over tiles within each class. With slides, all but AUROC: percentile bootstrap over slides, leaving out
-    resamples that lost a class (:func:`resample_tiles`).
-
-    ECE takes the basic bootstrap (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2),
-    cut off at 0 and stretched to hold the figure itself: a resample's ECE is larger than its data's, as the data's is
-    larger than the true one, so that the percentile interval often misses the true one altogether.
+    AUROC: :func:`auroc_interval`. Accuracy, sensitivity and specificity: :func:`proportion_interval`. F1: the same of
+    J = TP / (TP + FP + FN), as F1 = 2 J / (1 + J). Balanced accuracy: from the intervals of sensitivity and specificity
+    (Zou and Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27 (2008),
+    1693-1702). Average precision: linearised, on the logit scale. NLL: :func:`mean_interval`. ECE: none, as it is
+    larger than the true one by an amount that depends on the number of tiles.
 
     Args:
         logits: (N,) float.
@@ -426,72 +348,97 @@ def metric_intervals(
         threshold: A tile is called positive when its score, the float32 sigmoid of its logit, is above it.
         groups: (N,) slide of each tile; missing values are clusters of their own.
         level: Confidence level.
-        resamples: Resamples of each bootstrap.
-        seed: Seed of the draws.
     """
     values, positive = check_scores(logits, labels)
     values = values.astype(np.float32)
     scores = special.expit(values)
-    auroc = auroc_interval(scores, positive, groups, level)
     clusters = find_clusters(groups, len(values))
-
-    order = np.argsort(-scores, kind="stable")
-    values, scores, positive = values[order], scores[order], positive[order]
-    clusters = replace(clusters, codes=clusters.codes[order])
-    terms, ends = _terms(values, scores, positive, threshold), last_of_ties(scores)
-
-    point = _figures(np.ones((1, len(values))), positive, terms, ends)
-    reason = lack_of_clusters(positive, clusters)
-    intervals = {"auroc": auroc}
-    intervals |= {name: _no_interval(float(value[0]), reason) for name, value in point.items()}
-    if not reason:
-        blocks = [
-            _figures(weights, positive, terms, ends) for weights in resample_tiles(positive, clusters, resamples, seed)
-        ]
-        for name, value in point.items():
-            drawn = np.concatenate([block[name] for block in blocks])
-            intervals[name] = _percentile_interval(float(value[0]), drawn, level, clusters)
-        intervals["ece"] = _basic_interval(intervals["ece"])
-    if not clusters.slides:
-        correct = (scores > np.float32(threshold)) == positive
-        for name, members in zip(PROPORTIONS, (np.ones_like(positive), positive, ~positive), strict=True):
-            intervals[name] = _wilson(int(correct[members].sum()), int(members.sum()), level)
-    return intervals
-
-
-def _wilson(correct: int, tiles: int, level: float) -> Interval:
-    found = stats.binomtest(correct, tiles).proportion_ci(level, method="wilson")
-    return Interval(correct / tiles, float(found.low), float(found.high), "wilson")
-
-
-def _terms(
-    logits: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], positive: npt.NDArray[np.bool_], threshold: float
-) -> Array:
-    """What each tile adds to the sums that the figures are made of: (N, 5 + ECE_BINS) float64."""
     called = scores > np.float32(threshold)
-    loss = np.logaddexp(0, np.where(positive, -1.0, 1.0) * logits)
-    edges = np.linspace(0, 1, ECE_BINS + 1, dtype=np.float32)
-    bins = np.minimum(np.searchsorted(edges, scores, side="right") - 1, ECE_BINS - 1)
-    gaps = np.where(bins[:, None] == np.arange(ECE_BINS), (scores - positive)[:, None], 0)
-    return np.column_stack([positive & called, positive, ~positive & ~called, ~positive, loss, gaps]).astype(np.float64)
-
-
-def _figures(
-    weights: Array, positive: npt.NDArray[np.bool_], terms: Array, ends: npt.NDArray[np.int64]
-) -> dict[str, Array]:
-    """Every figure but AUROC under each row of weights (B, N): nine names less one, each (B,)."""
-    sums = weights @ terms
-    true_positive, positives, true_negative, negatives, loss = sums[:, :5].T
-    tiles = positives + negatives
-    sensitivity, specificity = true_positive / positives, true_negative / negatives
-    false_negative, false_positive = positives - true_positive, negatives - true_negative
+    right, everything = called == positive, np.ones_like(positive)
+    sensitivity = proportion_interval(right, positive, clusters, "positive", level)
+    specificity = proportion_interval(right, ~positive, clusters, "negative", level)
+    overlap = proportion_interval(right, positive | called, clusters, "positive", level)
+    loss = np.logaddexp(0, np.where(positive, -1.0, 1.0) * values.astype(np.float64))
     return {
-        "average_precision": _weighted_average_precisions(weights, positive, ends),
-        "accuracy": (true_positive + true_negative) / tiles,
-        "balanced_accuracy": (sensitivity + specificity) / 2,
-        "f1": 2 * true_positive / (2 * true_positive + false_positive + false_negative),
+        "auroc": auroc_interval(scores, positive, groups, level),
+        "average_precision": _average_precision_interval(scores, positive, clusters, level),
+        "accuracy": proportion_interval(right, everything, clusters, "", level),
+        "balanced_accuracy": _balanced_interval(sensitivity, specificity, right, positive, clusters),
+        "f1": replace(overlap, value=_f1(overlap.value), low=_f1(overlap.low), high=_f1(overlap.high)),
         "sensitivity": sensitivity,
         "specificity": specificity,
-        "nll": loss / tiles,
-        "ece": np.abs(sums[:, 5:]).sum(axis=1) / tiles,
+        "nll": mean_interval(loss, groups, level),
+        "ece": _no_interval(
+            _calibration_error(scores, positive),
+            "no interval: an ECE is larger than the true one, the more so the fewer tiles",
+        ),
     }
+
+
+def _f1(overlap: float) -> float:
+    return 2 * overlap / (1 + overlap)
+
+
+def _balanced_interval(
+    sensitivity: Interval, specificity: Interval, right: Bools, positive: Bools, clusters: Clusters
+) -> Interval:
+    value = (sensitivity.value + specificity.value) / 2
+    for part in (sensitivity, specificity):
+        if part.method == "none":
+            return _no_interval(value, part.note)
+    together = _correlation(right, positive, clusters)
+
+    def half(*sides: float) -> float:
+        a, b = sides
+        return math.sqrt(a**2 + b**2 + 2 * together * a * b) / 2
+
+    low = value - half(sensitivity.value - sensitivity.low, specificity.value - specificity.low)
+    high = value + half(sensitivity.high - sensitivity.value, specificity.high - specificity.value)
+    return Interval(value, max(low, 0.0), min(high, 1.0), "mover", clusters.note)
+
+
+def _correlation(right: Bools, positive: Bools, clusters: Clusters) -> float:
+    """Correlation of sensitivity and specificity over slides, at least 0; 0 where tiles are independent."""
+    sums = []
+    for members in (positive, ~positive):
+        deviations = (right[members] - right[members].mean()) / np.count_nonzero(members)
+        sums.append(np.bincount(clusters.codes[members], deviations, minlength=int(clusters.codes.max()) + 1))
+    size = math.sqrt(float(sums[0] @ sums[0]) * float(sums[1] @ sums[1]))
+    return min(max(float(sums[0] @ sums[1]) / size, 0.0), 1.0) if size > 0 else 0.0
+
+
+def _average_precision_interval(scores: npt.NDArray, positive: Bools, clusters: Clusters, level: float) -> Interval:
+    order = np.argsort(-scores, kind="stable")
+    ranked, codes = positive[order], clusters.codes[order]
+    ends = last_of_ties(scores[order])
+    block = np.searchsorted(ends, np.arange(len(ranked)))  # of equal scores
+    above = ends + 1.0
+    true = np.cumsum(ranked)[ends].astype(np.float64)
+    precision, gain = true / above, np.diff(true, prepend=0.0)
+    total = float(ranked.sum())
+    value = float(gain @ precision / total)
+    if lack := lack_of_clusters(positive, clusters):
+        return _no_interval(value, lack)
+    # The derivative by the weight of each tile: its own precision, and what it does to every precision from it on.
+    later = np.cumsum((gain / above)[::-1])[::-1]
+    later_precision = np.cumsum((gain * precision / above)[::-1])[::-1]
+    influence = (ranked * (precision[block] + later[block] - value) - later_precision[block]) / total
+    # Half of what is lost counts against the positive tile, half against the negative tiles above it.
+    blame = np.where(ranked, 1 - precision[block], later[block]) / 2 / total
+    low, high = logit_interval(
+        value,
+        clustered_variance(influence, codes),
+        scarcer_clusters(positive, clusters) - 1,
+        float(np.bincount(codes, weights=blame).max()),
+        level,
+    )
+    if math.isnan(low):
+        return _no_interval(value, "no interval: the precision does not vary from tile to tile")
+    return Interval(value, low, high, "linearised", clusters.note)
+
+
+def _calibration_error(scores: npt.NDArray[np.float32], positive: Bools) -> float:
+    edges = np.linspace(0, 1, ECE_BINS + 1, dtype=np.float32)
+    bins = np.minimum(np.searchsorted(edges, scores, side="right") - 1, ECE_BINS - 1)
+    gaps = np.bincount(bins, weights=scores.astype(np.float64) - positive, minlength=ECE_BINS)
+    return float(np.abs(gaps).sum() / len(scores))

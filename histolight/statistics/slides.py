@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from histolight.statistics.intervals import (
-    Array,
-    Interval,
-    check_scores,
-    find_clusters,
-    lack_of_clusters,
-    last_of_ties,
-    resample_tiles,
-)
+from histolight.statistics.clusters import find_clusters
+from histolight.statistics.intervals import Interval, check_scores, proportion_interval
 
 
 def slide_figures(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
@@ -48,35 +44,37 @@ def slide_figures(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
     return table.sort_values(["wrong", "slide"], ascending=[False, True], ignore_index=True)
 
 
-def sensitivity_at_specificity(predictions: pd.DataFrame, specificity: float = 0.95, seed: int = 0) -> Interval:
+def sensitivity_at_specificity(predictions: pd.DataFrame, specificity: float = 0.95, level: float = 0.95) -> Interval:
     """Measure the highest sensitivity that any threshold reaches with at least this specificity on the same tiles.
 
-    The interval is the bootstrap's, over slides where they are known; each resample chooses its threshold anew.
+    The interval allows for the threshold too (Woodruff, Journal of the American Statistical Association 47 (1952),
+    635-646): its ends are those of the sensitivities at the thresholds that the interval of the specificity leaves,
+    each at the level ``(1 + level) / 2``, so that both together hold ``level``.
 
     Args:
         predictions: ``label`` (0/1), ``group`` (slide, or missing) and ``score`` of each tile.
         specificity: In [0, 1].
-        seed: Of the bootstrap.
+        level: Confidence level.
 
     >>> tiles = pd.DataFrame({"label": [0, 0, 1, 1], "group": None, "score": [0.1, 0.6, 0.5, 0.9]})
     >>> sensitivity_at_specificity(tiles).value, sensitivity_at_specificity(tiles, 0.5).value
     (0.5, 1.0)
     """
     scores, positive = check_scores(predictions["score"].to_numpy(), predictions["label"].to_numpy())
-    order = np.argsort(-scores, kind="stable")
-    positive, ends = positive[order], last_of_ties(scores[order])
-    clusters = find_clusters(predictions["group"].to_numpy()[order], len(scores))
-    value = float(_sensitivity(np.ones_like(scores)[None], positive, ends, specificity)[0])
-    if reason := lack_of_clusters(positive, clusters):
-        return Interval(value, np.nan, np.nan, "none", reason)
-    blocks = resample_tiles(positive, clusters, 1000, seed)
-    drawn = np.concatenate([_sensitivity(weights, positive, ends, specificity) for weights in blocks])
-    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
-    return Interval(value, low, high, "slide bootstrap" if clusters.slides else "stratified bootstrap", clusters.note)
+    clusters = find_clusters(predictions["group"].to_numpy(), len(scores))
+    negatives = np.sort(scores[~positive])
+    each = (1 + level) / 2
 
+    def sensitivity(share: float) -> tuple[np.ndarray, Interval]:
+        """Calls, and their sensitivity, at the lowest threshold at or below which this share of negatives lies."""
+        below = math.ceil(share * len(negatives) - 1e-9)
+        called = scores > negatives[below - 1] if below else np.ones_like(positive)
+        return called, proportion_interval(called, positive, clusters, "positive", each)
 
-def _sensitivity(weights: Array, positive: np.ndarray, ends: np.ndarray, specificity: float) -> Array:
-    """Measure under each row of weights (B, N), for tiles sorted by falling score: (B,)."""
-    true, false = (np.cumsum(weights * members, axis=1)[:, ends] for members in (positive, ~positive))
-    allowed = false <= (1 - specificity) * false[:, -1:] + 1e-9
-    return np.where(allowed, true, 0).max(axis=1) / true[:, -1]
+    called, middle = sensitivity(specificity)
+    allowed = proportion_interval(~called, ~positive, clusters, "negative", each)
+    for part in (middle, allowed):
+        if part.method == "none":
+            return replace(part, value=middle.value)
+    low, high = sensitivity(allowed.high)[1].low, sensitivity(allowed.low)[1].high
+    return Interval(middle.value, low, high, "woodruff", clusters.note)

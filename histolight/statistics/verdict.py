@@ -15,27 +15,25 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 from histolight.errors import RequestError
+from histolight.statistics.clusters import find_clusters, lack_of_clusters, scarcer_clusters, sums_by_cluster
 from histolight.statistics.comparison import holm
 from histolight.statistics.intervals import (
+    SMALLEST_VARIANCE,
     Array,
+    Bools,
     check_scores,
-    effective_clusters,
-    find_clusters,
-    lack_of_clusters,
+    hardest_share,
+    logit_interval,
     structural_components,
 )
-
-Bools = npt.NDArray[np.bool_]
 
 FEWEST_DEGREES_OF_FREEDOM = 5.0  # below it, more than FEW_ROWS rows are not ranked
 FEW_ROWS = 3
 FEWEST_SEEDS = 3  # of a configuration
-# A variance below this share of its parts, or below this, is rounding. (The smallest step of an AUROC of 10^5 tiles a
-# class is 1e-10.)
-ROUNDING, SMALLEST_VARIANCE = 1e-12, 1e-26
+ROUNDING = 1e-12  # a variance below this share of its parts is rounding
 TILES_AT_ONCE = 2**19  # scores whose structural components are held at once; it bounds the memory
 SMALLEST_P = float(np.finfo(np.float64).tiny)
 
@@ -50,6 +48,7 @@ class AurocCovariance:
         degrees_of_freedom: Of every variance in it: ``n_eff - 1``, 0 where ``lack`` says why.
         n_eff: Effective number of clusters of the scarcer class: the smaller over the two classes of (sum n)^2 / sum
             n^2, n being a cluster's tiles of the class; tiles are clusters where none are given.
+        hardest: (K,) largest share of one cluster in ``1 - AUROC``; 0 where tiles are independent.
         lack: Why there is no covariance, or empty.
     """
 
@@ -57,6 +56,7 @@ class AurocCovariance:
     covariance: Array
     degrees_of_freedom: float
     n_eff: float
+    hardest: Array
     lack: str = ""
 
 
@@ -120,18 +120,20 @@ def auroc_covariance(
     clusters = find_clusters(groups, len(positive))
     lack = lack_of_clusters(positive, clusters)
     count = int(clusters.codes.max()) + 1
-    aurocs = np.empty(len(rows))
+    aurocs, hardest = np.empty(len(rows)), np.zeros(len(rows))
     sums = np.empty((2, len(rows), count))  # by class, row and cluster
     block = max(1, TILES_AT_ONCE // len(positive))
     for start in range(0, len(rows), block):
         part = slice(start, start + block)
         components = structural_components(rows[part], positive)
         aurocs[part] = components[:, positive].mean(axis=1)
+        if clusters.slides:
+            hardest[part] = hardest_share(components, positive, clusters)
         for members, share in zip((positive, ~positive), sums[:, part], strict=True):
             deviations = (components[:, members] - aurocs[part, None]) / np.count_nonzero(members)
-            share[:] = _sums_by_cluster(deviations, clusters.codes[members], count)
+            share[:] = sums_by_cluster(deviations, clusters.codes[members], count)
     if lack:
-        return AurocCovariance(aurocs, np.full((len(rows), len(rows)), math.nan), 0.0, 1.0, lack)
+        return AurocCovariance(aurocs, np.full((len(rows), len(rows)), math.nan), 0.0, 1.0, hardest, lack)
     whole, *factors = (
         holders / (holders - 1)
         for holders in (count, *(len(np.unique(clusters.codes[m])) for m in (positive, ~positive)))
@@ -141,17 +143,8 @@ def auroc_covariance(
     covariance = whole * both @ both.T
     for factor, one in zip(factors, sums, strict=True):
         covariance += (factor - whole) * one @ one.T
-    n_eff = effective_clusters(positive, clusters)
-    return AurocCovariance(aurocs, covariance, n_eff - 1, n_eff)
-
-
-def _sums_by_cluster(values: Array, codes: npt.NDArray[np.int64], count: int) -> Array:
-    """Add up the columns of (K, N) that have one and the same code: (K, count)."""
-    order = np.argsort(codes, kind="stable")
-    present, starts = np.unique(codes[order], return_index=True)
-    sums = np.zeros((len(values), count))
-    sums[:, present] = np.add.reduceat(values[:, order], starts, axis=1)
-    return sums
+    n_eff = scarcer_clusters(positive, clusters)
+    return AurocCovariance(aurocs, covariance, n_eff - 1, n_eff, hardest)
 
 
 def combine_folds(parts: Sequence[AurocCovariance]) -> AurocCovariance:
@@ -171,17 +164,24 @@ def combine_folds(parts: Sequence[AurocCovariance]) -> AurocCovariance:
     if len({len(part.aurocs) for part in parts}) > 1:
         raise RequestError(f"folds have different numbers of rows: {[len(part.aurocs) for part in parts]}")
     aurocs = np.mean([part.aurocs for part in parts], axis=0)
+    hardest = np.max([part.hardest for part in parts], axis=0) / len(parts)
     lack = next((part.lack for part in parts if part.lack), "")
     covariance = np.sum([part.covariance for part in parts], axis=0) / len(parts) ** 2
     if lack:
-        return AurocCovariance(aurocs, covariance, 0.0, 1.0, lack)
+        return AurocCovariance(aurocs, covariance, 0.0, 1.0, hardest, lack)
     variances = np.array([1 / part.n_eff for part in parts])
     freedom = np.array([part.degrees_of_freedom for part in parts])
     total = float(variances.sum() ** 2 / (variances**2 / np.maximum(freedom, 1e-9)).sum())
-    return AurocCovariance(aurocs, covariance, total, total + 1)
+    return AurocCovariance(aurocs, covariance, total, total + 1, hardest)
 
 
-def verdict_of_trainings(aurocs: npt.ArrayLike, covariance: npt.ArrayLike, nu1: float, level: float = 0.95) -> Verdict:
+def verdict_of_trainings(
+    aurocs: npt.ArrayLike,
+    covariance: npt.ArrayLike,
+    nu1: float,
+    level: float = 0.95,
+    hardest: npt.ArrayLike | None = None,
+) -> Verdict:
     """Compare m trainings, each with each.
 
     Args:
@@ -189,6 +189,7 @@ def verdict_of_trainings(aurocs: npt.ArrayLike, covariance: npt.ArrayLike, nu1: 
         covariance: (m, m) of them.
         nu1: Its degrees of freedom.
         level: Of all claims together.
+        hardest: (m,) of :class:`AurocCovariance`, for the rows' own intervals.
 
     >>> verdict = verdict_of_trainings([0.95, 0.9, 0.8], np.eye(3) * 1e-4, 200)
     >>> verdict.best.tolist(), verdict.ranks.tolist()
@@ -201,11 +202,17 @@ def verdict_of_trainings(aurocs: npt.ArrayLike, covariance: npt.ArrayLike, nu1: 
     parts = own[:, None] + own
     variance = _beyond_rounding(parts - 2 * matrix, parts)
     freedom = np.full(matrix.shape, nu1)
-    return _verdict(values, variance, freedom, own, np.full(len(values), nu1), nu1, level)
+    apart = np.zeros(len(values)) if hardest is None else np.asarray(hardest, dtype=np.float64)
+    rows = _logit_intervals(values, own, np.full(len(values), nu1), apart, level)
+    return _verdict(values, variance, freedom, rows, nu1, level)
 
 
 def verdict_of_configurations(
-    aurocs: npt.ArrayLike, covariance: npt.ArrayLike, nu1: float, level: float = 0.95
+    aurocs: npt.ArrayLike,
+    covariance: npt.ArrayLike,
+    nu1: float,
+    level: float = 0.95,
+    hardest: npt.ArrayLike | None = None,
 ) -> Verdict:
     """Compare m configurations of R seeds each, each with each: what holds for other seeds as well as other tiles.
 
@@ -214,6 +221,7 @@ def verdict_of_configurations(
         covariance: (m R, m R) of them, in row-major order (all seeds of the first configuration first).
         nu1: Its degrees of freedom.
         level: Of all claims together.
+        hardest: (m R,) of :class:`AurocCovariance`, for the rows' own intervals.
 
     Raises:
         RequestError: Fewer than three seeds, or shapes that do not fit.
@@ -234,15 +242,11 @@ def verdict_of_configurations(
     row_variance = spread / seeds + np.maximum(within, 0)
     # A row's own variance, where it exceeds the pooled one, has the degrees of freedom of this row only.
     row_of_seeds = (pooled**2 / rows + (spread - pooled) ** 2) / (seeds - 1) / seeds**2
-    return _verdict(
-        values.mean(axis=1),
-        variance,
-        _satterthwaite(variance, of_seeds**2 / (rows * (seeds - 1)), shared, nu1),
-        row_variance,
-        _satterthwaite(row_variance, row_of_seeds, np.maximum(within, 0), nu1),
-        nu1,
-        level,
-    )
+    row_freedom = _satterthwaite(row_variance, row_of_seeds, np.maximum(within, 0), nu1)
+    apart = np.zeros(rows) if hardest is None else np.reshape(hardest, (rows, seeds)).mean(axis=1)
+    own = _logit_intervals(values.mean(axis=1), row_variance, row_freedom, apart, level)
+    freedom = _satterthwaite(variance, of_seeds**2 / (rows * (seeds - 1)), shared, nu1)
+    return _verdict(values.mean(axis=1), variance, freedom, own, nu1, level)
 
 
 def _beyond_rounding(variance: Array, parts: Array) -> Array:
@@ -283,7 +287,7 @@ def _satterthwaite(variance: Array, of_seeds: Array, shared: Array, nu1: float) 
 
 
 def _verdict(
-    aurocs: Array, variance: Array, freedom: Array, row_variance: Array, row_freedom: Array, nu1: float, level: float
+    aurocs: Array, variance: Array, freedom: Array, own: tuple[Array, Array], nu1: float, level: float
 ) -> Verdict:
     rows = len(aurocs)
     difference = aurocs[:, None] - aurocs
@@ -295,10 +299,10 @@ def _verdict(
         away, error, nu = difference[first, second], np.sqrt(variance[first, second]), freedom[first, second]
         known = error > 0
         size = np.abs(away) / np.where(known, error, 1)
-        plain = np.where(known, np.maximum(2 * stats.t.sf(size, nu), SMALLEST_P), 1)
+        plain = np.where(known, np.maximum(2 * special.stdtr(nu, -size), SMALLEST_P), 1)
         adjusted = holm(plain)
         claimed = adjusted <= 1 - level
-        half = np.where(known, stats.t.isf((1 - level) / 2 / len(first), nu) * error, math.nan)
+        half = np.where(known, -special.stdtrit(nu, (1 - level) / 2 / len(first)) * error, math.nan)
         # Holm claims a little more than these (Bonferroni's) intervals do; such an interval ends at 0.
         lower = np.where(claimed & (away > 0), np.maximum(away - half, 0), away - half)
         upper = np.where(claimed & (away < 0), np.minimum(away + half, 0), away + half)
@@ -306,12 +310,10 @@ def _verdict(
         low[first, second], high[first, second] = lower, upper
         low[second, first], high[second, first] = -upper, -lower
         better[first, second], better[second, first] = claimed & (away > 0), claimed & (away < 0)
-    row_low, row_high = _logit_intervals(aurocs, row_variance, row_freedom, level)
     ranks = np.stack([1 + better.sum(axis=0), rows - better.sum(axis=1)], axis=1)
     return Verdict(
         aurocs,
-        row_low,
-        row_high,
+        *own,
         difference,
         low,
         high,
@@ -339,10 +341,9 @@ def _reason(rows: int, nu1: float, variance: Array) -> str:
     return ""
 
 
-def _logit_intervals(aurocs: Array, variance: Array, freedom: Array, level: float) -> tuple[Array, Array]:
-    slope = aurocs * (1 - aurocs)
-    known = (variance > ROUNDING * slope**2) & (slope > 0) & (freedom > 0)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        half = stats.t.isf((1 - level) / 2, np.where(known, freedom, 1)) * np.sqrt(variance) / slope
-        low, high = special.expit(special.logit(aurocs) - half), special.expit(special.logit(aurocs) + half)
-    return np.where(known, low, math.nan), np.where(known, high, math.nan)
+def _logit_intervals(
+    aurocs: Array, variance: Array, freedom: Array, hardest: Array, level: float
+) -> tuple[Array, Array]:
+    rows = zip(aurocs, variance, freedom, hardest, strict=True)
+    ends = [logit_interval(float(a), float(v), float(f), float(h), level) for a, v, f, h in rows]
+    return np.array([low for low, _ in ends]), np.array([high for _, high in ends])

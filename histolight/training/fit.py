@@ -343,7 +343,7 @@ def _measure_parts(
         if part == "val":
             scores, labels = (torch.tensor(table[name].to_numpy()) for name in ("score", "label"))
             found["threshold"] = best_threshold(scores, labels)
-        found |= measure.measure_part(part, table, found["threshold"], config.data.seed)
+        found |= measure.measure_part(part, table, found["threshold"])
         runs.update_metrics(directory, **found)  # before anything is drawn, which can fail
         if files.is_main_process():
             drawn = measure.draw_part(

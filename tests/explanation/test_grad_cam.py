@@ -121,23 +121,25 @@ def test_cells_across_the_edge_count_by_area() -> None:
 
 def test_the_interval_agrees_with_the_central_limit() -> None:
     shares = np.random.default_rng(0).beta(2, 8, 500)
-    found = mean_share(shares, [None] * 500, seed=0)
+    found = mean_share(shares, [None] * 500)
     half = 1.96 * shares.std(ddof=1) / np.sqrt(500)
     assert found.value == pytest.approx(shares.mean())
-    assert (found.low, found.high) == pytest.approx((shares.mean() - half, shares.mean() + half), abs=0.1 * half)
+    assert found.low == pytest.approx(shares.mean() - half, abs=0.15 * half)
+    assert 0.95 * half < found.high - found.value < 1.3 * half  # it allows for one more tile like the largest
 
 
 def test_tiles_of_a_slide_count_as_one() -> None:
     slides = np.random.default_rng(0).beta(2, 8, 40)
-    found = mean_share(np.repeat(slides, 10), np.repeat([f"slide {n}" for n in range(40)], 10), seed=0)
+    found = mean_share(np.repeat(slides, 10), np.repeat([f"slide {n}" for n in range(40)], 10))
     half = 1.96 * slides.std(ddof=1) / np.sqrt(40)
-    assert (found.low, found.high) == pytest.approx((slides.mean() - half, slides.mean() + half), abs=0.15 * half)
-    assert found.method == "slide bootstrap"
+    assert found.low == pytest.approx(slides.mean() - half, abs=0.25 * half)
+    assert 0.95 * half < found.high - found.value < 2 * half
+    assert found.high - found.low > 2 * (mean_share(np.repeat(slides, 10), [None] * 400).high - found.value)
 
 
 @pytest.mark.parametrize("shares", [[], [np.nan], [0.3], [0.3, np.nan]])
 def test_no_interval_without_two_tiles(shares: list[float]) -> None:
-    found = mean_share(np.array(shares), [None] * len(shares), seed=0)
+    found = mean_share(np.array(shares), [None] * len(shares))
     assert np.isnan([found.low, found.high]).all()
     assert found.value == pytest.approx(0.3) or np.isnan(found.value)
 

@@ -32,7 +32,7 @@ def test_logits_in_any_order_find_their_tiles() -> None:
 
 def test_a_part_is_measured_at_one_half_and_at_the_threshold() -> None:
     table = tiles()
-    found = measure_part("test", table, 0.3, seed=1)
+    found = measure_part("test", table, 0.3)
     assert list(found) == ["test", "test_at_threshold"]
     assert {"auroc", "average_precision", "nll", "ece"} <= set(found["test"])
     assert list(found["test_at_threshold"]) == ["accuracy", "balanced_accuracy", "f1", "sensitivity", "specificity"]
@@ -40,9 +40,7 @@ def test_a_part_is_measured_at_one_half_and_at_the_threshold() -> None:
         called = table["score"] > threshold
         assert found[name]["accuracy"].value == reference.accuracy_score(table["label"], called)
         assert found[name]["sensitivity"].value == reference.recall_score(table["label"], called)
-    assert measure_part("test", table, 0.3, seed=1) == found
-    assert measure_part("test", table, 0.3, seed=2)["test"]["ece"] != found["test"]["ece"]
-    slides = measure_part("test", table.assign(group=[f"s{row % 30}" for row in range(120)]), 0.3, seed=1)
+    slides = measure_part("test", table.assign(group=[f"s{row % 30}" for row in range(120)]), 0.3)
     assert slides["test"]["auroc"].method != found["test"]["auroc"].method
 
 
@@ -55,7 +53,7 @@ class Numbers:
 
 def test_the_worst_calls_show_their_own_tiles() -> None:
     table = tiles(4).assign(label=[0, 1, 0, 1], score=[0.1, 0.2, 0.9, 0.8])
-    found = {**measure_part("val", table, 0.5, 0), "threshold": 0.5}
+    found = {**measure_part("val", table, 0.5), "threshold": 0.5}
     drawn = draw_part("val", table, np.array([11, 22, 33, 44]), Numbers(), found, "other")  # type: ignore[arg-type]
     assert drawn["roc"].axes[0].get_title().startswith("val, other tiles\nAUROC ")
     shown = [axes for axes in drawn["worst_calls"].axes if axes.images]
