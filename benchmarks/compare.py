@@ -1,8 +1,8 @@
 """How long `histolight compare` takes: `python benchmarks/compare.py [RUNS] [TILES]`.
 
 Writes run directories as `train` writes them, with simulated scores, into a temporary folder, and compares them in a
-process of its own, imports, figures and pages included. *single*: every run is a configuration of its own (paired
-DeLong). *folds*: 5 folds x 2 seeds of each configuration, a fifth of the tiles in each fold (paired bootstrap).
+process of its own, imports, figures and pages included. *single*: every run is a row of its own. *folds*: 5 folds x 2
+seeds of each row, a fifth of the tiles in each fold.
 """
 
 from __future__ import annotations

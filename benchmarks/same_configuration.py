@@ -15,10 +15,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import yaml
+from tables import csv_printer
 
 import histolight
+from histolight.ranking.ranking import compare_runs
 
 DRAWS = 4
 SEEDS = 10
@@ -44,8 +46,10 @@ def disguise(runs: list[Path], folder: Path, seeds: int) -> None:
         (copy / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-def compare(folder: Path) -> pd.DataFrame:
-    records = []
+def compare(folder: Path) -> None:
+    print_row = csv_printer(
+        "draw", "unit", "rows", "seeds", "tiles", "lowest", "highest", "seed_sd", "correlation", "best_set"
+    )
     runs = {
         (config["data"]["seed"], config["seed"]): path.parent
         for path in folder.glob("*/config.yaml")
@@ -55,13 +59,14 @@ def compare(folder: Path) -> pd.DataFrame:
         for unit, (rows, seeds) in LAYOUTS.items():
             with tempfile.TemporaryDirectory() as place:
                 disguise([runs[draw, seed] for seed in range(rows * seeds)], Path(place), seeds)
-                found = histolight.compare(place)
-            aurocs = [row["auroc"] for row in found.rows]
-            record = {"draw": draw, "unit": found.rows[0]["unit"], "rows": rows, "seeds": seeds}
-            record |= {"tiles": found.rows[0]["tiles"], "lowest_auroc": min(aurocs), "highest_auroc": max(aurocs)}
-            records.append(record | {"rows_in_best_set": len(found.best_set)})
-            assert record["unit"] == unit
-    return pd.DataFrame(records)
+                ranking = compare_runs([Path(place)])
+            assert (ranking.unit, len(ranking.rows)) == (unit, rows)
+            aurocs, matrix = ranking.covariance.aurocs, ranking.covariance.covariance
+            scale = np.sqrt(np.diagonal(matrix))
+            correlation = (matrix / scale[:, None] / scale)[np.triu_indices(len(aurocs), 1)].mean()
+            figures = (aurocs.min(), aurocs.max(), aurocs.std(ddof=1), correlation)
+            written = [f"{figure:.4f}" for figure in figures]
+            print_row(draw, unit, rows, seeds, ranking.tiles, *written, len(ranking.best_set))
 
 
 if __name__ == "__main__":
@@ -69,4 +74,4 @@ if __name__ == "__main__":
     if command == "train":
         train(Path(place), rest)
     else:
-        compare(Path(place)).to_csv(sys.stdout, index=False, float_format="%.4f")
+        compare(Path(place))
