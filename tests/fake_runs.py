@@ -34,22 +34,40 @@ def fake_run(
 
     The tiles follow from data.seed, data.fold and their number; models find the same tiles hard.
     """
-    config = OmegaConf.structured(Config())
-    for key, value in overrides.items():
-        OmegaConf.update(config, key.replace("__", "."), value)
-    files.write_atomically(directory / "config.yaml", to_yaml(config))
+    config = _config(overrides)
+    tables = {part: _predictions(config, part, shift, tiles, slides, str(sorted(overrides.items()))) for part in parts}
+    return write_run(directory, tables if status == "completed" else {}, split, status, reason, costs, **overrides)
+
+
+def write_run(
+    directory: Path,
+    tables: dict[str, pd.DataFrame],
+    split: str = "random",
+    status: str = "completed",
+    reason: str | None = None,
+    costs: dict[str, float] | None = None,
+    **overrides: Any,
+) -> Path:
+    """Write a run with these predictions: for ``val``, and maybe ``test``, id, label, group, logit and score."""
+    files.write_atomically(directory / "config.yaml", to_yaml(_config(overrides)))
     metrics: dict[str, Any] = {"status": status, "reason": reason, "split": split, "tiles": {}, "selected_on": "val"}
+    for part, table in tables.items():
+        files.write_csv(directory / "predictions" / f"{part}.csv", table)
+        groups = table["group"] if table["group"].notna().any() else None
+        figures = {name: {"value": 0.8, "low": 0.7, "high": 0.9, "method": "wilson"} for name in FIGURES}
+        metrics[part] = figures | {"auroc": auroc_interval(table["score"], table["label"], groups)}
+        metrics["tiles"][part] = {str(label): int((table["label"] == label).sum()) for label in (0, 1)}
     if status == "completed":
-        for part in parts:
-            table = _predictions(config, part, shift, tiles, slides, str(sorted(overrides.items())))
-            files.write_csv(directory / "predictions" / f"{part}.csv", table)
-            groups = table["group"] if slides else None
-            figures = {name: {"value": 0.8, "low": 0.7, "high": 0.9, "method": "wilson"} for name in FIGURES}
-            metrics[part] = figures | {"auroc": auroc_interval(table["score"], table["label"], groups)}
-            metrics["tiles"][part] = {str(label): int((table["label"] == label).sum()) for label in (0, 1)}
         metrics |= {"seconds": 60.0, "tiles_per_second": 500.0, "parameters": 11_000_000, **(costs or {})}
     runs.update_metrics(directory, data_fingerprint="fake", **metrics)
     return directory
+
+
+def _config(overrides: dict[str, Any]) -> Any:
+    config = OmegaConf.structured(Config())
+    for key, value in overrides.items():
+        OmegaConf.update(config, key.replace("__", "."), value)
+    return config
 
 
 def three_models(sweep: Path) -> Path:

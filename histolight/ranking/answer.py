@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from histolight.data.table import PARTS, SPLITS
 from histolight.ranking.plan import DIFFERENCES, POWER, plan_of, scaled
@@ -161,9 +162,7 @@ def _cautions(ranking: Ranking) -> list[str]:
     if not ranking.rows:
         return sentences
     if ranking.part == "val":
-        sentences.append(
-            "Measured on validation tiles, on which each run's epoch was chosen too: these figures are optimistic."
-        )
+        sentences.append("The epoch of each run was chosen on these validation tiles too: the figures are optimistic.")
     if caution := CAUTIONS.get(ranking.split):
         sentences.append(caution)
     elif ranking.population == "tiles":
@@ -193,8 +192,8 @@ def _holders(parts: list[ScoredTiles], label: int) -> tuple[int, float, str]:
     """Count the clusters with tiles of a class, as they are and as equally large ones."""
     count, effective = 0, 0.0
     for part in parts:
-        slides = part.ids if part.slides is None else np.where(part.slides == part.slides, part.slides, part.ids)
-        sizes = np.unique(slides[part.labels == label].astype(str), return_counts=True)[1].astype(float)
+        named = part.ids if part.clusters is None else np.where(pd.isna(part.clusters), part.ids, part.clusters)
+        sizes = np.unique(named[part.labels == label].astype(str), return_counts=True)[1].astype(float)
         count, effective = count + len(sizes), effective + float(sizes.sum() ** 2 / (sizes @ sizes))
     return count, effective, "with tumour" if label else "without tumour"
 

@@ -65,7 +65,7 @@ def rank_figure(ranking: Ranking, names: Sequence[str]) -> Figure:
     plain = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     for place, name in enumerate(names[:shown]):
         first_rank, last_rank = ranking.verdict.ranks[place]
-        colour = ACCENT if ranking.verdict.best[place] else QUIET
+        colour = ACCENT if ranking.verdict.best[place] and not ranking.verdict.reason else QUIET
         ends = [first_rank - 0.22, last_rank + 0.22]
         axes.plot(ends, [place, place], color=colour, linewidth=6, solid_capstyle="round")
         axes.text(0, place - 0.26, name, transform=across, fontsize=9, color=INK, va="bottom", bbox=plain)

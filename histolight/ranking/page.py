@@ -38,7 +38,8 @@ LABEL = 52  # characters of a row's name in a figure: a longer one is cut and le
 def notes(ranking: Ranking) -> list[str]:
     """Say what a reader of the table must know."""
     found = [
-        f"Each row is {unit_text(ranking)}; the claims hold {population(ranking)}. Measured on {where(ranking)}.",
+        f"Each row is {unit_text(ranking)}; what is said of the rows holds {population(ranking)}. Measured on "
+        f"{where(ranking)}.",
     ]
     if ranking.verdict is not None and len(ranking.rows) > 1:
         found.append(
@@ -102,14 +103,17 @@ def ranking_figures(ranking: Ranking) -> Iterator[tuple[str, Figure, str]]:
         for place, row in enumerate(ranking.rows, start=1)
     ]
     count = len(names)
-    if count > 1:
+    if count > 1 and ranking.verdict is not None:
         shown = f"the first {figures.SHOWN} of {count} rows" if count > figures.SHOWN else f"these {count} rows"
-        yield (
-            "ranks",
-            figures.rank_figure(ranking, names),
-            f"Each bar spans the ranks that one of {shown} can have; rank 1 is the best. Coloured: may be the best. "
-            f"All bars together hold with 95 % certainty {population(ranking)}.",
-        )
+        caption = f"Each bar spans the ranks that one of {shown} can have; rank 1 is the best. "
+        if ranking.verdict.reason:
+            caption += "Nothing can be ranked on these tiles: every row can have every rank."
+        else:
+            caption += (
+                "Coloured: may be the best. All bars together hold with 95 % certainty "
+                f"{population(ranking)}{' and with other seeds' * (ranking.unit == 'configuration')}."
+            )
+        yield "ranks", figures.rank_figure(ranking, names), caption
     shown = f"the first {len(figures.COLOURS)} of {count} rows" if count > len(figures.COLOURS) else "all rows"
     yield "roc", figures.roc_figure(ranking, names), f"ROC of {shown} on {where(ranking)}, a line for each run."
     swept = ranked_keys(ranking)

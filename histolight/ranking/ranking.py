@@ -96,22 +96,20 @@ class Ranking:
     @property
     def clusters(self) -> str:
         """What the variance is taken over: ``slides``, ``components`` of overlapping tiles, or ``tiles``."""
-        if all(part.slides is None for part in self.parts):
+        if all(part.clusters is None for part in self.parts):
             return "tiles"
-        return "components" if self.split == "overlap" else "slides"
+        return "components" if all(part.slides is None for part in self.parts) else "slides"
 
     @property
     def slides(self) -> int:
         """Number of slides with a name; 0 where they are unknown."""
-        if self.clusters != "slides":
-            return 0
         return len({name for part in self.parts if part.slides is not None for name in part.slides if name == name})
 
     @property
     def population(self) -> str:
         """``slides`` where every tile has a slide that training has not seen, else ``tiles``."""
         whole = all(part.slides is not None and all(name == name for name in part.slides) for part in self.parts)
-        return "slides" if self.clusters == "slides" and self.split != "random" and whole else "tiles"
+        return "slides" if self.split != "random" and whole else "tiles"
 
     @property
     def best_set(self) -> list[str]:
@@ -202,7 +200,7 @@ def covariance_of(rows: Sequence[Row]) -> AurocCovariance:
     for places in places_of_tiles.values():
         tiles = rows[0].runs[places[0]].tiles
         scores = np.stack([row.runs[place].scores for row in rows for place in places])
-        parts.append(auroc_covariance(scores, tiles.labels, tiles.slides))
+        parts.append(auroc_covariance(scores, tiles.labels, tiles.clusters))
     if unit_of(pairs) == "configuration":
         return parts[0]
     return combine_folds([_mean_over_trainings(part, len(rows)) for part in parts])

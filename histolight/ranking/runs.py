@@ -48,12 +48,15 @@ class ScoredTiles:
         ids: (N,) str.
         labels: (N,) 0 or 1.
         slides: (N,) str, NaN where unknown; None when no slide is known.
+        clusters: (N,) str, what belongs together: a slide, or tiles that overlap or copy each other; NaN for a tile by
+            itself; None where every tile is by itself.
     """
 
     key: str
     ids: npt.NDArray[np.object_]
     labels: npt.NDArray[np.int8]
     slides: npt.NDArray[np.object_] | None
+    clusters: npt.NDArray[np.object_] | None
 
 
 @dataclass
@@ -222,14 +225,19 @@ def _read_predictions(
     if not table["id"].is_monotonic_increasing:
         table = table.sort_values("id", ignore_index=True)
     ids, labels = table["id"].to_numpy(), table["label"].to_numpy()
-    slides, names = pd.factorize(table["group"])
+    groups = [table["group"], table["cluster"] if "cluster" in table else table["group"]]
+    if run.metrics["split"] == "overlap":
+        groups[0] = pd.Series(np.nan, index=table.index)  # names of components are none of slides
     digest = hashlib.blake2b("\n".join(ids).encode(), digest_size=16)
-    for values in (labels, slides.astype(np.int32)):
-        digest.update(values.tobytes())
-    digest.update("\n".join(names).encode())
+    digest.update(labels.tobytes())
+    for group in groups:
+        codes, names = pd.factorize(group)
+        digest.update(codes.astype(np.int32).tobytes())
+        digest.update("\n".join(names).encode())
     key = digest.hexdigest()
     if key not in known:
-        known[key] = ScoredTiles(key, ids, labels, table["group"].to_numpy() if len(names) else None)
+        slides, clusters = (group.to_numpy() if group.notna().any() else None for group in groups)
+        known[key] = ScoredTiles(key, ids, labels, slides, clusters)
     return known[key], table["score"].to_numpy()
 
 

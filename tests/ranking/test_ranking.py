@@ -316,7 +316,7 @@ def test_the_test_part_is_preferred_where_every_run_has_one(tmp_path: Path) -> N
     ranking = compare_runs([tmp_path])
     assert ranking.part == "test"
     assert where(ranking) == "200 test tiles (random split)"
-    assert "epoch was chosen" not in " ".join(answer(ranking))
+    assert "The epoch of each run was chosen" not in " ".join(answer(ranking))
     run = ranking.rows[0].runs[0]
     assert set(run.tiles.ids) == set(predictions(run.directory, "test")["id"])
 
