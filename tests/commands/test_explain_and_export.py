@@ -79,6 +79,23 @@ def test_export_prints_the_parity(run: Path, capsys: pytest.CaptureFixture[str])
     assert [path.name for path in Path("out").iterdir() if path.name != ".histolight.lock"] == ["model.onnx"]
 
 
+def test_export_for_wsinfer_writes_the_model_and_its_configuration(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = ["export", f"run={run}", "format=wsinfer", "slides.model_mpp=0.972", "hydra.run.dir=out"]
+    assert cli.main(request) == 0
+    assert "8 validation tiles: score differs from torch by at most" in capsys.readouterr().out
+    names = {path.name for path in Path("out").iterdir() if path.name != ".histolight.lock"}
+    assert names == {"torchscript_model.pt", "config.json"}
+    assert json.loads(Path("out/config.json").read_text())["spacing_um_px"] == 0.972
+
+
+def test_what_export_cannot_write_is_refused(run: Path) -> None:
+    assert "format=x is not known: valid: onnx, wsinfer" in refused("export", f"run={run}", "format=x")
+    assert "give slides.model_mpp=MICRONS" in refused("export", f"run={run}", "format=wsinfer")
+    assert "is for format=wsinfer" in refused("export", f"run={run}", "slides.model_mpp=1")
+
+
 def refused(command: str, *overrides: str) -> str:
     """Run a command that is refused, and leaves nothing behind; return its line."""
     before = sorted(Path().rglob("*"))
