@@ -14,6 +14,9 @@ from histolight.inference.wsinfer import TwoLogits, export_wsinfer
 from histolight.models.classifier import Classifier
 
 SIZE = 32
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.load:FutureWarning", "ignore:.torch.jit.load:DeprecationWarning"
+)
 TILES = np.random.default_rng(0).integers(0, 255, (5, SIZE, SIZE, 3), dtype=np.uint8)
 
 
