@@ -84,6 +84,7 @@ def test_keys_of_a_foreign_configuration_lead_no_figure_out_of_its_folder(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["a $\\frac$ b % # & < > ' \" {c} \\ é", "line\nbreak 🧫", "l" * 200])
+@pytest.mark.slow
 def test_every_command_works_in_and_on_folders_of_odd_names(
     name: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
