@@ -28,11 +28,11 @@ import numpy as np
 from populations import Population, draw_scores, shift_for, spread_of_shift
 from scipy import stats
 
-from histolight.statistics.comparison import holm
 from histolight.statistics.verdict import (
     Verdict,
     auroc_covariance,
     combine_folds,
+    holm,
     verdict_of_configurations,
     verdict_of_trainings,
 )

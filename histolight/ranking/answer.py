@@ -14,6 +14,7 @@ from histolight.ranking.ranking import LEVEL, Ranking
 from histolight.ranking.rows import short_key
 from histolight.ranking.runs import ScoredTiles
 from histolight.reports.parts import interval_text
+from histolight.statistics.clusters import effective_clusters
 from histolight.statistics.planning import power, seeds_needed, tiles_needed
 
 CAUTIONS = {
@@ -193,8 +194,8 @@ def _holders(parts: list[ScoredTiles], label: int) -> tuple[int, float, str]:
     count, effective = 0, 0.0
     for part in parts:
         named = part.ids if part.clusters is None else np.where(pd.isna(part.clusters), part.ids, part.clusters)
-        sizes = np.unique(named[part.labels == label].astype(str), return_counts=True)[1].astype(float)
-        count, effective = count + len(sizes), effective + float(sizes.sum() ** 2 / (sizes @ sizes))
+        codes = pd.factorize(named[part.labels == label])[0]
+        count, effective = count + int(codes.max()) + 1, effective + effective_clusters(codes)
     return count, effective, "with tumour" if label else "without tumour"
 
 

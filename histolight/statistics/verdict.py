@@ -19,7 +19,6 @@ from scipy import special
 
 from histolight.errors import RequestError
 from histolight.statistics.clusters import find_clusters, lack_of_clusters, scarcer_clusters, sums_by_cluster
-from histolight.statistics.comparison import holm
 from histolight.statistics.intervals import (
     SMALLEST_VARIANCE,
     Array,
@@ -324,6 +323,30 @@ def _verdict(
         freedom,
         reason,
     )
+
+
+def holm(p_values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Correct the p values of one table of tests.
+
+    Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6 (1979), 65-70:
+    the chance of any false finding in the table stays below the level at which the results are read.
+
+    Args:
+        p_values: (T,) in [0, 1]; NaN (no test was possible) stays NaN and does not count.
+
+    Returns:
+        (T,) adjusted p values, in the same order.
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    if values.ndim != 1 or ((values < 0) | (values > 1)).any():
+        raise RequestError(f"p values must be a list of numbers from 0 to 1: {values.tolist()}")
+    adjusted = np.full(len(values), math.nan)
+    order = np.argsort(values)[: np.count_nonzero(~np.isnan(values))]
+    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)), 1)
+    return adjusted
 
 
 def _reason(rows: int, nu1: float, variance: Array) -> str:

@@ -1,8 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 
+from histolight.errors import RequestError
 from histolight.statistics.intervals import auroc_with_variance
-from histolight.statistics.verdict import auroc_covariance, verdict_of_trainings
+from histolight.statistics.verdict import auroc_covariance, holm, verdict_of_trainings
 
 
 def simulated(rows, tiles, slides=None, seed=0, decimals=1):
@@ -59,3 +62,37 @@ def test_one_clear_order():
     verdict = verdict_of_trainings([0.8, 0.95, 0.9], np.eye(3) * 1e-4, 200)
     assert verdict.best.tolist() == [False, True, False]
     assert verdict.ranks.tolist() == [[3, 3], [1, 1], [2, 2]]
+
+
+def test_holm_by_hand():
+    # Sorted: .005 x 4 = .02, .011 x 3 = .033, .02 x 2 = .04, .03 x 1 = .03 raised to .04.
+    assert holm([0.02, 0.005, 0.03, 0.011]).tolist() == pytest.approx([0.04, 0.02, 0.04, 0.033])
+    assert holm([0.6, 0.7]).tolist() == [1.0, 1.0]
+    assert holm([]).tolist() == []
+    assert holm([0.03]).tolist() == [0.03]
+
+
+def test_holm_equals_the_step_down_procedure():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        values = rng.random(6) ** 3
+        adjusted = holm(values)
+        for level in (0.01, 0.05, 0.2):
+            rejected = set()
+            for step, place in enumerate(np.argsort(values)):
+                if values[place] > level / (6 - step):
+                    break
+                rejected.add(place)
+            assert set(np.flatnonzero(adjusted <= level)) == rejected
+
+
+def test_holm_leaves_out_what_was_not_tested():
+    adjusted = holm([0.01, math.nan, 0.03])
+    assert adjusted[[0, 2]].tolist() == [0.02, 0.03]
+    assert math.isnan(adjusted[1])
+
+
+@pytest.mark.parametrize("values", [[0.1, 1.2], [-0.1], [[0.1]]])
+def test_holm_refuses_what_is_no_p_value(values):
+    with pytest.raises(RequestError, match="from 0 to 1"):
+        holm(values)
