@@ -1,7 +1,13 @@
 """Export a run for WSInfer, let WSInfer score a slide, and compare with the run itself and with `histolight predict`.
 
-WSInfer is installed beside, in an environment of its own: `uv venv wsinfer && uv pip install --python wsinfer wsinfer`.
-Its functions are called, not its command, which asks the network for its list of models before it reads its arguments.
+    python benchmarks/wsinfer.py RUN SVS WSINFER/bin/python > benchmarks/wsinfer.csv
+
+Printed: the largest difference in score from the run's own network on the same pixels, and the correlation with the
+nearest tile of `histolight predict`, which lies up to half a stride away.
+
+WSInfer is installed beside, in an environment of its own: ``uv venv WSINFER && uv pip install --python WSINFER
+wsinfer==0.6.1 "zarr<3" "tiffslide<3" "tifffile<2025" openslide-python openslide-bin``. Its functions are called, not
+its command, which asks the network for its list of models before it reads its arguments.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import openslide
 import pandas as pd
 import torch
 from PIL import Image
+from tables import csv_printer
 
 from histolight.commands.export import main as export
 from histolight.commands.predict import main as predict
@@ -71,18 +78,18 @@ def main() -> None:
         words = [folder / "model", folder / "slides", folder / "results"]
         subprocess.run([arguments.python, "-c", WSINFER, *map(str, words)], check=True, stdout=sys.stderr)
         (csv,) = (folder / "results" / "model-outputs-csv").glob("*.csv")
-        theirs = pd.read_csv(csv)
-        same_pixels = np.abs(own_scores(arguments.run, arguments.slide, theirs) - theirs["prob_tumour"]).max()
+        table = pd.read_csv(csv)
+        same_pixels = np.abs(own_scores(arguments.run, arguments.slide, table) - table["prob_tumour"]).max()
         request = [f"run={arguments.run}", "data=slides", f"data.root={folder / 'slides'}", "slides.tissue=none"]
-        predict([*request, "slides.stride=8", f"hydra.run.dir={folder / 'ours'}"])
-        (parquet,) = (folder / "ours").glob("slides/*/scores.parquet")
-        ours = pd.read_parquet(parquet)
-    centre = theirs[["minx", "miny"]].to_numpy() + theirs[["width", "height"]].to_numpy() / 2
-    distance = np.hypot(*(ours[["x", "y"]].to_numpy()[None] - centre[:, None]).transpose(2, 0, 1))
-    nearest = ours["score"].to_numpy()[distance.argmin(axis=1)]
-    correlation = np.corrcoef(nearest, theirs["prob_tumour"])[0, 1]
-    print("slide,tiles,largest_difference_same_pixels,correlation_with_nearest_tile_of_predict")
-    print(f"{arguments.slide.name},{len(theirs)},{same_pixels:.1e},{correlation:.3f}")
+        predict([*request, f"hydra.run.dir={folder / 'map'}"])
+        (parquet,) = (folder / "map").glob("slides/*/scores.parquet")
+        scores = pd.read_parquet(parquet)
+    centre = table[["minx", "miny"]].to_numpy() + table[["width", "height"]].to_numpy() / 2
+    distance = np.hypot(*(scores[["x", "y"]].to_numpy()[None] - centre[:, None]).transpose(2, 0, 1))
+    nearest = scores["score"].to_numpy()[distance.argmin(axis=1)]
+    correlation = np.corrcoef(nearest, table["prob_tumour"])[0, 1]
+    print_row = csv_printer("slide", "tiles", "largest_difference", "correlation")
+    print_row(arguments.slide.name, len(table), f"{same_pixels:.1e}", f"{correlation:.3f}")
 
 
 if __name__ == "__main__":
