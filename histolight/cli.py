@@ -19,9 +19,9 @@ COMMANDS = {
     "train": "train, validate and (where there is a test part) test: writes a run directory",
     "compare": "rank runs, with intervals and paired tests: table, figures and report.html",
     "evaluate": "measure a finished run on its own tiles, or on other labelled ones",
-    "predict": "score unlabelled tiles with one run or an ensemble: predictions.csv, submission.csv",
+    "predict": "score unlabelled tiles, or whole slides, with one run or an ensemble",
     "explain": "show where in its tiles a trained network looks (Grad-CAM), and how much of that is the centre",
-    "export": "write a trained network as ONNX, checked against torch on real tiles",
+    "export": "write a trained network as ONNX, or for WSInfer and QuPath, checked against torch on real tiles",
     "bench": "measure what the input path, the training step and an epoch cost on this machine",
 }
 
@@ -49,6 +49,7 @@ examples:
   histolight compare runs=outputs/sweeps/folds
   histolight evaluate run=outputs/runs/NAME data=folder data.root=FOLDER calibrate=true
   histolight predict runs=outputs/sweeps/folds data=kaggle data.root=FOLDER tta=dihedral
+  histolight predict run=outputs/runs/NAME data=slides data.root=FOLDER
   histolight bench data=kaggle data.root=FOLDER model=densenet121
 """
 
