@@ -131,6 +131,7 @@ def describe(classifier: Classifier, run: str, metrics: dict[str, Any]) -> dict[
         "classes": ["benign", "tumour"],
         "meaning": "score: probability that the centre 32x32 pixels hold tumour",
         "image_size": classifier.image_size,
+        "mpp": classifier.mpp,
         "mean": classifier.mean.flatten().tolist(),
         "std": classifier.std.flatten().tolist(),
         "normalisation": "inside: give uint8 RGB tiles",

@@ -96,6 +96,7 @@ def test_the_file_says_what_it_is(exported: Path) -> None:
     np.testing.assert_allclose(json.loads(about["mean"]), [0.485, 0.456, 0.406], rtol=1e-6)
     np.testing.assert_allclose(json.loads(about["std"]), [0.229, 0.224, 0.225], rtol=1e-6)
     assert (about["run"], about["threshold"], about["image_size"]) == ("my run", "0.25", "32")
+    assert about["mpp"] == "null"  # the network was built without a pixel size
     assert json.loads(about["auroc"]) == {"val": {"value": 0.9, "low": None}}
     assert json.loads(about["versions"])["torch"] == torch.__version__.partition("+")[0]
     assert about["use"].startswith("research only")
