@@ -34,7 +34,7 @@ ORDER = [
     "__main__",
 ]
 MOST_LINES = 400
-STILL_LONG = {"histolight.statistics.intervals", "histolight.sweeps.sweep"}
+STILL_LONG = {"histolight.sweeps.sweep"}
 LOOSE = {"errors", "interrupts", "process", "hardware", "files", "runs", "api", "cli", "__main__", "__init__"}
 
 
