@@ -155,7 +155,7 @@ def _sections(ranking: Ranking, pictures: list[Picture]) -> list[Section]:
         if first:
             sections.append(Section("Possible ranks", pictures=pictures[:first]))
         sections.append(Section("Ranking", table=main_table(ranking), notes=notes(ranking)))
-    if differences := gaps(ranking):
+    if differences := [gap for gap in gaps(ranking) if gap != headline(ranking)]:
         sections.append(Section("By how much", differences))
     if ranking.unranked:
         sections.append(Section("Not ranked", table=unranked_table(ranking)))
