@@ -21,7 +21,8 @@ from histolight.data.prepare import prepare
 from histolight.hardware import compile_module
 from histolight.models.classifier import Classifier
 from histolight.training.callbacks import Speed
-from histolight.training.fit import build_trainer, check_request, quiet_lightning
+from histolight.training.fit import check_request
+from histolight.training.trainer import build_trainer, quiet_lightning
 
 SKIPPED, STEPS, ROWS = 10, 20, 25
 

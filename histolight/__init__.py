@@ -6,9 +6,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from histolight.api import Comparison, Run, compare, load_run, load_tiles, sweep, train
+    from histolight.api import (
+        Comparison,
+        Config,
+        Prediction,
+        Run,
+        compare,
+        evaluate,
+        explain,
+        export,
+        load_run,
+        load_tiles,
+        predict,
+        sweep,
+        train,
+    )
 
-__all__ = ["Comparison", "Run", "compare", "load_run", "load_tiles", "sweep", "train"]
+__all__ = [
+    "Comparison",
+    "Config",
+    "Prediction",
+    "Run",
+    "compare",
+    "evaluate",
+    "explain",
+    "export",
+    "load_run",
+    "load_tiles",
+    "predict",
+    "sweep",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,10 @@
-"""histolight from Python: what the commands do, with objects in the place of printed lines."""
+"""histolight from Python: what the commands do, with objects in the place of printed lines.
+
+Nothing here prints; progress bars show where stderr is a terminal. Every call gives the process back as it was.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from histolight import files, runs
+from histolight import runs
 from histolight.config.compose import compose_config, saved_config, typed
-from histolight.config.request import BEGINNING, training_request
+from histolight.config.keys import new_folder
+from histolight.config.overrides import Overrides, as_words
 from histolight.config.schema import Config
 from histolight.errors import RequestError
 from histolight.process import unchanged
 
 if TYPE_CHECKING:
     from histolight.data.prepare import PackedTiles
+    from histolight.explanation.grad_cam import Explanation
+    from histolight.inference.export_run import Export
     from histolight.models.classifier import Classifier
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory.
+    """A run directory, or the folder of an evaluation, which holds the same files.
 
     Attributes:
         directory: Where it lies.
@@ -92,12 +96,40 @@ class Comparison:
     table: pd.DataFrame
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """Scores of tiles without labels.
+
+    Attributes:
+        directory: Where they were written.
+        table: One row a tile: ``id``, ``logit``, ``score``; of an ensemble also ``score_1`` and so on for its members.
+        submission: Kaggle's file where its tiles were predicted, else None.
+    """
+
+    directory: Path
+    table: pd.DataFrame
+    submission: Path | None
+
+
+Runs = str | Path | Run | Sequence[str | Path | Run]
+
+
+def _paths(folders: Runs) -> list[Path]:
+    several = [folders] if isinstance(folders, str | Path | Run) else folders
+    return [(it.directory if isinstance(it, Run) else Path(it)).expanduser() for it in several]
+
+
+def _one_path(run: str | Path | Run) -> Path:
+    return _paths(run)[0]
+
+
 @unchanged()
-def load_tiles(overrides: Sequence[str] = ()) -> PackedTiles:
+def load_tiles(overrides: Overrides = ()) -> PackedTiles:
     """Find, check and pack tiles: ``table`` has a row for each, ``pack.tiles.gather(rows)`` their pixels.
 
     Args:
-        overrides: As on the command line, such as ``["data=kaggle", "data.root=DIR", "data.limit=1000"]``.
+        overrides: As on the command line, such as ``["data=kaggle", "data.root=DIR", "data.limit=1000"]``, as a
+            dictionary, or a whole :class:`Config`.
 
     Raises:
         RequestError: There are no such tiles; :class:`DataError` where they are damaged.
@@ -105,46 +137,44 @@ def load_tiles(overrides: Sequence[str] = ()) -> PackedTiles:
     from histolight.data import checks, prepare
     from histolight.data.sources import load_source
 
-    config = typed(compose_config(overrides)).data
+    config = typed(compose_config(as_words(overrides))).data
     source = load_source(config)
     checks.check_table(source.table, config)
     return prepare.load_tiles(source, config)
 
 
 @unchanged("lightning", "matplotlib")
-def train(overrides: Sequence[str] = ()) -> Run:
+def train(overrides: Overrides = (), progress: bool = False) -> Run:
     """Train one run as ``histolight train`` does.
 
     Args:
-        overrides: As on the command line, such as ``["data=kaggle", "data.root=DIR", "model=resnet34"]``.
+        overrides: As on the command line, such as ``["data=kaggle", "data.root=DIR", "model=resnet34"]``, as a
+            dictionary, such as ``{"data": "kaggle", "data.root": "DIR", "optimizer": {"lr": 1e-3}}``, or a
+            :class:`Config`.
+        progress: Show on stderr how far it is.
 
     Raises:
         HistolightError: As the command: :class:`RequestError` for a wrong request or wrong data, else what went wrong.
     """
-    config, directory, resume = training_request(overrides)
-    from histolight.training import fit as training  # imports torch: not before it must
+    from histolight.training.run import train_run
 
-    config = training.check_request(config)
-    held = files.claimed(directory, continued=resume, own=BEGINNING)
-    with held if files.is_main_process() else contextlib.nullcontext():
-        data = training.prepare_data(config, directory)
-        slides = data.slides or "no known"
-        split = f"split: {data.split_kind}"
-        print(f"{len(data.table):,} tiles, {slides} slides, {split}; writing {directory}", file=sys.stderr)
-        training.train(config, data, directory, resume)
-    return Run(directory)
+    return Run(train_run(as_words(overrides), progress))
 
 
 @unchanged("lightning", "matplotlib")
-def sweep(overrides: Sequence[str]) -> list[Run]:
+def sweep(overrides: Overrides, progress: bool = False) -> list[Run]:
     """Train every point of a sweep as ``histolight train -m`` does; a failed one says why in its ``metrics``.
+
+    Args:
+        overrides: As for :func:`train`; several values, ``"seed=0,1"`` or ``{"seed": [0, 1]}``, are swept.
+        progress: Show on stderr how many points are done.
 
     Raises:
         HistolightError: As the command, but for the faults of single points.
     """
     from histolight.sweeps.sweep import run_sweep
 
-    return [Run(point.directory) for point in run_sweep(overrides).points]
+    return [Run(point.directory) for point in run_sweep(as_words(overrides), progress).points]
 
 
 def load_run(directory: str | Path) -> Run:
@@ -158,14 +188,126 @@ def load_run(directory: str | Path) -> Run:
     return run
 
 
+@unchanged("lightning", "matplotlib")
+def evaluate(
+    run: str | Path | Run,
+    overrides: Overrides = (),
+    *,
+    tta: str = "none",
+    calibrate: bool = False,
+    directory: str | Path | None = None,
+) -> Run:
+    """Measure a completed run on its own tiles, or on others, as ``histolight evaluate`` does.
+
+    Args:
+        run: The run.
+        overrides: Other tiles, such as ``["data=folder", "data.root=DIR"]``, or another device or batch size.
+        tta: ``none``, ``flips`` or ``dihedral``.
+        calibrate: Measure the scores also as a temperature changes them, fitted on the run's validation predictions.
+        directory: An unused folder; None is ``outputs/evaluations/NAME-TIME``.
+
+    Returns:
+        The folder of the evaluation, with ``metrics`` and ``predictions``.
+
+    Raises:
+        HistolightError: As the command.
+    """
+    from histolight.inference.evaluate import evaluate as measure
+    from histolight.inference.evaluate_request import evaluate_config
+
+    place = None if directory is None else str(directory)
+    request = evaluate_config(_one_path(run), as_words(overrides), tta, calibrate, place)
+    measure(request)
+    return Run(request.directory)
+
+
+@unchanged("lightning")
+def predict(
+    folders: Runs,
+    overrides: Overrides = (),
+    *,
+    best: int | None = None,
+    tta: str = "none",
+    mean: str = "logit",
+    directory: str | Path | None = None,
+) -> Prediction:
+    """Score tiles without labels with one run or an ensemble, as ``histolight predict`` does.
+
+    Args:
+        folders: A run, or several runs, sweeps or folders of runs.
+        overrides: The tiles, such as ``["data=folder", "data.root=DIR"]``, and the device.
+        best: Of all runs take so many, by validation AUROC; None takes all.
+        tta: ``none``, ``flips`` or ``dihedral``.
+        mean: How the members are averaged: ``logit`` or ``probability``.
+        directory: An unused folder, or one of an interrupted prediction; None is ``outputs/predictions/NAME-TIME``.
+
+    Raises:
+        HistolightError: As the command.
+    """
+    from histolight.inference import predict as prediction
+
+    place = None if directory is None else str(directory)
+    members = prediction.members_of(_paths(folders), best)
+    request = prediction.predict_config(members, as_words(overrides), tta, mean, place)
+    written = prediction.predict(request, progress=False)
+    table = pd.read_csv(written[0], dtype={"id": str})
+    return Prediction(request.directory, table, written[1] if len(written) > 1 else None)
+
+
+@unchanged("lightning", "matplotlib")
+def explain(
+    run: str | Path | Run, *, part: str = "val", tiles: int = 8, directory: str | Path | None = None
+) -> Explanation:
+    """Show where in its tiles a completed run finds what speaks for its calls, as ``histolight explain`` does.
+
+    Args:
+        run: The run.
+        part: The tiles to explain: ``val`` or ``test``.
+        tiles: How many of the surest right calls, of the surest wrong ones and of the closest are shown, 1 to 64.
+        directory: An unused folder; None is ``outputs/explain/NAME-TIME``.
+
+    Returns:
+        The maps (``maps``), their tiles (``table``), and the share of the maps in the centre (``shares``).
+
+    Raises:
+        HistolightError: As the command.
+    """
+    from histolight.inference.explain import explain_run
+
+    path = _one_path(run)
+    return explain_run(path, part, tiles, _folder(directory, "explain", path))
+
+
+@unchanged("lightning")
+def export(run: str | Path | Run, *, directory: str | Path | None = None) -> Export:
+    """Write the network of a completed run as ``model.onnx``, as ``histolight export`` does.
+
+    Args:
+        run: The run.
+        directory: An unused folder; None is ``outputs/export/NAME-TIME``.
+
+    Returns:
+        The file (``path``), and how far its scores are from torch's (``difference``).
+
+    Raises:
+        HistolightError: As the command.
+    """
+    from histolight.inference.export_run import export_run
+
+    path = _one_path(run)
+    return export_run(path, _folder(directory, "export", path))
+
+
+def _folder(directory: str | Path | None, kind: str, run: Path) -> Path:
+    return new_folder(None if directory is None else str(directory), kind, run.resolve().name)
+
+
 @unchanged()
-def compare(
-    folders: str | Path | Sequence[str | Path], by: str | None = None, among: str | Sequence[str] | None = None
-) -> Comparison:
+def compare(folders: Runs, by: str | None = None, among: str | Sequence[str] | None = None) -> Comparison:
     """Compare runs as ``histolight compare`` does, without writing anything.
 
     Args:
-        folders: A sweep, a folder of runs, a run, or several of these.
+        folders: A sweep, a folder of runs, a run, or several of these; as paths or :class:`Run`.
         by: A configuration key, each value of which is shown at its own best point.
         among: Rows named beforehand, by name or by the folder of a run; the others are left out.
 
@@ -176,6 +318,5 @@ def compare(
     from histolight.ranking.ranking import compare_runs
     from histolight.ranking.tables import comparison_csv, comparison_data
 
-    several = [folders] if isinstance(folders, str | Path) else folders
-    ranking = compare_runs([Path(folder).expanduser() for folder in several], by, among)
+    ranking = compare_runs(_paths(folders), by, among)
     return Comparison(**comparison_data(ranking), answer=answer(ranking), table=comparison_csv(ranking))

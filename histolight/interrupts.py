@@ -14,7 +14,10 @@ from collections.abc import Iterator
 def signals_interrupt() -> Iterator[None]:
     """Make SIGTERM a KeyboardInterrupt, and in a job of SLURM SIGUSR1, which puts it back into the queue.
 
-    All signals are given back as they were (Lightning leaves Ctrl-C ignored).
+    Lightning's ``SLURMEnvironment(auto_requeue=True)`` does not serve: it acts within ``fit`` alone, not while tiles
+    are packed or measured, and continues in the middle of an epoch, which would not repeat the run bit for bit. Where
+    this handler is set, Lightning sets none of its own. All signals are given back as they were (Lightning leaves
+    Ctrl-C ignored).
     """
     if threading.current_thread() is not threading.main_thread():
         yield

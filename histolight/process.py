@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, cast
 
+from histolight.config.hydra_adapter import own_hydra
+
 
 @contextlib.contextmanager
 def unchanged(*packages: str) -> Iterator[None]:
@@ -39,27 +41,6 @@ def unchanged(*packages: str) -> Iterator[None]:
         for part in (_random, _torch, _matplotlib, _monitors):
             kept.enter_context(part())
         yield
-
-
-@contextlib.contextmanager
-def own_hydra() -> Iterator[None]:
-    """Set aside the caller's Hydra, which composes or runs something of its own, and give it back."""
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.singleton import Singleton
-
-    passing = ("GlobalHydra", "HydraConfig", "JobRuntime", "VersionBase")  # the others are filled once, by imports
-    instances: dict[type, Any] = Singleton._instances
-    before = {kind: (made, dict(vars(made))) for kind, made in instances.items() if kind.__name__ in passing}
-    GlobalHydra.instance().clear()
-    try:
-        yield
-    finally:
-        for kind in [kind for kind in instances if kind.__name__ in passing and kind not in before]:
-            del instances[kind]
-        for kind, (made, values) in before.items():
-            instances[kind] = made
-            vars(made).clear()
-            vars(made).update(values)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from histolight.config.schema import AugmentConfig, augmentation_keys, check_range
+from histolight.config.checks import check_range
+from histolight.config.schema import AugmentConfig, augmentation_keys
 from histolight.errors import RequestError, nearest
 
 STAGES = ("cut", "stained", "lit", "scanned")  # a slide's way, and the order in which a tile is changed

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from histolight import files
-from histolight.config.keys import choice, new_folder, own_keys, read_path, run_config
-from histolight.config.schema import Config
+from histolight.config.keys import choice, own_keys, read_path
 from histolight.errors import RequestError
+from histolight.inference.evaluate_request import KEYS, EvaluateConfig, evaluate_config
 from histolight.reports.page import Cell, Table, as_text
 from histolight.reports.parts import interval_text
 from histolight.statistics.figures import FIGURES, names_of
 
-KEYS = ("run", "calibrate", "tta", "hydra.run.dir")
-OTHER_TILES = ("data", "data.root", "data.groups", "data.classes", "data.limit", "data.seed")
-TAKEN = (
-    *OTHER_TILES,
-    "data.image_size",
-    "data.mpp",
-    "data.mpp_tolerance",
-    "data.batch_size",
-    "data.cache",
-    "trainer",
-    "trainer.accelerator",
-    "trainer.precision",
-)
 USAGE = """\
 keys (KEY=VALUE):
   run=DIR            the run; without data= it is measured on its own validation and test tiles
@@ -40,27 +25,6 @@ keys (KEY=VALUE):
 """
 
 
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What to evaluate.
-
-    Attributes:
-        run: The run directory.
-        config: Its configuration, with the overrides laid over it.
-        other: Those of the given keys that ask for other tiles than the run's own.
-        calibrate: Whether to fit a temperature.
-        tta: ``none``, ``flips`` or ``dihedral``.
-        directory: Where the evaluation goes.
-    """
-
-    run: Path
-    config: Config
-    other: frozenset[str]
-    calibrate: bool
-    tta: str
-    directory: Path
-
-
 def main(overrides: list[str], multirun: bool = False) -> int:
     """Run the command; return the exit status."""
     if multirun:
@@ -68,10 +32,7 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     request = parse_request(overrides)
     from histolight.inference.evaluate import evaluate  # imports torch
 
-    with files.claimed(request.directory):
-        metrics = evaluate(
-            request.run, request.config, request.directory, request.other, request.tta, request.calibrate
-        )
+    metrics = evaluate(request)
     print(summary(metrics, request.directory))
     return 0
 
@@ -89,10 +50,7 @@ def parse_request(overrides: Sequence[str]) -> EvaluateConfig:
         )
     run = read_path(values["run"])
     calibrate, tta = choice(values, "calibrate", "false", "true"), choice(values, "tta", "none", "flips", "dihedral")
-    config = run_config(run, others, KEYS, TAKEN, "evaluate")
-    directory = new_folder(values.get("hydra.run.dir"), "evaluations", run.resolve().name)
-    given = {override.partition("=")[0] for override in others}
-    return EvaluateConfig(run, config, frozenset(given & set(OTHER_TILES)), calibrate == "true", tta, directory)
+    return evaluate_config(run, others, tta, calibrate == "true", values.get("hydra.run.dir"))
 
 
 def summary(metrics: dict[str, Any], directory: Path) -> str:

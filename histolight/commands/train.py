@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histolight import files
+from histolight import files, runs
 from histolight.data.table import PARTS, SPLITS
 from histolight.errors import command_line
 from histolight.reports.parts import interval_text
+from histolight.training.run import train_run
 
 if TYPE_CHECKING:
     from histolight.sweeps.sweep import SweepResult
@@ -22,11 +23,9 @@ def main(overrides: list[str], multirun: bool = False) -> int:
         result = run_sweep(overrides)
         print(sweep_summary(result))
         return 1 if any(point.status != "completed" for point in result.points) else 0
-    from histolight.api import train
-
-    run = train(overrides)
+    directory = train_run(overrides)
     if files.is_main_process():
-        print(summary(run.metrics, run.directory))
+        print(summary(runs.read_metrics(directory), directory))
     return 0
 
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from histolight import runs
-from histolight.config.schema import Config, check_values, conf_directory, valid_keys
+from histolight.config import hydra_adapter as hydra
+from histolight.config.checks import check_values
+from histolight.config.overrides import quoted
+from histolight.config.schema import Config, conf_directory, valid_keys
 from histolight.errors import RequestError, nearest
-from histolight.process import own_hydra
 
 PATH_KEYS = (
     "data.root",
@@ -30,10 +34,9 @@ PATH_KEYS = (
     "hydra.run.dir",
     "hydra.sweep.dir",
 )
+HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 
 _Section = TypeVar("_Section")
-
-ConfigStore.instance().store(name="histolight_schema", node=Config)
 
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
@@ -50,12 +53,11 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
         if override.startswith("~") and not override.startswith("~hydra"):
             raise RequestError(f"{override}: nothing can be left out of a configuration; set it to another value")
     try:
-        with own_hydra(), initialize_config_dir(str(conf_directory()), version_base="1.3"):
-            config = compose("config", list(overrides), return_hydra_config=True)
+        config = hydra.compose(overrides)
         OmegaConf.to_container(_job(config), resolve=True)
         OmegaConf.to_container(config.hydra.run, resolve=True)
         return config
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+    except (hydra.HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise RequestError(_translate(error, overrides)) from error
     except OSError as error:  # Hydra looks for a file of the name of every group
         raise RequestError(f"{max(overrides, key=len, default='')} can't be looked up: {error.strerror}") from error
@@ -99,7 +101,7 @@ def like_config(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     composed = compose_config(overrides)
     result = OmegaConf.merge(OmegaConf.structured(Config), saved, {"like": composed.like, "run": None})
-    for override in _parse(quote_paths(overrides)):
+    for override in hydra.parse(quote_paths(overrides)):
         key = override.key_or_group
         if key in ("experiment", "debug"):
             raise RequestError(f"{key}= presets a whole run and can't be laid over like=; override single keys instead")
@@ -141,25 +143,10 @@ def _quote_path(override: str) -> str:
     if key.lstrip("+") not in PATH_KEYS or not separator:
         return override
     try:
-        OverridesParser.create().parse_override(override)
-    except HydraException:
+        hydra.parse([override])
+    except hydra.HydraException:
         return f"{key}={quoted(value)}"
     return override
-
-
-def quoted(value: str) -> str:
-    r"""Quote a value for Hydra's grammar, where a backslash counts in front of a quote only.
-
-    >>> print(quoted("it's a\\"))
-    'it\'s a\\'
-    """
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
-    ending = len(escaped) - len(escaped.rstrip("\\"))
-    return f"'{escaped}{ending * chr(92)}'"
-
-
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(list(overrides))
 
 
 def config_groups() -> dict[str, list[str]]:
@@ -172,33 +159,58 @@ def config_groups() -> dict[str, list[str]]:
 
 
 def _translate(error: Exception, overrides: Sequence[str]) -> str:
-    """Put Hydra's or OmegaConf's message, several lines with types and internals, into one line of our own words."""
-    text = f"{error}\n{error.__cause__ or ''}"
-    if match := re.search(r"(?:Could not find|In '[^']*': Could not find) '([\w/]+)/([^'/]*)'", text):
-        group, name = match.groups()
-        if group in ("hydra/launcher", "hydra/sweeper"):
-            return f"{group}={name} is a plugin that is not installed: install histolight[{name.partition('_')[0]}]"
-        return f"{group}={name} is not known: {nearest(name, config_groups().get(group, []))}"
-    if match := re.search(r"Value '(.*?)'.* could not be converted to (\w+)", text):
-        kinds = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
-        return f"{_key(text)}={match[1]} is of the wrong type: it must be {kinds.get(match[2], match[2].lower())}"
-    if match := re.search(r"Value '(.*)' is not a valid (\w+)|Invalid value assigned: (\w+) is not a (\w+)", text):
-        kind = match[2] or match[4]
-        return f"{_key(text)} is of the wrong type: it must be a {'list, [A,B]' if 'ist' in kind else kind.lower()}"
-    if "Cannot convert" in text:
-        return f"{_key(text)} is of the wrong type: it must be a single word or path"
-    if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|not in '\w+')", text):
-        return _unknown_key(match[1] or _key(text) or match[2])
-    if match := re.search(r"Interpolation key '([^']+)' not found", text):
-        return f"{_key(text)} refers to ${{{match[1]}}}, which is not there: {_unknown_key(match[1])}"
-    if "Ambiguous value for argument" in text:
-        override = text.split("'")[1]
-        return f"{override} is several values: give one, or sweep over them with `histolight train -m`"
-    broken = next((override for override in overrides if _unreadable(override)), None)
-    if broken is not None:
-        key, _, value = broken.partition("=")
-        return f"{broken} can't be read: write KEY=VALUE, and quote special characters, \"{key}='{value}'\""
-    return " ".join(text.split())
+    """Put the error of Hydra or OmegaConf into one line, from the error's own fields and the overrides."""
+    if isinstance(error, hydra.MissingConfigException) and error.missing_cfg_file:
+        return _unknown_choice(error.missing_cfg_file, error.options or [])
+    fault = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    key = getattr(fault, "full_key", None) or ""
+    given = next((word for word in overrides if word.lstrip("+").partition("=")[0] == key), "")
+    if isinstance(fault, InterpolationKeyError):
+        missing = next((name for name in re.findall(r"\$\{([^{}:]+)\}", given) if name not in valid_keys()), "")
+        return f"{key} refers to ${{{missing}}}, which is not there: {_unknown_key(missing)}"
+    if isinstance(
+        fault, ConfigKeyError | ConfigAttributeError
+    ):  # its key ends where the configuration does, and the override may go on
+        longer = (word.lstrip("+").partition("=")[0] for word in overrides)
+        return _unknown_key(next((word for word in longer if f"{word}.".startswith(f"{key}.")), key))
+    if isinstance(fault, ValidationError) and key:
+        value = "null" if fault.value is None else fault.value
+        return f"{key}={value} is of the wrong type: it must be {_expected(key)}"
+    for override in overrides:
+        try:
+            [parsed] = hydra.parse([override])
+        except hydra.HydraException:
+            key, _, value = override.partition("=")
+            return f"{override} can't be read: write KEY=VALUE, and quote special characters, \"{key}='{value}'\""
+        if parsed.is_sweep_override():
+            return f"{override} is several values: give one, or sweep over them with `histolight train -m`"
+        if key := _not_known(parsed.key_or_group):
+            return _unknown_key(key)
+    return " ".join(f"{error} {error.__cause__ or ''}".split())
+
+
+def _unknown_choice(file: str, options: Sequence[str]) -> str:
+    group = next((known for known in (*config_groups(), *HYDRA_GROUPS) if file.startswith(f"{known}/")), "")
+    name = file.removeprefix(f"{group}/")
+    if group in HYDRA_GROUPS:
+        return f"{group}={name} is a plugin that is not installed: install histolight[{name.partition('_')[0]}]"
+    return f"{group}={name} is not known: {nearest(name, options)}"
+
+
+def _not_known(key: str) -> str:
+    """Return a key that no configuration has; Hydra's own are not looked at."""
+    known = key in valid_keys() or key in config_groups() or key.startswith("hydra")
+    return "" if known else key
+
+
+def _expected(key: str) -> str:
+    """Say in words of which type a key of the schema is."""
+    kind: Any = Config
+    for name in key.split("."):
+        kind = typing.get_type_hints(kind).get(name) if isinstance(kind, type) else None
+    kinds = [part for part in (typing.get_args(kind) or [kind]) if part is not type(None)]
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a single word or path"}
+    return words.get(kinds[0], "a list, [A,B]")
 
 
 def _unknown_key(key: str) -> str:
@@ -210,19 +222,6 @@ def _unknown_key(key: str) -> str:
         return f"{key} is not a key: {close}"
     same_level = [known for known in keys if known.rpartition(".")[0] == group]
     return f"{key} is not a key: {nearest(key, same_level or [known for known in keys if '.' not in known])}"
-
-
-def _key(text: str) -> str:
-    match = re.search(r"full_key: (\S+)", text) or re.search(r"merging override \W?([\w.]+)", text)
-    return match[1] if match else ""
-
-
-def _unreadable(override: str) -> bool:
-    try:
-        _parse([override])
-    except HydraException:
-        return True
-    return False
 
 
 def to_yaml(config: Any) -> str:

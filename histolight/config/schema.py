@@ -1,23 +1,19 @@
 """The schema that every file of ``conf/`` and every override is checked against.
 
 A field's type is checked by OmegaConf while Hydra composes; its range and its choices, stated here beside it, by
-:func:`check_values`. What a key means stands in the docstring of its class, and nowhere else.
+:func:`histolight.config.checks.check_values`. What a key means stands in the docstring of its class, and nowhere else.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-
-from histolight.errors import RequestError, nearest
 
 Schema = TypeVar("Schema")
 CENTRE = 32  # pixels: the label of a tile is about its centre, CENTRE x CENTRE
@@ -328,79 +324,3 @@ def valid_keys(schema: type = Config, prefix: str = "") -> list[str]:
         else:
             keys.append(prefix + item.name)
     return keys
-
-
-def check_values(config: Any, prefix: str = "") -> None:
-    """Raise :class:`RequestError` for the first value outside its range or its choices.
-
-    >>> check_values(Config(optimizer=OptimizerConfig(lr=-1.0)))
-    Traceback (most recent call last):
-    histolight.errors.RequestError: optimizer.lr=-1.0 is out of range: it must be above 0 and at most 100
-    """
-    for item in dataclasses.fields(config):
-        key, value = prefix + item.name, getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            check_values(value, f"{key}.")
-        elif "choices" in item.metadata:
-            if value not in item.metadata["choices"]:
-                raise RequestError(f"{key}={value} is not known: {nearest(str(value), item.metadata['choices'])}")
-        elif item.metadata and value is not None:
-            check_range(key, value, dict(item.metadata))
-    if isinstance(config, Config):
-        _check_together(config)
-
-
-def check_range(key: str, value: float, limits: dict[str, float]) -> None:
-    """Raise :class:`RequestError` for a number outside its limits, as :func:`_number` declares them."""
-    broken = (
-        not math.isfinite(value)
-        or value < limits.get("least", -math.inf)
-        or value > limits.get("most", math.inf)
-        or value <= limits.get("above", -math.inf)
-        or value >= limits.get("below", math.inf)
-    )
-    if broken:
-        words = {"least": "at least", "most": "at most", "above": "above", "below": "below"}
-        bounds = " and ".join(f"{words[kind]} {bound}" for kind, bound in limits.items())
-        raise RequestError(f"{key}={value} is out of range: it must be {bounds or 'finite'}")
-
-
-def _check_together(config: Config) -> None:
-    data, loss, trainer = config.data, config.loss, config.trainer
-    if not re.fullmatch(r"\w[\w.-]*", config.name):
-        raise RequestError(f"name={config.name} becomes a folder: use letters, digits, dots, dashes and underscores")
-    if data.val_fraction + data.test_fraction >= 1:
-        raise RequestError("data.val_fraction + data.test_fraction must be below 1, or no tile is left to train on")
-    if data.fold is not None and data.fold >= data.folds:
-        raise RequestError(
-            f"data.fold={data.fold} is out of range: with data.folds={data.folds} it is 0 to {data.folds - 1}"
-        )
-    if data.classes is not None and len(data.classes) != 2:
-        raise RequestError("data.classes takes two folder names: [NEGATIVE,POSITIVE]")
-    if loss.pos_weight not in (None, "balanced", "inverse"):
-        try:
-            weight = float(loss.pos_weight)
-        except ValueError:
-            raise RequestError(
-                f"loss.pos_weight={loss.pos_weight} is not known: balanced, inverse, null or a number"
-            ) from None
-        check_range("loss.pos_weight", weight, {"above": 0})
-    if trainer.ema is not None and trainer.swa is not None:
-        raise RequestError("trainer.ema and trainer.swa are two averages of the same weights: set one of them")
-    if config.model.input_size is not None and config.model.input_size < data.image_size:
-        raise RequestError(
-            f"model.input_size={config.model.input_size} is smaller than the tiles, data.image_size={data.image_size}: "
-            "it enlarges tiles only"
-        )
-    if config.model.freeze_epochs >= trainer.max_epochs:
-        raise RequestError(
-            f"model.freeze_epochs={config.model.freeze_epochs} leaves none of trainer.max_epochs={trainer.max_epochs} "
-            "to the backbone: use fewer, or model.freeze=backbone"
-        )
-    if trainer.devices != "auto" and not (trainer.devices.isdigit() and int(trainer.devices) > 0):
-        raise RequestError(f"trainer.devices={trainer.devices} is not known: auto, or a number of devices such as 2")
-    if config.scheduler.total_epochs is not None and config.scheduler.total_epochs < trainer.max_epochs:
-        raise RequestError(
-            f"scheduler.total_epochs={config.scheduler.total_epochs} is shorter than "
-            f"trainer.max_epochs={trainer.max_epochs}: the schedule would end before the training"
-        )

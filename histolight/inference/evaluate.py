@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy.special import expit
 
 from histolight import files, runs
@@ -20,7 +21,9 @@ from histolight.data.prepare import PackedTiles, find_warnings, load_tiles
 from histolight.data.sources import load_source
 from histolight.data.table import SPLITS
 from histolight.errors import RequestError
+from histolight.inference.evaluate_request import EvaluateConfig
 from histolight.inference.networks import first_problem, load_classifiers, predict_logits
+from histolight.models.classifier import Classifier
 from histolight.reports import figures, measure
 from histolight.reports.run_page import write_run_report
 from histolight.statistics.calibration import fit_temperature
@@ -48,25 +51,13 @@ class EvaluatedTiles:
     seen: int = 0
 
 
-def evaluate(
-    run: Path,
-    config: Config,
-    directory: Path,
-    other: Collection[str] = (),
-    tta: str = "none",
-    calibrate: bool = False,
-) -> dict[str, Any]:
+def evaluate(request: EvaluateConfig) -> dict[str, Any]:
     """Measure a finished run and write ``metrics.json``, predictions, figures and ``report.html``.
 
     ``config.yaml`` says what was evaluated and how, ``training.yaml`` is the configuration of the run.
 
     Args:
-        run: The run directory.
-        config: Its configuration, or one with other tiles, another batch size or another device.
-        directory: An empty folder for the evaluation.
-        other: Which keys of ``data`` ask for other tiles than the run's own.
-        tta: As in :func:`histolight.inference.networks.tile_views`.
-        calibrate: Measure the scores also as a temperature changes them, fitted on the run's validation predictions.
+        request: From :func:`histolight.inference.evaluate_request.evaluate_config`.
 
     Returns:
         What ``metrics.json`` holds.
@@ -76,64 +67,141 @@ def evaluate(
             size, without labels, of one class, or those that it was trained on.
         HistolightError: Out of memory, or logits that are not finite.
     """
+    with files.claimed(request.directory):
+        evaluation = prepare(request)
+        tables = predict_parts(evaluation)
+        measured = measure_parts(evaluation, tables)
+        notes = notes_on(evaluation, tables, measured)
+        pictures = draw_parts(evaluation, tables, measured)
+        save(evaluation, tables, pictures)
+        record(evaluation, tables, measured, notes)
+        write_run_report(request.directory)
+        return runs.read_metrics(request.directory)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured, with what.
+
+    Attributes:
+        run: The run directory.
+        trained: Its ``metrics.json``.
+        config: Its configuration, or one with other tiles, another batch size or another device.
+        directory: Where the evaluation goes.
+        tta: As in :func:`histolight.inference.networks.tile_views`.
+        temperature: Divides the logits of the calibrated figures; None where there are none.
+        classifiers: The network, as an ensemble of one.
+        tiles: The tiles and their parts.
+    """
+
+    run: Path
+    trained: dict[str, Any]
+    config: Config
+    directory: Path
+    tta: str
+    temperature: float | None
+    classifiers: list[Classifier]
+    tiles: EvaluatedTiles
+
+
+def prepare(request: EvaluateConfig) -> Evaluation:
+    """Load the network and find the tiles."""
+    run, config = request.run, request.config
     classifiers = load_classifiers([run], config.data.image_size)
     trained = runs.completed_metrics(run)
-    temperature = run_temperature(run) if calibrate else None
-    tiles = find_tiles(run, trained, config.data, other)
+    temperature = run_temperature(run) if request.calibrate else None
+    tiles = find_tiles(run, trained, config.data, request.other)
     config = dataclasses.replace(config, data=tiles.config)
-    warnings = find_warnings(pd.concat(tiles.parts.values()), tiles.packed.pack)
-    found: dict[str, Any] = {"threshold": trained["threshold"], "temperature": temperature}
-    tables, drawn, notes = {}, {}, list(tiles.notes)
-    for part, table in tiles.parts.items():
+    return Evaluation(run, trained, config, request.directory, request.tta, temperature, classifiers, tiles)
+
+
+def predict_parts(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
+    """Score the tiles of each part: columns as in ``predictions/*.csv``."""
+    tables, config, store = {}, evaluation.config, evaluation.tiles.packed.pack.tiles
+    for part, table in evaluation.tiles.parts.items():
         rows = table["row"].to_numpy()
         batches = predict_logits(
-            classifiers, tiles.packed.pack.tiles, rows, config.trainer, config.data.batch_size, tta
+            evaluation.classifiers, store, rows, config.trainer, config.data.batch_size, evaluation.tta
         )
         logits = np.fromiter((logit for batch in batches for logit in batch[:, 0]), np.float32, len(rows))
         tables[part] = measure.predictions_table(table, rows, logits)
-        found |= measure.measure_part(part, tables[part], found["threshold"])
-        drawn[part] = measure.draw_part(part, tables[part], rows, tiles.packed.pack.tiles, found, tiles.split)
+    return tables
+
+
+def measure_parts(evaluation: Evaluation, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Measure each part at 0.5, at the run's threshold and, with a temperature, calibrated."""
+    temperature = evaluation.temperature
+    measured: dict[str, Any] = {"threshold": evaluation.trained["threshold"], "temperature": temperature}
+    for part, table in tables.items():
+        measured |= measure.measure_part(part, table, measured["threshold"])
         if temperature is not None:
-            calibrated = calibrated_table(tables[part], temperature)
-            all_figures = measure.intervals(calibrated, 0.5)
-            found[f"{part}_calibrated"] = all_figures | {name: found[part][name] for name in names_of("order")}
-            drawn[part]["reliability_calibrated"] = figures.reliability_figure(
+            calibrated = measure.intervals(calibrated_table(table, temperature), 0.5)
+            measured[f"{part}_calibrated"] = calibrated | {name: measured[part][name] for name in names_of("order")}
+    return measured
+
+
+def notes_on(evaluation: Evaluation, tables: dict[str, pd.DataFrame], measured: dict[str, Any]) -> list[str]:
+    """Say what a reader of the figures must know."""
+    run, tta, tiles = evaluation.run, evaluation.tta, evaluation.tiles
+    agreements = [
+        _agreement(run, part, table, tta, evaluation.config) for part, table in tables.items() if tiles.split != "other"
+    ]
+    return [*tiles.notes, *agreements, *_calibration_notes(measured, tables, run, tta)]
+
+
+def draw_parts(
+    evaluation: Evaluation, tables: dict[str, pd.DataFrame], measured: dict[str, Any]
+) -> dict[str, dict[str, Figure]]:
+    """Draw the figures of each part."""
+    pictures, tiles, temperature = {}, evaluation.tiles, evaluation.temperature
+    for part, table in tables.items():
+        rows = tiles.parts[part]["row"].to_numpy()
+        pictures[part] = measure.draw_part(part, table, rows, tiles.packed.pack.tiles, measured, tiles.split)
+        if temperature is not None:
+            calibrated, ece = calibrated_table(table, temperature), measured[f"{part}_calibrated"]["ece"].value
+            pictures[part]["reliability_calibrated"] = figures.reliability_figure(
                 calibrated["score"].to_numpy(),
                 calibrated["label"].to_numpy(),
-                f"{part}, temperature {temperature:.3f}\nECE {all_figures['ece'].value:.4f}",
+                f"{part}, temperature {temperature:.3f}\nECE {ece:.4f}",
             )
-        if tiles.split != "other":
-            notes.append(_agreement(run, part, tables[part], tta, config))
+    return pictures
+
+
+def save(evaluation: Evaluation, tables: dict[str, pd.DataFrame], pictures: dict[str, dict[str, Figure]]) -> None:
+    """Write tables, figures, the findings on the tiles and both configurations."""
+    directory, tiles = evaluation.directory, evaluation.tiles
     for part, table in tables.items():
         files.write_csv(directory / "predictions" / f"{part}.csv", table)
-        measure.save_figures(drawn[part], part, directory)
+        measure.save_figures(pictures[part], part, directory)
+    warnings = find_warnings(pd.concat(tiles.parts.values()), tiles.packed.pack)
     if len(warnings):
         files.write_csv(directory / "data_problems.csv", warnings)
-    files.write_atomically(directory / "config.yaml", to_yaml(_absolute(config)))
-    files.write_atomically(directory / "training.yaml", to_yaml(saved_config(run)))
+    files.write_atomically(directory / "config.yaml", to_yaml(_absolute(evaluation.config)))
+    files.write_atomically(directory / "training.yaml", to_yaml(saved_config(evaluation.run)))
+
+
+def record(evaluation: Evaluation, tables: dict[str, pd.DataFrame], measured: dict[str, Any], notes: list[str]) -> None:
+    """Write ``metrics.json``."""
+    tiles, trained = evaluation.tiles, evaluation.trained
+    counts = {part: table["label"].value_counts() for part, table in tables.items()}
     runs.update_metrics(
-        directory,
+        evaluation.directory,
         status="completed",
         reason=None,
-        run=str(run.resolve()),
+        run=str(evaluation.run.resolve()),
         devices=trained.get("devices"),
-        tta=tta,
+        tta=evaluation.tta,
         split=tiles.split,
         slides=int(pd.concat(tiles.parts.values())["group"].nunique()),
-        tiles={
-            part: {str(label): int((table["label"] == label).sum()) for label in (0, 1)}
-            for part, table in tables.items()
-        },
-        origin={part: _origin(part, tiles.split, config.data, tiles.seen) for part in tables},
+        tiles={part: {str(label): int(count.get(label, 0)) for label in (0, 1)} for part, count in counts.items()},
+        origin={part: _origin(part, tiles.split, evaluation.config.data, tiles.seen) for part in tables},
         seen=tiles.seen,
-        notes=notes + _calibration_notes(found, tables, run, tta),
+        notes=notes,
         data_fingerprint=tiles.packed.fingerprint,
         selected_on="val",
-        **found,
+        **measured,
         **runs.provenance(),
     )
-    write_run_report(directory)
-    return runs.read_metrics(directory)
 
 
 def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, other: Collection[str]) -> EvaluatedTiles:

@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from histolight import files, runs
-from histolight.config.compose import compose_config, quote_paths, quoted
+from histolight.config.compose import compose_config, quote_paths
+from histolight.config.overrides import quoted
 from histolight.config.schema import valid_keys
 from histolight.errors import RequestError
 
@@ -89,11 +90,18 @@ class Sweep:
         groups = () if listed else tuple(f"{key}." for key in keys)
         varying |= {key for key in flat[0] if key in keys or key.startswith(groups)}
         self._swept = varying | set(saved["swept"])
-        self._ignored = NOT_PART_OF_A_POINT | (MACHINE_KEYS - self._swept)
+        self._ignored = NOT_PART_OF_A_POINT | (MACHINE_KEYS - self._swept) | self._younger(flat[0], saved)
         self._base = {key: value for key, value in flat[0].items() if key not in self._ignored | self._swept}
         self._folders: dict[str, str] = saved["points"]
         if self._folders:
             self._refuse_another_base(saved["base"])
+
+    def _younger(self, flat: dict[str, Any], saved: dict[str, Any]) -> set[str]:
+        """Return the keys that came into being after the sweep did and that nobody sets: they tell no points apart."""
+        if not saved["points"]:
+            return set()
+        given = {override.lstrip("+").partition("=")[0] for override in self._fixed}
+        return flat.keys() - saved["base"].keys() - self._swept - given
 
     def _refuse_another_base(self, saved: dict[str, Any]) -> None:
         different = [

@@ -44,7 +44,8 @@ from histolight.models.classifier import Classifier
 from histolight.models.losses import binary_loss, positive_weight
 from histolight.models.optimizers import build_optimizer, parameter_groups
 from histolight.training.callbacks import Speed, anonymous_memory_mb, peak_memory_mb
-from histolight.training.fit import build_trainer, check_request, quiet_lightning
+from histolight.training.fit import check_request
+from histolight.training.trainer import build_trainer, quiet_lightning
 
 ROUNDS = 3
 SECONDS = 2.0  # of each timed stage, but for an epoch and a validation

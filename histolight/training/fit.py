@@ -8,15 +8,13 @@ import errno
 import logging
 import os
 import pickle
-import sys
-import warnings
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.profilers import Profiler, PyTorchProfiler, SimpleProfiler
 
 from histolight import files, runs
 from histolight.augment.registry import check_augment
@@ -33,7 +31,7 @@ from histolight.errors import (
     command_line,
     unreadable_reason,
 )
-from histolight.hardware import compile_module, resolve_precision
+from histolight.hardware import compile_module
 from histolight.models.backbones import check_name, check_weights
 from histolight.models.classifier import Classifier
 from histolight.models.losses import positive_weight
@@ -41,19 +39,9 @@ from histolight.reports import measure
 from histolight.reports.run_page import write_run_report
 from histolight.statistics.metrics import best_threshold
 from histolight.training import loggers
-from histolight.training.callbacks import (
-    AtomicCheckpoints,
-    AveragedWeights,
-    EpochLines,
-    Patience,
-    Progress,
-    RunCheckpoint,
-    Speed,
-    TileGrid,
-    flops_per_tile,
-    peak_memory_mb,
-)
+from histolight.training.callbacks import Speed, flops_per_tile, peak_memory_mb
 from histolight.training.learning_rates import range_test, show_learning_rates
+from histolight.training.trainer import build_trainer, quiet_lightning
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
@@ -141,69 +129,110 @@ def train(
         HistolightError: The training failed: out of memory, a loss that is not finite, a full disk.
     """
     if resume:
-        _check_same_tiles(data, directory)
-        for name in ("best.ckpt", "last.ckpt"):
-            _check_checkpoint(directory / "checkpoints" / name)
+        check_continuable(data, directory)
     with runs.recorded(directory), _faults_in_one_line(directory), loggers.closed_at_the_end() as opened:
         _write_beginning(config, data, directory)
-        L.seed_everything(config.seed, verbose=False)
-        train_labels = data.part("train")["label"].to_numpy()
-        classifier = Classifier.from_config(config, positive_weight(config.loss.pos_weight, train_labels))
-        flops = flops_per_tile(classifier)
-        speed = Speed()
-        trainer = build_trainer(config, directory, speed, progress)
-        opened += trainer.loggers
-        # Each epoch would compute the same features again.
-        still = config.model.freeze == "backbone" and config.augment == AugmentConfig("none")
-        once = still and trainer.world_size == 1 and classifier.ends_in_head()
-        datamodule = TileDataModule(data, config, classifier.features if once else None)
-        if config.model.freeze_epochs and trainer.world_size > 1:  # DDP waits for gradients of what is frozen
-            raise RequestError("model.freeze_epochs needs a single process: use trainer.devices=1 or freeze_epochs=0")
-        if config.trainer.find_lr and trainer.world_size > 1:
-            raise RequestError("trainer.find_lr needs a single process: use trainer.devices=1 or trainer.find_lr=false")
-        last = directory / "checkpoints" / "last.ckpt"
-        checkpoint = str(last) if resume and last.is_file() else None
-        if config.trainer.find_lr and checkpoint is None:
-            with files.temporary_folder(directory) as folder, quiet_lightning():
-                apart = dataclasses.replace(config, logger=LoggerConfig("csv"))
-                finding = build_trainer(apart, folder, Speed(), progress=False)
-                rates, losses = range_test(finding, classifier, TileDataModule(data, config))
-            show_learning_rates(rates, losses, config.optimizer.lr, trainer.logger, directory)
-        if config.trainer.compile != "none":
-            compile_module(classifier.backbone, config.trainer.compile, trainer.strategy.root_device)
-        with quiet_lightning():
-            try:
-                trainer.fit(classifier, datamodule, ckpt_path=checkpoint, weights_only=True)
-                # Measuring loads the best epoch, and with it that epoch's totals.
-                cost = {
-                    "seconds": speed.elapsed,
-                    "tiles_per_second": speed.tiles_per_second,
-                    "data_wait_seconds": speed.waited,
-                }
-                found = _measure_parts(config, data, trainer, classifier, datamodule, directory)
-            except SystemExit as error:  # what Lightning makes of Ctrl-C and SIGTERM
-                again = command_line("histolight", "train", f"run={directory}")
-                raise InterruptionError(
-                    f"interrupted in epoch {trainer.current_epoch}: continue with {again}"
-                ) from error
-        _log_hyperparameters(trainer, config, found, compared)
-        runs.update_metrics(
-            directory,
-            **found,
-            **cost,
-            peak_memory_mb=peak_memory_mb(),
-            anonymous_memory_mb=speed.anonymous_memory_mb,
-            parameters=sum(parameter.numel() for parameter in classifier.parameters()),
-            flops_per_tile=flops,
-            devices=trainer.world_size,
-            epochs=trainer.current_epoch,
-        )
-        if files.is_main_process():
-            try:
-                write_run_report(directory)
-            except HistolightError as error:  # the run itself is complete
-                log.warning("the run has no report.html: %s", error)
+        training = build(config, data, directory, progress)
+        opened += training.trainer.loggers
+        checkpoint = training.last_checkpoint() if resume else None
+        find_learning_rate(training, checkpoint, progress)
+        with _interruption_names_its_epoch(training):
+            cost = fit(training, checkpoint)
+            figures = measure_parts(training)
+        record(training, figures, cost, compared)
+        report(directory)
     return runs.read_metrics(directory) if files.is_main_process() else {}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What trains together.
+
+    Attributes:
+        config: The configuration.
+        data: The tiles and their parts.
+        directory: The run directory.
+        classifier: The network with its loss and optimizer.
+        datamodule: Gives it the tiles.
+        trainer: Lightning's.
+        speed: Measures time and memory while it trains.
+        flops: Floating-point operations of one tile's way forward.
+    """
+
+    config: Config
+    data: PreparedData
+    directory: Path
+    classifier: Classifier
+    datamodule: TileDataModule
+    trainer: L.Trainer
+    speed: Speed
+    flops: int
+
+    def last_checkpoint(self) -> str | None:
+        """Return where to continue from; None begins with the first epoch."""
+        last = self.directory / "checkpoints" / "last.ckpt"
+        return str(last) if last.is_file() else None
+
+
+def build(config: Config, data: PreparedData, directory: Path, progress: bool) -> Training:
+    """Build network, trainer and data module from the seed.
+
+    Raises:
+        RequestError: Several processes would train, and what is asked for needs one.
+    """
+    L.seed_everything(config.seed, verbose=False)
+    train_labels = data.part("train")["label"].to_numpy()
+    classifier = Classifier.from_config(config, positive_weight(config.loss.pos_weight, train_labels))
+    flops = flops_per_tile(classifier)
+    speed = Speed()
+    trainer = build_trainer(config, directory, speed, progress)
+    # Each epoch would compute the same features again.
+    still = config.model.freeze == "backbone" and config.augment == AugmentConfig("none")
+    once = still and trainer.world_size == 1 and classifier.ends_in_head()
+    datamodule = TileDataModule(data, config, classifier.features if once else None)
+    if config.model.freeze_epochs and trainer.world_size > 1:  # DDP waits for gradients of what is frozen
+        raise RequestError("model.freeze_epochs needs a single process: use trainer.devices=1 or freeze_epochs=0")
+    if config.trainer.find_lr and trainer.world_size > 1:
+        raise RequestError("trainer.find_lr needs a single process: use trainer.devices=1 or trainer.find_lr=false")
+    return Training(config, data, directory, classifier, datamodule, trainer, speed, flops)
+
+
+def find_learning_rate(training: Training, checkpoint: str | None, progress: bool) -> None:
+    """Draw the loss at rising learning rates where ``trainer.find_lr`` asks for it and the training begins."""
+    config, directory = training.config, training.directory
+    if not config.trainer.find_lr or checkpoint is not None:
+        return
+    with files.temporary_folder(directory) as folder, quiet_lightning():
+        apart = dataclasses.replace(config, logger=LoggerConfig("csv"))
+        trainer = build_trainer(apart, folder, Speed(), progress=False)
+        rates, losses = range_test(trainer, training.classifier, TileDataModule(training.data, config))
+    show_learning_rates(rates, losses, config.optimizer.lr, training.trainer.logger, directory, progress)
+
+
+def fit(training: Training, checkpoint: str | None) -> dict[str, Any]:
+    """Train to the last epoch; return what it cost, as ``metrics.json`` holds it."""
+    trainer, speed, classifier = training.trainer, training.speed, training.classifier
+    if (mode := training.config.trainer.compile) != "none":
+        compile_module(classifier.backbone, mode, trainer.strategy.root_device)
+    trainer.fit(classifier, training.datamodule, ckpt_path=checkpoint, weights_only=True)
+    # Now: measuring loads the best epoch, and with it that epoch's totals.
+    return {
+        "seconds": speed.elapsed,
+        "tiles_per_second": speed.tiles_per_second,
+        "data_wait_seconds": speed.waited,
+        "epochs": trainer.current_epoch,
+    }
+
+
+@contextlib.contextmanager
+def _interruption_names_its_epoch(training: Training) -> Iterator[None]:
+    try:
+        with quiet_lightning():
+            yield
+    except SystemExit as error:  # what Lightning makes of Ctrl-C and SIGTERM
+        again = command_line("histolight", "train", f"run={training.directory}")
+        epoch = training.trainer.current_epoch
+        raise InterruptionError(f"interrupted in epoch {epoch}: continue with {again}") from error
 
 
 @contextlib.contextmanager
@@ -225,6 +254,13 @@ def _faults_in_one_line(directory: Path) -> Iterator[None]:
         raise HistolightError(
             f"{error.filename or directory} can't be written ({error.strerror}): make room, then continue with {again}"
         ) from error
+
+
+def check_continuable(data: PreparedData, directory: Path) -> None:
+    """Raise :class:`RequestError` for a run that can't be continued: other tiles, or a damaged checkpoint."""
+    _check_same_tiles(data, directory)
+    for name in ("best.ckpt", "last.ckpt"):
+        _check_checkpoint(directory / "checkpoints" / name)
 
 
 def _check_same_tiles(data: PreparedData, directory: Path) -> None:
@@ -255,54 +291,6 @@ def _check_checkpoint(path: Path) -> None:
         raise RequestError(f"{path} is not a checkpoint of histolight: {again}")
 
 
-def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool = True) -> L.Trainer:
-    """Build Lightning's Trainer with the callbacks of a run."""
-    settings = config.trainer
-    bar = progress and sys.stdout.isatty()
-    callbacks: list[L.Callback] = [
-        speed,
-        *([Progress(speed)] if bar else [EpochLines(speed)] if progress else []),
-        TileGrid(),
-        *([AveragedWeights(settings.ema)] if settings.ema is not None else []),
-        *([AveragedWeights(None, settings.swa)] if settings.swa is not None else []),
-        # Two, as save_last=True of one saves the last epoch only where it is the best: a kill would lose the others.
-        RunCheckpoint(directory / "checkpoints", filename="best", monitor="val/auroc", mode="max"),
-        RunCheckpoint(directory / "checkpoints", filename="last"),
-    ]
-    if settings.patience is not None:
-        callbacks.append(Patience("val/auroc", mode="max", patience=settings.patience))
-    torch.set_float32_matmul_precision("high")
-    with quiet_lightning():
-        return L.Trainer(
-            max_epochs=settings.max_epochs,
-            accelerator=settings.accelerator,
-            devices=int(settings.devices) if settings.devices.isdigit() else settings.devices,
-            num_nodes=settings.num_nodes,
-            strategy=settings.strategy,
-            precision=resolve_precision(settings.precision, settings.accelerator),  # type: ignore[arg-type]  # a Literal there
-            deterministic=settings.deterministic,
-            benchmark=not settings.deterministic,
-            accumulate_grad_batches=settings.accumulate,
-            gradient_clip_val=settings.clip,
-            profiler=_build_profiler(settings.profiler, directory),
-            logger=loggers.build_logger(config, directory),
-            callbacks=callbacks,
-            plugins=[AtomicCheckpoints()],
-            default_root_dir=directory,
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            enable_progress_bar=bar,
-        )
-
-
-def _build_profiler(name: str, directory: Path) -> Profiler | None:
-    """Build the profiler that writes its table of each stage into the run directory."""
-    if name == "none":
-        return None
-    return {"simple": SimpleProfiler, "pytorch": PyTorchProfiler}[name](dirpath=directory, filename="profile")
-
-
 def _write_beginning(config: Config, data: PreparedData, directory: Path) -> None:
     files.write_atomically(directory / "config.yaml", to_yaml(config))
     files.write_csv(directory / "splits.csv", data.table[["id", "split"]])
@@ -320,15 +308,10 @@ def _write_beginning(config: Config, data: PreparedData, directory: Path) -> Non
     )
 
 
-def _measure_parts(
-    config: Config,
-    data: PreparedData,
-    trainer: L.Trainer,
-    classifier: Classifier,
-    datamodule: TileDataModule,
-    directory: Path,
-) -> dict[str, Any]:
+def measure_parts(training: Training) -> dict[str, Any]:
     """Measure the best epoch on validation, and on the test part where there is one."""
+    data, trainer, directory = training.data, training.trainer, training.directory
+    classifier, datamodule = training.classifier, training.datamodule
     best = directory / "checkpoints" / "best.ckpt"
     found: dict[str, Any] = {}
     for part in ("val", "test"):
@@ -355,6 +338,30 @@ def _measure_parts(
     return found
 
 
+def record(training: Training, figures: dict[str, Any], cost: dict[str, Any], compared: Collection[str] | None) -> None:
+    """Write what the training reached and cost into ``metrics.json``, and to the logger beside its hyperparameters."""
+    _log_hyperparameters(training.trainer, training.config, figures, compared)
+    runs.update_metrics(
+        training.directory,
+        **figures,
+        **cost,
+        peak_memory_mb=peak_memory_mb(),
+        anonymous_memory_mb=training.speed.anonymous_memory_mb,
+        parameters=sum(parameter.numel() for parameter in training.classifier.parameters()),
+        flops_per_tile=training.flops,
+        devices=training.trainer.world_size,
+    )
+
+
+def report(directory: Path) -> None:
+    """Write ``report.html``, without which the run is complete all the same."""
+    if files.is_main_process():
+        try:
+            write_run_report(directory)
+        except HistolightError as error:
+            log.warning("the run has no report.html: %s", error)
+
+
 def _log_hyperparameters(
     trainer: L.Trainer, config: Config, found: dict[str, Any], compared: Collection[str] | None
 ) -> None:
@@ -370,14 +377,3 @@ def _log_hyperparameters(
     parts = [part for part in ("val", "test") if part in found]
     final = {f"final/{part}_{name}": figure.value for part in parts for name, figure in found[part].items()}
     loggers.log_final(trainer.logger, flat, final, trainer.global_step)
-
-
-class quiet_lightning(warnings.catch_warnings):  # noqa: N801  # used like a function
-    """Silence Lightning's advertisements and advice that does not apply to loaders without workers."""
-
-    def __enter__(self) -> Any:
-        result = super().__enter__()
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", module="lightning.*")
-        return result

@@ -58,9 +58,9 @@ def range_test(trainer: L.Trainer, classifier: Classifier, datamodule: TileDataM
 
 
 def show_learning_rates(
-    rates: np.ndarray, losses: np.ndarray, current: float, logger: Logger | None, directory: Path
+    rates: np.ndarray, losses: np.ndarray, current: float, logger: Logger | None, directory: Path, progress: bool
 ) -> None:
-    """Draw the curve into ``figures/lr_finder.png``, log it, and print the suggestion beside the rate that is used."""
+    """Draw the curve into ``figures/lr_finder.png``, log it, and with ``progress`` print what it suggests."""
     suggested = steepest(rates, losses)
     figure = learning_rate_figure(rates, losses, suggested)
     save_figure(figure, directory / "figures" / "lr_finder.png")
@@ -69,7 +69,10 @@ def show_learning_rates(
         for step, (rate, loss) in enumerate(zip(rates, losses, strict=True)):
             logger.log_metrics({"lr_finder/learning_rate": rate, "lr_finder/loss": loss}, step)
     found = "no learning rate, as the loss falls nowhere" if suggested is None else f"optimizer.lr={suggested:.1e}"
-    print(f"the learning rate finder suggests {found}; this training takes {current:g}", file=sys.stderr, flush=True)
+    if progress:
+        print(
+            f"the learning rate finder suggests {found}; this training takes {current:g}", file=sys.stderr, flush=True
+        )
 
 
 def steepest(rates: np.ndarray, losses: np.ndarray) -> float | None:

@@ -111,7 +111,7 @@ def test_a_training_with_mixed_labels_gives_its_auroc_and_leaves_validation_labe
     from histolight.data.prepare import prepare
     from histolight.models.classifier import Classifier
     from histolight.training.callbacks import Speed
-    from histolight.training.fit import build_trainer
+    from histolight.training.trainer import build_trainer
 
     config = dataclasses.replace(
         small_config,

@@ -15,11 +15,12 @@ from omegaconf import DictConfig
 
 from histolight import runs
 from histolight.cli import main
+from histolight.config import hydra_adapter
 from histolight.config.compose import compose_config
 from histolight.errors import HistolightError, InterruptionError, RequestError
-from histolight.sweeps import sweep as sweeps
+from histolight.sweeps import launch
 from histolight.sweeps.points import LONGEST_FOLDER, Point, folder_name
-from histolight.sweeps.sweep import run_sweep
+from histolight.sweeps.sweep import SweepResult, run_sweep
 
 CPU = "trainer=cpu"
 
@@ -50,11 +51,11 @@ class Trainings:
 def trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trainings:
     monkeypatch.chdir(tmp_path)
     fake = Trainings()
-    monkeypatch.setattr(sweeps, "_train_and_record", fake)
+    monkeypatch.setattr(launch, "_train_and_record", fake)
     return fake
 
 
-def statuses(result: sweeps.SweepResult) -> dict[str, str]:
+def statuses(result: SweepResult) -> dict[str, str]:
     return {point.directory.name: point.status for point in result.points}
 
 
@@ -275,7 +276,7 @@ def test_a_killed_worker_costs_its_own_point_only(
         runs.update_metrics(directory, status="completed", val={"auroc": {"value": 0.5}})
 
     launcher = DyingLauncher("seed=2", train)
-    monkeypatch.setattr(sweeps.Plugins.instance(), "instantiate_launcher", lambda **_: launcher)
+    monkeypatch.setattr(hydra_adapter, "build_launcher", lambda *_: launcher)
     result = run_sweep(["name=X", CPU, "seed=1,2,3,4"])
     assert list(statuses(result).values()) == ["completed", "failed", "completed", "completed"]
     assert "its process died (RuntimeError)" in result.points[1].metrics["reason"]
@@ -286,7 +287,7 @@ def test_a_launcher_that_cannot_start_is_one_line(trainings: Trainings, monkeypa
         def launch(self, overrides: Any, initial_job_idx: int) -> None:
             raise FileNotFoundError("no sbatch here\non this machine")
 
-    monkeypatch.setattr(sweeps.Plugins.instance(), "instantiate_launcher", lambda **_: Broken())
+    monkeypatch.setattr(hydra_adapter, "build_launcher", lambda *_: Broken())
     with pytest.raises(HistolightError, match="^the launcher failed: FileNotFoundError: no sbatch here on this"):
         run_sweep(["name=X", CPU, "seed=1,2"])
 
@@ -352,18 +353,18 @@ def test_each_worker_takes_the_gpu_that_the_fewest_have(tmp_path: Path, monkeypa
     taken, held = [], []
     for _ in range(5):  # five workers
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-        monkeypatch.setattr(sweeps, "_gpu_lock", None)
-        sweeps.claim_gpu(tmp_path)
+        monkeypatch.setattr(launch, "_gpu_lock", None)
+        launch.claim_gpu(tmp_path)
         taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        sweeps.claim_gpu(tmp_path)  # the next point of the same worker
+        launch.claim_gpu(tmp_path)  # the next point of the same worker
         assert os.environ["CUDA_VISIBLE_DEVICES"] == taken[-1]
-        held.append(sweeps._gpu_lock)
+        held.append(launch._gpu_lock)
     assert taken == ["3", "5", "3", "5", "3"]
 
     held[1].release()  # that worker ended
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    monkeypatch.setattr(sweeps, "_gpu_lock", None)
-    sweeps.claim_gpu(tmp_path)
+    monkeypatch.setattr(launch, "_gpu_lock", None)
+    launch.claim_gpu(tmp_path)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
 
 

@@ -411,7 +411,7 @@ def test_a_run_whose_patience_is_over_trains_no_further_epoch(small: list[str], 
 
     overrides = [*small, "trainer.patience=2", "trainer.max_epochs=8"]
     with monkeypatch.context() as patch, pytest.raises(InterruptionError):
-        patch.setattr("histolight.training.fit._measure_parts", interrupt)
+        patch.setattr("histolight.training.fit.measure_parts", interrupt)
         run(overrides, tmp_path / "run")
     assert run(overrides, tmp_path / "run", resume=True)["epochs"] == 3
 
@@ -474,7 +474,7 @@ def test_tiles_stay_on_the_gpu_when_they_fit(small_config: Config, data: Prepare
 def test_validation_is_never_augmented_and_training_is(
     small_config: Config, data: PreparedData, tmp_path: Path
 ) -> None:
-    from histolight.training.fit import build_trainer
+    from histolight.training.trainer import build_trainer
 
     config = dataclasses.replace(small_config, trainer=dataclasses.replace(small_config.trainer, max_epochs=1))
     seen: dict[str, torch.Tensor] = {}

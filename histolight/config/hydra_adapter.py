@@ -1,0 +1,137 @@
+"""Hydra as histolight uses it, its private parts included: no other module imports it (tested with 1.3 and 1.4)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from histolight.config.schema import Config, conf_directory
+
+__all__ = ["HydraException", "MissingConfigException", "Override"]
+
+ConfigStore.instance().store(name="histolight_schema", node=Config)
+
+
+@contextlib.contextmanager
+def own_hydra() -> Iterator[None]:
+    """Set aside the caller's Hydra, which composes or runs something of its own, and give it back."""
+    passing = ("GlobalHydra", "HydraConfig", "JobRuntime", "VersionBase")  # the others are filled once, by imports
+    instances: dict[type, Any] = Singleton._instances
+    before = {kind: (made, dict(vars(made))) for kind, made in instances.items() if kind.__name__ in passing}
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        for kind in [kind for kind in instances if kind.__name__ in passing and kind not in before]:
+            del instances[kind]
+        for kind, (made, values) in before.items():
+            instances[kind] = made
+            vars(made).clear()
+            vars(made).update(values)
+
+
+@contextlib.contextmanager
+def _initialized() -> Iterator[ConfigLoader]:
+    with own_hydra(), _from_conf() as loader:
+        yield loader
+
+
+@contextlib.contextmanager
+def _from_conf() -> Iterator[ConfigLoader]:
+    # 1.4 has the behaviour of 1.3 and warns of the parameter.
+    version = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+    with initialize_config_dir(str(conf_directory()), **version):
+        yield GlobalHydra.instance().config_loader()
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """Compose ``conf/config.yaml`` with overrides, Hydra's own node included.
+
+    Raises:
+        HydraException: An override can't be read or applied.
+    """
+    with _initialized():
+        return hydra.compose("config", list(overrides), return_hydra_config=True)
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Read overrides by Hydra's grammar, globs over a group's files included.
+
+    Raises:
+        HydraException: One can't be read.
+    """
+    if not any("glob(" in override for override in overrides):
+        return OverridesParser.create().parse_overrides(list(overrides))
+    with _initialized() as loader:
+        return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+
+
+def expand(axes: Sequence[Override]) -> list[list[str]]:
+    """List the points of a grid, each as its overrides, as Hydra's basic sweeper does."""
+    [points] = BasicSweeper.split_arguments(list(axes), None)
+    return points
+
+
+def build_launcher(config: DictConfig, task: Callable[[DictConfig], Any]) -> Any:
+    """Build the launcher that a composed configuration names; it calls ``task`` with the configuration of each job."""
+    return Plugins.instance().instantiate_launcher(**_setup(config, task))
+
+
+def build_sweeper(config: DictConfig, task: Callable[[DictConfig], Any]) -> Any:
+    """Build the sweeper that a composed configuration names."""
+    return Plugins.instance().instantiate_sweeper(**_setup(config, task))
+
+
+def _setup(config: DictConfig, task: Callable[[DictConfig], Any]) -> dict[str, Any]:
+    GlobalHydra.instance().clear()
+    with _from_conf() as loader:  # not own_hydra: the jobs read the version that stays set, and with it their folder
+        context = HydraContext(config_loader=loader, callbacks=Callbacks())
+    return {"hydra_context": context, "task_function": task, "config": config}
+
+
+def completed(overrides: Sequence[str], value: Any) -> JobReturn:
+    """Say to a sweeper what a job returned."""
+    result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+    result.return_value = value
+    return result
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job that a launcher runs knows of itself.
+
+    Attributes:
+        directory: Its output folder.
+        sweep: The folder of the sweep.
+        launcher: The name of the launcher's class.
+    """
+
+    directory: Path
+    sweep: Path
+    launcher: str
+
+
+def running_job() -> Job:
+    """Return the job that runs in this process."""
+    node = HydraConfig.get()
+    return Job(Path(node.runtime.output_dir), Path(node.sweep.dir), str(node.launcher._target_))

@@ -1,0 +1,35 @@
+"""A training as it is asked for: the request checked, its folder held, the data prepared, the run trained."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from histolight import files
+from histolight.config.request import BEGINNING, training_request
+
+
+def train_run(overrides: Sequence[str], progress: bool = True) -> Path:
+    """Train one run and return its directory.
+
+    Args:
+        overrides: As on the command line.
+        progress: Say on stderr which tiles there are, and show how far the training is.
+
+    Raises:
+        HistolightError: The request or the data are wrong (:class:`RequestError`), or the training failed.
+    """
+    config, directory, resume = training_request(overrides)
+    from histolight.training import fit as training  # imports torch: not before it must
+
+    config = training.check_request(config)
+    held = files.claimed(directory, continued=resume, own=BEGINNING)
+    with held if files.is_main_process() else contextlib.nullcontext():
+        data = training.prepare_data(config, directory)
+        if progress:
+            slides, split = data.slides or "no known", f"split: {data.split_kind}"
+            print(f"{len(data.table):,} tiles, {slides} slides, {split}; writing {directory}", file=sys.stderr)
+        training.train(config, data, directory, resume, progress)
+    return directory

@@ -1,0 +1,86 @@
+"""Lightning's Trainer as a run needs it: its callbacks, its files, its silence."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.profilers import Profiler, PyTorchProfiler, SimpleProfiler
+
+from histolight.config.schema import Config
+from histolight.hardware import resolve_precision
+from histolight.training import loggers
+from histolight.training.callbacks import (
+    AtomicCheckpoints,
+    AveragedWeights,
+    EpochLines,
+    Patience,
+    Progress,
+    RunCheckpoint,
+    Speed,
+    TileGrid,
+)
+
+
+def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool = True) -> L.Trainer:
+    """Build Lightning's Trainer with the callbacks of a run."""
+    settings = config.trainer
+    bar = progress and sys.stdout.isatty()
+    callbacks: list[L.Callback] = [
+        speed,
+        *([Progress(speed)] if bar else [EpochLines(speed)] if progress else []),
+        TileGrid(),
+        *([AveragedWeights(settings.ema)] if settings.ema is not None else []),
+        *([AveragedWeights(None, settings.swa)] if settings.swa is not None else []),
+        # Two, as save_last=True of one saves the last epoch only where it is the best: a kill would lose the others.
+        RunCheckpoint(directory / "checkpoints", filename="best", monitor="val/auroc", mode="max"),
+        RunCheckpoint(directory / "checkpoints", filename="last"),
+    ]
+    if settings.patience is not None:
+        callbacks.append(Patience("val/auroc", mode="max", patience=settings.patience))
+    torch.set_float32_matmul_precision("high")
+    with quiet_lightning():
+        return L.Trainer(
+            max_epochs=settings.max_epochs,
+            accelerator=settings.accelerator,
+            devices=int(settings.devices) if settings.devices.isdigit() else settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=settings.strategy,
+            precision=resolve_precision(settings.precision, settings.accelerator),  # type: ignore[arg-type]  # a Literal there
+            deterministic=settings.deterministic,
+            benchmark=not settings.deterministic,
+            accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.clip,
+            profiler=_build_profiler(settings.profiler, directory),
+            logger=loggers.build_logger(config, directory),
+            callbacks=callbacks,
+            plugins=[AtomicCheckpoints()],
+            default_root_dir=directory,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=bar,
+        )
+
+
+def _build_profiler(name: str, directory: Path) -> Profiler | None:
+    """Build the profiler that writes its table of each stage into the run directory."""
+    if name == "none":
+        return None
+    return {"simple": SimpleProfiler, "pytorch": PyTorchProfiler}[name](dirpath=directory, filename="profile")
+
+
+class quiet_lightning(warnings.catch_warnings):  # noqa: N801  # used like a function
+    """Silence Lightning's advertisements and advice that does not apply to loaders without workers."""
+
+    def __enter__(self) -> Any:
+        result = super().__enter__()
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module="lightning.*")
+        return result

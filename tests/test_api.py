@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+import histolight
+from histolight.errors import RequestError
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_page_run_and_print_nothing(tmp_path, monkeypatch, capfd) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testfile(
+        str(PAGE), module_relative=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    )
+    printed = capfd.readouterr()
+    assert result.failed == 0, printed.out
+    assert result.attempted > 20
+    assert printed.out == ""
+    assert "epoch" not in printed.err
+    assert "points done" not in printed.err
+
+
+def test_the_api_is_what_the_page_says_and_every_function_stands_there() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    functions = [name for name in histolight.__all__ if name[0].islower()]
+    assert functions == [
+        "compare", "evaluate", "explain", "export", "load_run", "load_tiles", "predict", "sweep", "train"
+    ]  # fmt: skip
+    assert all(f"histolight.{name}(" in text for name in functions)
+
+
+def test_a_wrong_request_is_the_commands_line(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match="optimizer.lrr is not a key: did you mean optimizer.lr"):
+        histolight.train({"optimizer": {"lrr": 1}})
+    with pytest.raises(RequestError, match="nowhere"):
+        histolight.evaluate("nowhere")
+    with pytest.raises(RequestError, match="best=0 is out of range"):
+        histolight.predict("nowhere", best=0)
+    with pytest.raises(RequestError, match="part=tset is not known: did you mean test"):
+        histolight.explain("nowhere", part="tset")
+    with pytest.raises(RequestError, match="seed=1,2 is several values"):
+        histolight.train({"seed": [1, 2]})
+    assert list(tmp_path.iterdir()) == []
