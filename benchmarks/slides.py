@@ -76,9 +76,9 @@ def memory(folder: Path) -> None:
     for side in (4000, 40000):
         slides = folder / str(side)
         slides.mkdir()
-        path = made(side, 0.5, 0.45 * side if side < 10000 else 0.28 * side).write(slides / "made.tif", levels=5)
+        path = made(side, 0.5, 0.45 * side if side < 10000 else 0.15 * side).write(slides / "made.tif", levels=5)
         words = [f"run={run}", "data=slides", f"data.root={slides}", f"hydra.run.dir={folder / f'out{side}'}"]
-        _, cpu, peak = command(*words, "slides.stride=64")
+        _, cpu, peak = command(*words, "slides.stride=96")
         table = pd.read_csv(folder / f"out{side}" / "slides.csv")
         print_row(side, f"{path.stat().st_size / 1e6:.0f}", table["tiles"][0], f"{peak:.0f}", f"{cpu:.0f}")
         path.unlink()

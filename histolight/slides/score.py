@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from scipy.special import expit
 
 from histolight import files
@@ -24,6 +25,7 @@ from histolight.slides.reader import Slide, SlideError, open_slide, slide_name
 
 log = logging.getLogger("histolight")
 
+PARTIAL = "logits.partial"
 ENDS = 2**20  # bytes at each end of a file by which it is recognised
 PICTURE = 1200  # pixels of the longer side of a picture, where the slide has them
 TOP = 0.01  # part of the tiles whose mean score is reported
@@ -86,6 +88,7 @@ def score_slides(
                 row = _score_slide(path, settings, place, predict, request, f"{number}/{len(slides)} {place.name}")
                 done = {"request": hashlib.blake2b(request, digest_size=16).hexdigest(), "row": row}
                 files.write_atomically(place / "slide.json", json.dumps(done, indent=2) + "\n")
+                (place / PARTIAL).unlink()
             rows.append(row)
         except SlideError as error:
             problems[path.name] = str(error)
@@ -97,7 +100,7 @@ def _score_slide(
     path: Path, settings: SlideSettings, place: Path, predict: Predict, request: bytes, title: str
 ) -> dict[str, Any]:
     slide = open_slide(path, settings.mpp)
-    partial = place / "logits.partial"
+    partial = place / PARTIAL
     try:
         grid = grids.lay_grid(slide, settings.model_mpp, settings.mpp_tolerance, settings.tile, settings.stride)
         overview = grids.read_overview(slide, grid.overview_pixel)
@@ -136,14 +139,17 @@ def _score_slide(
         place / "heatmap.png",
         dpi=160,
     )
-    partial.unlink()
     return _row(path, slide, grid, mask, scores, regions)
 
 
 def _picture(slide: Slide, grid: grids.Grid, overview: np.ndarray) -> np.ndarray:
-    """Read a small slide more finely to be looked at than to find its tissue."""
+    """Make the slide's picture: of a small slide a finer one than the overview, of a large one a smaller one."""
     pixel = max(grid.pixel, max(slide.sizes[0]) / PICTURE)
-    return overview if pixel > grid.overview_pixel / 2 else grids.read_overview(slide, pixel)
+    if pixel < grid.overview_pixel / 2:
+        return grids.read_overview(slide, pixel)
+    picture = Image.fromarray(overview)
+    picture.thumbnail((PICTURE, PICTURE))
+    return np.asarray(picture)
 
 
 def _row(

@@ -37,16 +37,21 @@ def find_tissue(overview: np.ndarray, mpp: float) -> np.ndarray:
     Returns:
         bool (H, W).
     """
-    light = np.percentile(overview.reshape(-1, 3), GLASS, axis=0).clip(*LIGHT).astype(np.float32)
-    density = -np.log((overview.astype(np.float32) + 1) / (light + 1))
-    red, green, blue = np.moveaxis(density, 2, 0)
+    red, green, blue = (_density(overview[..., channel]) for channel in range(3))
     dense = green >= np.clip(otsu_threshold(green.clip(0, 1.5)), *DENSITY)
-    slope = BLUE[0] * green + BLUE[1] * red
-    stained = (red <= RED * green) & (blue <= np.minimum(slope, BLUE[2] * green)) & (density.min(axis=2) < BLACK)
+    stained = (red <= RED * green) & (blue <= BLUE[0] * green + BLUE[1] * red) & (blue <= BLUE[2] * green)
+    stained &= np.minimum(np.minimum(red, green), blue) < BLACK
     mask = ndimage.binary_closing(np.pad(dense & stained, 2), iterations=2)[2:-2, 2:-2]
     pixels = SMALLEST * (1000 / mpp) ** 2
     mask = _without_small(mask, pixels)
     return ~_without_small(~mask, pixels)
+
+
+def _density(channel: np.ndarray) -> np.ndarray:
+    """Map the values of a channel, uint8, to optical densities in natural logarithms, float32."""
+    light = np.clip(np.percentile(channel, GLASS), *LIGHT)
+    table: np.ndarray = -np.log((np.arange(256, dtype=np.float32) + 1) / np.float32(light + 1))
+    return table[channel]
 
 
 def otsu_threshold(values: np.ndarray) -> float:
