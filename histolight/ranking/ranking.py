@@ -211,6 +211,7 @@ def _mean_over_trainings(part: AurocCovariance, rows: int) -> AurocCovariance:
     return dataclasses.replace(
         part,
         aurocs=part.aurocs.reshape(rows, trainings).mean(axis=1),
+        hardest=part.hardest.reshape(rows, trainings).mean(axis=1),
         covariance=part.covariance.reshape(rows, trainings, rows, trainings).mean(axis=(1, 3)),
     )
 
@@ -219,5 +220,9 @@ def verdict_on(covariance: AurocCovariance, rows: int, unit: str) -> Verdict:
     """Compare rows, each with each, with the covariance of :func:`covariance_of`."""
     if unit == "configuration":
         aurocs = covariance.aurocs.reshape(rows, -1)
-        return verdict_of_configurations(aurocs, covariance.covariance, covariance.degrees_of_freedom, LEVEL)
-    return verdict_of_trainings(covariance.aurocs, covariance.covariance, covariance.degrees_of_freedom, LEVEL)
+        return verdict_of_configurations(
+            aurocs, covariance.covariance, covariance.degrees_of_freedom, LEVEL, covariance.hardest
+        )
+    return verdict_of_trainings(
+        covariance.aurocs, covariance.covariance, covariance.degrees_of_freedom, LEVEL, covariance.hardest
+    )

@@ -63,7 +63,7 @@ def power(plan: Plan, difference: float, level: float = 0.95) -> float:
         return math.nan
     if plan.rows > FEW_ROWS and plan.degrees_of_freedom < FEWEST_DEGREES_OF_FREEDOM:
         return 0.0
-    spread = of_seeds**2 / 2 / (plan.rows * (plan.seeds - 1)) if plan.seeds > 1 else 0.0
+    spread = of_seeds**2 / (plan.rows * (plan.seeds - 1)) if plan.seeds > 1 else 0.0
     freedom = variance**2 / (spread + plan.tile_variance**2 / plan.degrees_of_freedom)
     bound = stats.t.isf((1 - level) / 2 / pairs, freedom)
     return float(stats.nct.sf(bound, freedom, difference / math.sqrt(variance)))

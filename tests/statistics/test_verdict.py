@@ -1,11 +1,20 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from histolight.errors import RequestError
-from histolight.statistics.intervals import auroc_with_variance
-from histolight.statistics.verdict import auroc_covariance, holm, verdict_of_trainings
+from histolight.errors import HistolightError, RequestError
+from histolight.statistics.intervals import auroc_with_variance, metric_intervals
+from histolight.statistics.planning import Plan, plan_like, power, seeds_needed, tiles_needed
+from histolight.statistics.verdict import (
+    auroc_covariance,
+    combine_folds,
+    holm,
+    verdict_of_configurations,
+    verdict_of_trainings,
+)
 
 
 def simulated(rows, tiles, slides=None, seed=0, decimals=1):
@@ -96,3 +105,263 @@ def test_holm_leaves_out_what_was_not_tested():
 def test_holm_refuses_what_is_no_p_value(values):
     with pytest.raises(RequestError, match="from 0 to 1"):
         holm(values)
+
+
+def test_two_trainings_by_hand():
+    aurocs, covariance = np.array([0.9, 0.87]), np.array([[4e-4, 3e-4], [3e-4, 5e-4]])
+    verdict = verdict_of_trainings(aurocs, covariance, 20)
+    error = math.sqrt(4e-4 + 5e-4 - 6e-4)
+    half = stats.t.ppf(0.975, 20) * error
+    assert verdict.p[0, 1] == pytest.approx(2 * stats.t.sf(0.03 / error, 20))
+    assert (verdict.low[0, 1], verdict.high[0, 1]) == pytest.approx((0.03 - half, 0.03 + half))
+    assert (verdict.low[1, 0], verdict.high[1, 0]) == pytest.approx((-0.03 - half, -0.03 + half))
+    assert verdict.best.all()
+
+
+def naive_configurations(aurocs, covariance, nu1):
+    """Variance and degrees of freedom of each pair, written out with loops over rows and seeds."""
+    rows, seeds = aurocs.shape
+    block = {
+        (j, r, k, q): covariance[j * seeds + r, k * seeds + q]
+        for j in range(rows)
+        for r in range(seeds)
+        for k in range(rows)
+        for q in range(seeds)
+    }
+    own = [sum((a - aurocs[j].mean()) ** 2 for a in aurocs[j]) / (seeds - 1) for j in range(rows)]
+    pooled = max(sum(own) / rows, math.sqrt(sum(s**2 for s in own) / rows * (seeds - 1) / (seeds + 1)))
+    within = [np.mean([block[j, r, j, q] for r in range(seeds) for q in range(seeds) if r != q]) for j in range(rows)]
+    found = {}
+    for j in range(rows):
+        for k in range(rows):
+            if j != k:
+                between = np.mean([block[j, r, k, q] for r in range(seeds) for q in range(seeds)])
+                shared = max(0.0, within[j] + within[k] - 2 * between)
+                of_seeds = (max(own[j], pooled) + max(own[k], pooled)) / seeds
+                variance = of_seeds + shared
+                freedom = variance**2 / (of_seeds**2 / (rows * (seeds - 1)) + shared**2 / nu1)
+                found[j, k] = variance, freedom
+    return found
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+def test_configurations_equal_the_formulas(rows):
+    scores, labels, groups = simulated(rows * 3, 200, 25, decimals=3)
+    result = auroc_covariance(scores, labels, groups)
+    aurocs, pairs = result.aurocs.reshape(rows, 3), rows * (rows - 1) / 2
+    verdict = verdict_of_configurations(aurocs, result.covariance, result.degrees_of_freedom)
+    for (j, k), (variance, freedom) in naive_configurations(
+        aurocs, result.covariance, result.degrees_of_freedom
+    ).items():
+        difference = aurocs[j].mean() - aurocs[k].mean()
+        half = stats.t.ppf(1 - 0.025 / pairs, freedom) * math.sqrt(variance)
+        assert verdict.degrees_of_freedom[j, k] == pytest.approx(freedom)
+        assert (verdict.low[j, k], verdict.high[j, k]) == pytest.approx((difference - half, difference + half))
+
+
+def test_equal_seeds_of_independent_rows_are_the_pooled_t_test():
+    # Without noise from tiles, two configurations with one and the same spread are compared by Student's t test.
+    aurocs = np.array([[0.90, 0.91, 0.92], [0.88, 0.89, 0.90]])
+    verdict = verdict_of_configurations(aurocs, np.zeros((6, 6)), 100)
+    assert verdict.p[0, 1] == pytest.approx(stats.ttest_ind(*aurocs).pvalue)
+    assert verdict.degrees_of_freedom[0, 1] == pytest.approx(4)
+
+
+def test_intervals_agree_with_holm():
+    rng = np.random.default_rng(0)
+    cut = 0
+    for _ in range(200):
+        verdict = verdict_of_trainings(0.9 + 0.03 * rng.normal(size=5), np.eye(5) * 1e-4, 30)
+        off = ~np.eye(5, dtype=bool)
+        claimed = (verdict.better | verdict.better.T)[off]
+        outside = ((verdict.low > 0) | (verdict.high < 0))[off]
+        at_zero = ((verdict.low == 0) | (verdict.high == 0))[off]
+        assert (claimed == (outside | at_zero)).all()
+        assert (claimed == (verdict.p[off] <= 0.05)).all()
+        cut += at_zero.sum()
+    assert cut > 0  # Holm's additional claims do occur
+
+
+def test_ranks_and_the_set_of_the_best():
+    verdict = verdict_of_trainings([0.95, 0.94, 0.90, 0.80], np.eye(4) * 1e-4, 500)
+    assert verdict.best.tolist() == [True, True, False, False]
+    assert verdict.ranks.tolist() == [[1, 2], [1, 2], [3, 3], [4, 4]]
+
+
+def test_too_few_clusters_rank_three_rows_but_not_four():
+    for rows, ranked in ((3, True), (4, False)):
+        verdict = verdict_of_trainings(np.linspace(0.6, 0.99, rows), np.eye(rows) * 1e-6, 2.0)
+        assert (verdict.reason == "") is ranked
+        assert verdict.better.any() == ranked
+    assert "3.0 effective clusters of the scarcer class cannot rank 4 rows" in verdict.reason
+    assert verdict.best.all()
+    assert verdict.ranks.tolist() == [[1, 4]] * 4
+
+
+def test_six_tiles_tell_nothing():
+    # A paired DeLong test gave p = 0 here: the differences of the components are equal but for rounding.
+    result = auroc_covariance([[0, 1, 2, 3, 4, 5], [1, 0, 3, 2, 5, 4]], [0, 1, 0, 1, 0, 1])
+    verdict = verdict_of_trainings(result.aurocs, result.covariance, result.degrees_of_freedom)
+    assert verdict.p.tolist() == [[1, 1], [1, 1]]
+    assert np.isnan(verdict.low[0, 1])
+    assert "no difference has a variance" in verdict.reason
+
+
+def test_scores_in_one_order_do_not_differ():
+    scores, labels, groups = simulated(1, 200, 12)
+    result = auroc_covariance([scores[0], np.exp(scores[0]), -scores[0]], labels, groups)
+    verdict = verdict_of_trainings(result.aurocs, result.covariance, result.degrees_of_freedom)
+    assert verdict.difference[0, 1] == 0
+    assert verdict.p[0, 1] == 1
+    assert verdict.better[0, 2]
+
+
+def test_no_p_value_is_zero():
+    verdict = verdict_of_trainings([0.99, 0.5], np.eye(2) * 1e-12, 20_000)
+    assert 0 < verdict.p[0, 1] < 1e-200
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_small_data_sets_neither_crash_nor_give_p_zero(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(400):
+        tiles, rows = rng.integers(2, 15), rng.choice([2, 3, 4, 6])
+        labels = rng.permutation(np.r_[0, 1, rng.integers(0, 2, tiles - 2)])
+        scores = rng.integers(0, rng.integers(1, 6), (rows, tiles)).astype(float)
+        slides = rng.integers(0, rng.integers(1, 5), tiles).astype(object)
+        if rng.random() < 0.3:  # slides of one class
+            slides = slides + 10 * labels
+        if rng.random() < 0.2:
+            slides[rng.integers(tiles)] = None
+        groups = None if rng.random() < 0.4 else slides
+        result = auroc_covariance(scores, labels, groups)
+        verdicts = [verdict_of_trainings(result.aurocs, result.covariance, result.degrees_of_freedom)]
+        if rows in (3, 6):
+            verdicts.append(
+                verdict_of_configurations(
+                    result.aurocs.reshape(-1, 3), result.covariance, result.degrees_of_freedom, hardest=result.hardest
+                )
+            )
+        for verdict in verdicts:
+            assert ((verdict.p > 0) & (verdict.p <= 1)).all()
+            assert verdict.best.any()
+        for interval in metric_intervals(scores[0], labels, 0.5, groups).values():
+            assert math.isnan(interval.low) or interval.high - interval.low > 1e-3
+
+
+def old_verdict(aurocs, covariance):
+    """The best against the rest with Holm and normal quantiles: whether it calls a row worse."""
+    best = int(np.argmax(aurocs))
+    others = np.delete(np.arange(len(aurocs)), best)
+    own = np.diagonal(covariance)
+    errors = np.sqrt(own[best] + own[others] - 2 * covariance[best, others])
+    return (holm(2 * stats.norm.sf((aurocs[best] - aurocs[others]) / errors)) <= 0.05).any()
+
+
+@pytest.mark.parametrize(("rows", "too_many"), [(10, 0.06), (27, 0.12)])
+def test_equal_rows_are_seldom_told_apart(rows, too_many):
+    rng = np.random.default_rng(1)
+    labels, studies, new, old = np.repeat([0, 1], [180, 120]), 200, 0, 0
+    for _ in range(studies):
+        result = auroc_covariance(1.9 * labels + rng.normal(size=300) + 0.7 * rng.normal(size=(rows, 300)), labels)
+        verdict = verdict_of_trainings(result.aurocs, result.covariance, result.degrees_of_freedom)
+        new += verdict.better.any()
+        old += old_verdict(result.aurocs, result.covariance)
+    assert new / studies <= 0.05
+    assert old / studies > too_many
+
+
+def test_equal_configurations_of_unequal_spread_are_seldom_told_apart():
+    rng = np.random.default_rng(0)
+    spread = np.where(np.arange(27) % 2, 0.005, 0.015)[:, None]
+    false = sum(
+        verdict_of_configurations(0.9 + spread * rng.normal(size=(27, 3)), np.zeros((81, 81)), 100).better.any()
+        for _ in range(500)
+    )
+    assert false / 500 <= 0.07  # 0.09 with the mean of the variances as the pooled one
+
+
+def test_seeds_alone_do_not_make_a_configuration_better():
+    # One noisy training each would be told apart by their tiles; three seeds show that seeds differ as much.
+    rng = np.random.default_rng(0)
+    aurocs = 0.9 + 0.02 * rng.normal(size=(2, 3))
+    covariance = np.full((6, 6), 1e-5) + np.eye(6) * 1e-9
+    assert not verdict_of_configurations(aurocs, covariance, 500).better.any()
+    with pytest.raises(RequestError, match="at least 3 seeds, not 2"):
+        verdict_of_configurations(aurocs[:, :2], covariance[:4, :4], 500)
+
+
+def test_folds_are_averaged():
+    parts = [auroc_covariance(*simulated(3, 90, 12, seed)) for seed in range(5)]
+    whole = combine_folds(parts)
+    assert whole.aurocs == pytest.approx(sum(part.aurocs for part in parts) / 5)
+    assert whole.covariance == pytest.approx(sum(part.covariance for part in parts) / 25)
+    least, most = (f(part.degrees_of_freedom for part in parts) for f in (min, max))
+    assert least < whole.degrees_of_freedom <= 5 * most
+    one_class = auroc_covariance([[0.1, 0.2, 0.3]] * 3, [0, 1, 0])
+    assert "one positive tile" in combine_folds([*parts, one_class]).lack
+    with pytest.raises(RequestError, match="different numbers of rows"):
+        combine_folds([parts[0], auroc_covariance(*simulated(2, 90, 12))])
+    with pytest.raises(RequestError, match="no folds"):
+        combine_folds([])
+
+
+def test_lack_is_passed_on():
+    result = auroc_covariance([[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]], [0, 1, 0])
+    assert "one positive tile" in result.lack
+    verdict = verdict_of_trainings(result.aurocs, result.covariance, result.degrees_of_freedom)
+    assert "do not tell" in verdict.reason
+    assert verdict.best.all()
+
+
+def test_memory_does_not_grow_with_rows_times_clusters_squared():
+    scores, labels, _ = simulated(27, 20_000)
+    tracemalloc.start()
+    auroc_covariance(scores, labels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * scores.nbytes
+
+
+def test_bad_input_is_named():
+    with pytest.raises(RequestError, match="shape"):
+        auroc_covariance([[0.1, 0.2]], [0, 1, 1])
+    with pytest.raises(HistolightError, match="NaN or infinite"):
+        auroc_covariance([[0.1, 0.2], [0.1, math.nan]], [0, 1])
+    with pytest.raises(RequestError, match="as many rows and columns"):
+        verdict_of_trainings([0.9, 0.8], np.eye(3), 10)
+    with pytest.raises(RequestError, match="as many rows and columns"):
+        verdict_of_configurations(np.full((2, 3), 0.9), np.eye(3), 10)
+
+
+def test_planned_power_is_the_power_of_the_test():
+    rng = np.random.default_rng(0)
+    plan = Plan(2, 3, 1e-4, 5e-5, 200)
+    stated = 0
+    for _ in range(2000):
+        tile = math.sqrt(2.5e-5) * rng.normal(size=(2, 1))
+        aurocs = np.array([[0.93], [0.9]]) + tile + 0.01 * rng.normal(size=(2, 3))
+        stated += verdict_of_configurations(aurocs, np.kron(np.eye(2), np.full((3, 3), 2.5e-5)), 200).better[0, 1]
+    assert power(plan, 0.03) == pytest.approx(stated / 2000, abs=0.08)
+
+
+def test_what_is_needed_reaches_the_power():
+    plan = Plan(10, 1, 0.0, 2e-4, 100)
+    multiple = tiles_needed(plan, 0.03)
+    assert 1 < multiple < 10
+    assert power(Plan(10, 1, 0.0, 2e-4 / multiple, 101 * multiple - 1), 0.03) >= 0.8
+    seeds = seeds_needed(Plan(3, 3, 3e-4, 1e-6, 100), 0.03)
+    assert (
+        power(Plan(3, int(seeds), 3e-4, 1e-6, 100), 0.03) >= 0.8 > power(Plan(3, int(seeds) - 1, 3e-4, 1e-6, 100), 0.03)
+    )
+    assert math.isinf(tiles_needed(Plan(3, 3, 1e-2, 1e-6, 100), 0.01))
+    assert math.isinf(seeds_needed(Plan(3, 3, 1e-4, 1e-2, 100), 0.01))
+
+
+def test_a_plan_reads_the_components_of_an_earlier_comparison():
+    rng = np.random.default_rng(0)
+    aurocs = 0.9 + 0.01 * rng.normal(size=(50, 4))
+    plan = plan_like(aurocs, np.kron(np.eye(50), np.full((4, 4), 2e-4)), 60)
+    assert (plan.rows, plan.seeds, plan.degrees_of_freedom) == (50, 4, 60)
+    assert plan.tile_variance == pytest.approx(4e-4)
+    assert plan.seed_variance == pytest.approx(1e-4, rel=0.2)
