@@ -6,7 +6,8 @@ import pytest
 from scipy import stats
 
 from histolight.errors import HistolightError, RequestError
-from histolight.statistics.intervals import auroc_with_variance, metric_intervals
+from histolight.statistics.figures import metric_intervals
+from histolight.statistics.intervals import auroc_with_variance
 from histolight.statistics.planning import Plan, plan_like, power, seeds_needed, tiles_needed
 from histolight.statistics.verdict import (
     auroc_covariance,
