@@ -85,7 +85,9 @@ def test_configurations_are_judged_by_their_seeds_with_the_covariance_over_slide
     one = tables[0][0]
     covariance = auroc_covariance([table["score"] for row in tables for table in row], one["label"], one["group"])
     aurocs = [[roc_auc_score(table["label"], table["score"]) for table in row] for row in tables]
-    expected = verdict_of_configurations(aurocs, covariance.covariance, covariance.degrees_of_freedom)
+    expected = verdict_of_configurations(
+        aurocs, covariance.covariance, covariance.degrees_of_freedom, hardest=covariance.hardest
+    )
     assert (ranking.unit, ranking.population, ranking.slides) == ("configuration", "slides", 25)
     assert ranking.verdict is not None
     assert ranking.verdict.p == pytest.approx(expected.p)
