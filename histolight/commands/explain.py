@@ -20,7 +20,7 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     run, directory, values = read_run_and_folder("explain", overrides, KEYS, multirun)
     part, count = values.get("part", "val"), values.get("tiles", "8")
     if not count.isdecimal():
-        raise RequestError(f"tiles={count} is not known: give a whole number, such as tiles=8")
+        raise RequestError(f"tiles={count} is out of range: it is a whole number, such as tiles=8")
     from histolight.explanation.page import answer
     from histolight.inference.explain import explain_run
 
