@@ -183,7 +183,9 @@ def judged(ranking: Ranking) -> Ranking:
 def _reordered(covariance: AurocCovariance, order: npt.NDArray[np.int64]) -> AurocCovariance:
     places = np.arange(len(covariance.aurocs)).reshape(len(order), -1)[order].ravel()
     matrix = covariance.covariance[np.ix_(places, places)]
-    return dataclasses.replace(covariance, aurocs=covariance.aurocs[places], covariance=matrix)
+    return dataclasses.replace(
+        covariance, aurocs=covariance.aurocs[places], hardest=covariance.hardest[places], covariance=matrix
+    )
 
 
 def covariance_of(rows: Sequence[Row]) -> AurocCovariance:
