@@ -54,12 +54,12 @@ from histolight.models.backbones.family import IMAGENET, Backbone, Family
 
 
 class Tiny(Family):
-    pretrained = False
+    pretrained = None
 
     def names(self, name):
         return ["tiny"]
 
-    def build(self, name, image_size):
+    def build(self, config, image_size):
         network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
         return Backbone(network, "4", *IMAGENET, pooled="2")
 

@@ -36,6 +36,8 @@ PATH_KEYS = (
 )
 HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 
+OPEN_KEYS = re.compile(r"model\.(kwargs|card)[.=]")  # hold any keys, which Hydra's grammar adds with a plus sign
+
 _Section = TypeVar("_Section")
 
 
@@ -132,10 +134,10 @@ def saved_config(directory: Path) -> DictConfig:
 def quote_paths(overrides: Sequence[str]) -> list[str]:
     """Quote the values of path keys that Hydra's grammar can't read bare: ``~``, parentheses, ``=``, umlauts ...
 
-    >>> quote_paths(["data.root=/tiles (1)/a=b", "seed=3"])
-    ["data.root='/tiles (1)/a=b'", 'seed=3']
+    >>> quote_paths(["data.root=/tiles (1)/a=b", "seed=3", "model.kwargs.depth=2"])
+    ["data.root='/tiles (1)/a=b'", 'seed=3', '++model.kwargs.depth=2']
     """
-    return [_quote_path(override) for override in overrides]
+    return [f"++{override}" if OPEN_KEYS.match(override) else _quote_path(override) for override in overrides]
 
 
 def _quote_path(override: str) -> str:

@@ -125,28 +125,49 @@ class ModelConfig:
     """The network.
 
     Attributes:
-        name: A classification network of torchvision, ``p4m_densenet`` (Veeling et al. 2018), or ``timm/NAME``.
-        weights: ``imagenet``, null (random), or the path of a state dict; ``auto`` is null for synthetic tiles, else
-            ``imagenet``.
+        name: A classification network of torchvision, ``p4m_densenet`` (Veeling et al. 2018), ``timm/NAME``, a model of
+            a hub in timm's form (``timm/hf-hub:ORG/NAME``) or in that of transformers (``hf/ORG/NAME``), or the folder
+            of one (``timm/local-dir:FOLDER``, ``hf/local-dir:FOLDER``).
+        weights: ``imagenet``, ``hub`` (what a hub's model comes with), null (random), or the path of a file of weights;
+            ``auto`` is null for synthetic tiles, else ``imagenet`` or ``hub``.
+        architecture: What a hub's model is made of: a network of timm, or a model type of transformers; null reads it,
+            and what it is built with, from the model's own configuration.
+        kwargs: What timm builds a network with, or transformers' configuration of a model; layers by name, such as
+            ``mlp_layer: SwiGLUPacked``.
+        features: What enters the last layer: ``pooled`` as the network itself pools; of a transformer also ``cls``,
+            ``mean`` (of the patches), or ``cls+mean``. Register tokens are in none of them.
+        trust_remote_code: Run the code that a model of ``hf/`` brings along.
+        card: Of the pretrained backbone, for pages and exports: ``url``, ``licence``, ``gate``, ``citation``, ``mpp``.
         freeze: ``backbone`` trains the last layer only: with ``augment=none``, and where one process trains, on
             features that are computed once.
         freeze_epochs: The last layer alone learns for so many epochs, then everything; one schedule spans both.
         dropout: Probability in front of the last layer.
         normalize: ``imagenet`` uses ImageNet's mean and standard deviation, ``none`` leaves pixels in [0, 1], ``auto``
-            follows the weights.
+            follows the weights, or ``model.mean`` and ``model.std``.
+        mean: Subtracted from pixels in [0, 1], one a channel; null follows the weights.
+        std: Pixels are then divided by it, one a channel; null follows the weights.
         pooling: ``mean`` averages the last feature map, ``centre`` only over the centre third, where the label lies.
-        input_size: Tiles are enlarged (bilinear) to this height and width in pixels in front of the network; null
-            leaves them as they are.
+        input_size: Tiles are enlarged to this height and width in pixels in front of the network; null leaves them as
+            they are, but for a hub's model, which has its own.
+        interpolation: How they are enlarged; ``auto`` is what a hub's model names, else ``bilinear``.
     """
 
     name: str = "densenet121"
     weights: str | None = "auto"
+    architecture: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    features: str = _choice("pooled", "cls", "mean", "cls+mean")
+    trust_remote_code: bool = False
+    card: dict[str, Any] = field(default_factory=dict)
     freeze: str = _choice("none", "backbone")
     freeze_epochs: int = _number(0, least=0)
     dropout: float = _number(0.0, least=0, below=1)
     normalize: str = _choice("auto", "imagenet", "none")
+    mean: list[float] | None = None
+    std: list[float] | None = None
     pooling: str = _choice("mean", "centre")
     input_size: int | None = _number(None, least=32, most=1024)
+    interpolation: str = _choice("auto", "bilinear", "bicubic")
 
 
 @dataclass

@@ -92,9 +92,7 @@ class Classifier(L.LightningModule):
         self.stain = stain
         self.mpp = mpp
 
-        backbone = build_backbone(
-            self.model_config.name, self.input_size, self.model_config.dropout, self.model_config.pooling
-        )
+        backbone = build_backbone(self.model_config, self.input_size)
         self.backbone, self.head = backbone.network, backbone.head
         self.backbone.to(memory_format=torch.channels_last)
         mean, std = {"none": PIXELS, "imagenet": IMAGENET, "auto": (backbone.mean, backbone.std)}[
@@ -127,7 +125,11 @@ class Classifier(L.LightningModule):
 
     def _network_input(self, tiles: torch.Tensor) -> torch.Tensor:
         if self.input_size != self.image_size:
-            tiles = interpolate(tiles, size=self.input_size, mode="bilinear")
+            # Enlarged as Pillow does, whose bicubic kernel is that of antialias=True, and whose pixels stay pixels.
+            if self.model_config.interpolation == "bicubic":
+                tiles = interpolate(tiles, size=self.input_size, mode="bicubic", antialias=True).clamp(0, 1)
+            else:
+                tiles = interpolate(tiles, size=self.input_size, mode="bilinear")
         return (tiles - self.mean) / self.std
 
     def features(self, tiles: torch.Tensor) -> torch.Tensor:

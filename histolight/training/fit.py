@@ -32,7 +32,7 @@ from histolight.errors import (
     unreadable_reason,
 )
 from histolight.hardware import compile_module
-from histolight.models.backbones import check_name, check_weights
+from histolight.models.backbones import check_name, resolve_model
 from histolight.models.classifier import Classifier
 from histolight.models.losses import positive_weight
 from histolight.reports import measure
@@ -58,12 +58,11 @@ def check_request(config: Config) -> Config:
     kind = check_source(config.data)
     weights = config.model.weights
     if weights == "auto":
-        weights = None if kind.artificial else "imagenet"
+        weights = None if kind.artificial else check_name(config.model.name).pretrained or "imagenet"
     if config.data.sampler == "balanced" and config.loss.pos_weight == "balanced":
         raise RequestError("data.sampler=balanced and loss.pos_weight=balanced count twice: add loss.pos_weight=null")
     check_augment(config.augment)
-    check_name(config.model.name)
-    check_weights(config.model.name, weights)
+    model = resolve_model(dataclasses.replace(config.model, weights=weights), config.data.image_size)
     loggers.check_logger(config.logger)
     if config.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise RequestError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu or trainer=auto")
@@ -74,13 +73,11 @@ def check_request(config: Config) -> Config:
     devices, gpus = config.trainer.devices, torch.cuda.device_count()
     if config.trainer.accelerator != "cpu" and devices.isdigit() and 0 < gpus < int(devices):
         raise RequestError(f"trainer.devices={devices}, but there are {gpus} GPUs here")
-    if weights not in (None, "imagenet"):
-        weights = _absolute(weights)
     data = config.data
     data = dataclasses.replace(
         data, root=_absolute(data.root), cache=_absolute(data.cache), groups=_absolute(data.groups)
     )
-    return dataclasses.replace(config, data=data, model=dataclasses.replace(config.model, weights=weights))
+    return dataclasses.replace(config, data=data, model=model)
 
 
 def _absolute(path: str | None) -> str | None:
@@ -367,7 +364,7 @@ def _log_hyperparameters(
 ) -> None:
     """Log the final figures with the hyperparameters; TensorBoard's table of them shows only those compared."""
     flat = {"seed": config.seed} | {
-        f"{section}.{key}": str(value) if value is None or isinstance(value, list) else value
+        f"{section}.{key}": str(value) if value is None or isinstance(value, list | dict) else value
         for section, values in dataclasses.asdict(config).items()
         if isinstance(values, dict)
         for key, value in values.items()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from histolight.config.schema import ModelConfig
 from histolight.data.pack import Tiles
 from histolight.errors import RequestError
 from histolight.explanation.grad_cam import centre_share, explain, feature_layers, grad_cam, mean_share, pick_tiles
@@ -45,7 +46,7 @@ def random_tiles(count: int) -> np.ndarray:
     ],
 )
 def test_the_layers_are_the_last_one_and_the_one_before_the_last_halving(name: str, side: int, last_side: int) -> None:
-    network = build_backbone(name, SIZE).network.eval()
+    network = build_backbone(ModelConfig(name), SIZE).network.eval()
     layers = feature_layers(network, SIZE)
     shapes = []
     for layer in layers:
@@ -59,7 +60,7 @@ def test_the_layers_are_the_last_one_and_the_one_before_the_last_halving(name: s
 def test_a_network_of_tokens_is_refused(name: str) -> None:
     with torch.device("meta"):
         network = (
-            build_backbone(name, 96).network
+            build_backbone(ModelConfig(name), 96).network
             if name == "vit_b_16"
             else __import__("timm").create_model(name.removeprefix("timm/"), img_size=SIZE, num_classes=1)
         )

@@ -31,16 +31,16 @@ def classifier(**model: object) -> Classifier:
     return network.eval()
 
 
-def enlarged_by_pillow(tile: np.ndarray, size: int) -> np.ndarray:
-    channels = [Image.fromarray(channel).resize((size, size), Image.Resampling.BILINEAR) for channel in tile]
-    return np.stack([np.asarray(channel) for channel in channels])
+def enlarged_by_pillow(tile: np.ndarray, size: int, kernel: str) -> np.ndarray:
+    channels = [Image.fromarray(channel).resize((size, size), Image.Resampling[kernel.upper()]) for channel in tile]
+    return np.stack([np.asarray(channel) for channel in channels]).clip(0, 1)
 
 
-@pytest.mark.parametrize("size", [48, 64, 97])
-def test_the_network_sees_what_pillow_enlarges(size: int) -> None:
+@pytest.mark.parametrize(("size", "kernel"), [(48, "bilinear"), (64, "bilinear"), (97, "bilinear"), (97, "bicubic")])
+def test_the_network_sees_what_pillow_enlarges(size: int, kernel: str) -> None:
     tiles = np.random.default_rng(0).random((5, 3, SIZE, SIZE), dtype=np.float32)
-    large = torch.from_numpy(np.stack([enlarged_by_pillow(tile, size) for tile in tiles]))
-    network = classifier(input_size=size)
+    large = torch.from_numpy(np.stack([enlarged_by_pillow(tile, size, kernel) for tile in tiles]))
+    network = classifier(input_size=size, interpolation=kernel)
     with torch.inference_mode():
         expected = network.backbone((large - network.mean) / network.std).squeeze(1)
         torch.testing.assert_close(network(torch.from_numpy(tiles)), expected, rtol=1e-4, atol=1e-5)

@@ -141,13 +141,13 @@ def greatest_change(network: nn.Module, size: int) -> float:
 )
 def test_no_symmetry_of_the_square_changes_the_logit(pooling: str, size: int, training: bool) -> None:
     torch.manual_seed(1)
-    network = build_backbone("p4m_densenet", size, pooling=pooling).network.double().train(training)
+    network = build_backbone(ModelConfig("p4m_densenet", pooling=pooling), size).network.double().train(training)
     assert greatest_change(network, size) < 1e-10
 
 
 def test_without_these_layers_it_does() -> None:
     torch.manual_seed(1)
-    assert greatest_change(build_backbone("densenet121", 32).network.double().train(), 32) > 0.1
+    assert greatest_change(build_backbone(ModelConfig("densenet121"), 32).network.double().train(), 32) > 0.1
     network = P4MDenseNet()
     # On 40x40 pixels the last pooling drops a row and a column of a 5x5 map.
     assert greatest_change(network.double(), 40) > 1e-3
@@ -156,7 +156,7 @@ def test_without_these_layers_it_does() -> None:
 @pytest.mark.parametrize("size", [40, 50, 100])
 def test_a_size_that_would_break_the_symmetry_is_refused(size: int) -> None:
     with pytest.raises(RequestError, match=f"multiple of 16, and {size} is none: choose another"):
-        build_backbone("p4m_densenet", size)
+        build_backbone(ModelConfig("p4m_densenet"), size)
 
 
 def test_imagenet_weights_are_refused_and_the_group_needs_none() -> None:

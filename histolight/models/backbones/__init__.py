@@ -1,14 +1,16 @@
 """Networks by name, their pretrained weights, and the exchange of their last layer for one logit.
 
-A new network of torchvision or timm needs no code: add ``conf/model/NAME.yaml`` with ``name: NAME``, or write
-``model.name=NAME`` on the command line. A new family is one module here with a ``FAMILY``
+A new network of torchvision, of timm, or of a hub needs no code: add ``conf/model/NAME.yaml`` with ``name: NAME``, or
+write ``model.name=NAME`` on the command line. A new family is one module here with a ``FAMILY``
 (:class:`histolight.models.backbones.family.Family`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
+import os
 import pkgutil
 
 import torch
@@ -18,7 +20,7 @@ from histolight.config.schema import ModelConfig
 from histolight.errors import RequestError, nearest
 from histolight.models.backbones.family import IMAGENET, PIXELS, Backbone, Family, too_small
 from histolight.models.backbones.pooling import centre_weights, pool_centre
-from histolight.models.backbones.weights import check_weights_file, load_state, read_weights
+from histolight.models.backbones.weights import check_weights_file, fitted_state, log_taken, read_weights
 
 __all__ = [
     "IMAGENET",
@@ -29,6 +31,7 @@ __all__ = [
     "check_name",
     "check_weights",
     "load_weights",
+    "resolve_model",
 ]
 
 
@@ -45,8 +48,13 @@ def check_name(name: str) -> Family:
     Raises:
         RequestError: The name is unknown; the message gives the nearest ones.
     """
-    prefixed = [family for family in families() if family.prefix and name.startswith(family.prefix)]
-    asked = prefixed or [family for family in families() if not family.prefix]
+    prefixes = {
+        prefix: family
+        for family in families()
+        for prefix in ((family.prefix,) if isinstance(family.prefix, str) else family.prefix)
+    }
+    fitting = max((prefix for prefix in prefixes if prefix and name.startswith(prefix)), key=len, default=None)
+    asked = [prefixes[fitting]] if fitting else [family for family in families() if not family.prefix]
     known = {valid: family for family in asked for valid in family.names(name)}
     if name not in known:
         raise RequestError(f"model.name={name} is not known: {nearest(name, known)}")
@@ -54,52 +62,96 @@ def check_name(name: str) -> Family:
 
 
 def check_weights(name: str, weights: str | None) -> None:
-    """Raise :class:`RequestError` for the path of a weights file that isn't there, and where ImageNet's don't exist."""
-    if weights == "imagenet" and not check_name(name).pretrained:
+    """Raise :class:`RequestError` for a weights file that isn't there, and for a download that the network has not."""
+    pretrained = check_name(name).pretrained
+    if weights == "imagenet" and pretrained is None:
         raise RequestError(f"model.name={name} has no ImageNet weights: use model.weights=null")
+    if weights in ("imagenet", "hub") and weights != pretrained:
+        raise RequestError(f"model.name={name} has no weights {weights}: use model.weights={pretrained} or null")
     check_weights_file(weights)
 
 
-def build_backbone(name: str, image_size: int, dropout: float = 0.0, pooling: str = "mean") -> Backbone:
+def resolve_model(config: ModelConfig, image_size: int) -> ModelConfig:
+    """Check a network and its weights file before any work starts; fill in what a hub's model says of itself.
+
+    Args:
+        config: Its ``weights`` is resolved already.
+        image_size: Height and width of the tiles in pixels.
+
+    Returns:
+        A configuration from which the network can be built without the hub; paths in it are absolute.
+
+    Raises:
+        RequestError: The network or its weights do not exist, do not fit each other, or a key does not fit them.
+        HistolightError: The model's own configuration can't be downloaded.
+    """
+    family = check_name(config.name)
+    check_weights(config.name, config.weights)
+    prefix, folder, path = config.name.partition("/local-dir:")
+    if folder:
+        config = dataclasses.replace(config, name=f"{prefix}{folder}{os.path.abspath(os.path.expanduser(path))}")
+    config = family.resolve(config)
+    for key in ("mean", "std"):
+        if len(getattr(config, key) or [0] * 3) != 3:
+            raise RequestError(f"model.{key}={getattr(config, key)} needs three numbers, one a channel")
+    if config.weights in (None, "imagenet", "hub"):
+        return config
+    size = config.input_size or image_size
+    try:
+        with torch.device("meta"):
+            backbone = build_backbone(config, size)
+    except NotImplementedError:  # networks that compute their initial weights
+        backbone = build_backbone(config, size)
+    state = read_weights(family, config)
+    log_taken(state, fitted_state(family, backbone.network, backbone.head, state, config, size), config.weights)
+    return dataclasses.replace(config, weights=os.path.abspath(os.path.expanduser(str(config.weights))))
+
+
+def build_backbone(config: ModelConfig, image_size: int) -> Backbone:
     """Build a network from random weights with one logit.
 
     Args:
-        name: A classification network of torchvision, ``p4m_densenet``, or ``timm/NAME``.
+        config: The network and its keys; ``weights`` is not looked at.
         image_size: Height and width in pixels of what enters the network.
-        dropout: Probability of an extra dropout in front of the last layer; a network's own dropout stays.
-        pooling: ``mean``, or ``centre``: see :func:`centre_weights`.
 
     Raises:
-        RequestError: The name is unknown, or the network can't work at this size.
+        RequestError: The name is unknown, a key does not fit the network, or it can't work at this size.
     """
-    backbone = check_name(name).build(name, image_size)
+    name, family = config.name, check_name(config.name)
+    if family.pretrained != "hub" and not name.startswith("timm/"):
+        given = [key for key, value in (("kwargs", config.kwargs), ("architecture", config.architecture)) if value]
+        given += ["features"] if config.features != "pooled" else []
+        if given:
+            raise RequestError(f"model.{given[0]} is for networks of timm/ and hf/, and model.name={name} is none")
+    backbone = family.build(config, image_size)
     network, head = backbone.network, backbone.head
-    _check_output(network, name, image_size)
-    if pooling == "centre":
+    _check_output(backbone, name, image_size)
+    if config.pooling == "centre":
         if backbone.pooled is None:
             raise RequestError(
                 f"model.pooling=centre needs a network that averages its last feature map, and model.name={name} does "
                 "not: use model.pooling=mean, or a ResNet, DenseNet, MobileNet, EfficientNet or ConvNeXt"
             )
         pool_centre(network, backbone.pooled)
-        _check_output(network, name, image_size)  # the weights of the map come into being here
-    if dropout > 0:
-        network.set_submodule(head, nn.Sequential(nn.Dropout(dropout), network.get_submodule(head)))
+        _check_output(backbone, name, image_size)  # the weights of the map come into being here
+    if config.dropout > 0:
+        network.set_submodule(head, nn.Sequential(nn.Dropout(config.dropout), network.get_submodule(head)))
     return backbone
 
 
-def _check_output(network: nn.Module, name: str, image_size: int) -> None:
-    training = network.training
+def _check_output(backbone: Backbone, name: str, image_size: int) -> None:
+    network, training = backbone.network, backbone.network.training
     try:
         with torch.no_grad():
             shape = network.eval()(torch.zeros(1, 3, image_size, image_size)).shape
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise too_small(name, image_size) from error
+        raise too_small(name, image_size, backbone.size) from error
     finally:
         network.train(training)
     if shape != (1, 1):
         raise RequestError(
-            f"model.name={name} gives an output of shape {tuple(shape)}, not one logit: choose another network"
+            f"model.name={name} gives an output of shape {tuple(shape)}, not one logit: choose another network, or "
+            "of a transformer model.features=cls"
         )
 
 
@@ -109,7 +161,7 @@ def load_weights(network: nn.Module, head: str, config: ModelConfig, image_size:
     Args:
         network: From :func:`build_backbone`, changed in place.
         head: Dotted name of its last layer.
-        config: Its ``weights`` is ``imagenet`` (downloaded), null (nothing to do), or the path of a state dict.
+        config: Its ``weights`` is ``imagenet`` or ``hub`` (downloaded), null (nothing to do), or the path of a file.
         image_size: Height and width in pixels of what enters the network.
 
     Raises:
@@ -121,5 +173,5 @@ def load_weights(network: nn.Module, head: str, config: ModelConfig, image_size:
         return
     check_weights(config.name, config.weights)
     family = check_name(config.name)
-    state = family.adapt_state(network, read_weights(family, config), image_size)
-    load_state(network, head, state, config)
+    state = fitted_state(family, network, head, read_weights(family, config), config, image_size)
+    network.load_state_dict(state, strict=False)

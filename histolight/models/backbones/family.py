@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from histolight.config.schema import ModelConfig
 from histolight.errors import RequestError
 
 Statistics = tuple[float, float, float]
@@ -24,10 +25,11 @@ class Backbone:
     Attributes:
         network: Maps ``(N, 3, S, S)`` normalised floats to logits ``(N, 1)``.
         head: Dotted name of its last layer inside ``network``.
-        mean: Per channel, what its ImageNet weights expect to be subtracted from pixels in [0, 1] ...
+        mean: Per channel, what its pretrained weights expect to be subtracted from pixels in [0, 1] ...
         std: ... and divided by.
         pooled: Dotted name of the layer that averages the last feature map, or of the ``nn.Sequential`` whose output is
             averaged; None in a network that averages no map.
+        size: Height and width in pixels that it is made for; None where any will do.
     """
 
     network: nn.Module
@@ -35,18 +37,20 @@ class Backbone:
     mean: Statistics
     std: Statistics
     pooled: str | None = None
+    size: int | None = None
 
 
 class Family:
     """Networks of one origin. Each module of this folder that has a ``FAMILY`` adds one.
 
     Attributes:
-        prefix: What all its names begin with, such as ``timm/``; empty where they stand for themselves.
-        pretrained: Whether it has ImageNet weights.
+        prefix: What all its names begin with, such as ``timm/``; empty where they stand for themselves. The family with
+            the longest one that fits has the name.
+        pretrained: The value of ``model.weights`` that downloads its pretrained weights; None where it has none.
     """
 
-    prefix = ""
-    pretrained = True
+    prefix: str | tuple[str, ...] = ""
+    pretrained: str | None = "imagenet"
 
     def names(self, name: str) -> list[str]:
         """List the valid names, prefix included, of which ``name`` may be one.
@@ -56,16 +60,29 @@ class Family:
         """
         raise NotImplementedError
 
-    def build(self, name: str, image_size: int) -> Backbone:
+    def resolve(self, config: ModelConfig) -> ModelConfig:
+        """Fill in what a model's own configuration says, so that nothing needs to be read again; by default nothing.
+
+        Raises:
+            RequestError: There is no such model, or access to it is refused.
+            HistolightError: Its configuration can't be downloaded.
+        """
+        return config
+
+    def build(self, config: ModelConfig, image_size: int) -> Backbone:
         """Build a network from random weights.
+
+        Args:
+            config: From :meth:`resolve`.
+            image_size: Height and width in pixels of what enters the network.
 
         Raises:
             RequestError: The network can't work at this size, or has no single last layer.
         """
         raise NotImplementedError
 
-    def imagenet_state(self, name: str) -> Mapping[str, torch.Tensor]:
-        """Download the state dict of the ImageNet weights.
+    def pretrained_state(self, config: ModelConfig) -> Mapping[str, torch.Tensor]:
+        """Download the state dict of the pretrained weights.
 
         Raises:
             OSError: The download failed (RuntimeError: it is not what it should be).
@@ -79,6 +96,13 @@ class Family:
         return state
 
 
-def too_small(name: str, image_size: int) -> RequestError:
-    """Refuse a network that can't work at this size."""
-    return RequestError(f"model.name={name} can't work on {image_size}x{image_size} tiles: choose another network")
+def statistics(values: Iterable[float]) -> Statistics:
+    """Make one number a channel of a list."""
+    red, green, blue = values
+    return red, green, blue
+
+
+def too_small(name: str, image_size: int, size: int | None = None) -> RequestError:
+    """Refuse a network that can't work at this size, and name the one that it is made for."""
+    way_on = f"add model.input_size={size}" if size not in (None, image_size) else "choose another network"
+    return RequestError(f"model.name={name} can't work on {image_size}x{image_size} tiles: {way_on}")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from histolight.config.schema import ModelConfig
 from histolight.errors import RequestError
 from histolight.models.backbones.family import IMAGENET, Backbone, Family
 
@@ -145,13 +146,13 @@ class P4MDenseNet(nn.Module):
 class P4M(Family):
     """The one network of this module; it starts from random weights."""
 
-    pretrained = False
+    pretrained = None
 
     def names(self, name: str) -> list[str]:
         """Name it."""
         return [NAME]
 
-    def build(self, name: str, image_size: int) -> Backbone:
+    def build(self, config: ModelConfig, image_size: int) -> Backbone:
         """Build it for tiles on which it is symmetric."""
         if image_size % MULTIPLE:
             raise RequestError(

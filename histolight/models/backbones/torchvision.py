@@ -12,6 +12,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
+from histolight.config.schema import ModelConfig
 from histolight.models.backbones.family import HALF, IMAGENET, Backbone, Family, too_small
 
 # Networks with further outputs for training, which torchvision builds on request and which fail on small tiles. With
@@ -38,8 +39,9 @@ class Torchvision(Family):
         """List torchvision's classification networks."""
         return list(models.list_models(module=models))
 
-    def build(self, name: str, image_size: int) -> Backbone:
+    def build(self, config: ModelConfig, image_size: int) -> Backbone:
         """Build a network; its last linear layer, or 1x1 convolution, gives one logit."""
+        name = config.name
         options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
         if name.startswith("vit_"):
             options = {"image_size": image_size}
@@ -53,9 +55,9 @@ class Torchvision(Family):
         statistics = HALF if name in AUXILIARY else IMAGENET
         return Backbone(network, head, *statistics, pooled=POOLED.get(type(network)))
 
-    def imagenet_state(self, name: str) -> Mapping[str, torch.Tensor]:
+    def pretrained_state(self, config: ModelConfig) -> Mapping[str, torch.Tensor]:
         """Download the weights that torchvision recommends."""
-        weights = torchvision.models.get_model_weights(name).DEFAULT
+        weights = torchvision.models.get_model_weights(config.name).DEFAULT
         return dict(weights.get_state_dict(progress=True, check_hash=True))
 
     def adapt_state(
