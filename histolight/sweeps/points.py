@@ -213,7 +213,7 @@ def flat_config(config: DictConfig) -> dict[str, Any]:
     for key in DATA_PATHS:
         if flat[key] is not None:
             flat[key] = os.path.abspath(os.path.expanduser(flat[key]))
-    return {key: list(value) if OmegaConf.is_list(value) else value for key, value in flat.items()}
+    return {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in flat.items()}
 
 
 def folder_name(number: int, values: Sequence[str], keys: Sequence[str]) -> str:

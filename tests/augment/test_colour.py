@@ -8,6 +8,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from histolight.augment import augment_tiles
 from histolight.augment.colour import change_brightness, change_contrast, change_gamma, change_hue, change_saturation
+from histolight.augment.registry import check_augment
 from histolight.config.compose import compose_config, typed
 from histolight.config.schema import AugmentConfig
 from histolight.errors import RequestError
@@ -88,7 +89,7 @@ def test_bad_strengths_are_refused(override: str) -> None:
     with pytest.raises(
         RequestError, match=r"augment\.\w+=\S+ is out of range: it must be at least 0 and (at most|below) "
     ):
-        typed(compose_config([f"augment.{override}"]))
+        check_augment(typed(compose_config([f"augment.{override}"])).augment)
 
 
 def test_factors_stay_within_their_strength() -> None:
