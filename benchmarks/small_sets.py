@@ -1,4 +1,6 @@
-"""Random small data sets through every interval and test: ``python benchmarks/small_sets.py > benchmarks/small_sets.csv``.
+"""Random small data sets through every interval and test.
+
+    python benchmarks/small_sets.py > benchmarks/small_sets.csv
 
 2 to 14 tiles, 2 to 6 rows, scores of 1 to 5 distinct values, one to four slides or none, some slides of one class, some
 tiles without a slide. Counts crashes, p values of 0 (or outside (0, 1]), and intervals that are narrower than 0.001.

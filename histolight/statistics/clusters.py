@@ -98,15 +98,18 @@ def lack_of(name: str, codes: npt.NDArray[np.int64], clusters: Clusters) -> str:
 
 
 def clustered_variance(influence: npt.NDArray[np.float64], codes: npt.NDArray[np.int64]) -> float:
-    """Variance of a figure from what each tile adds to it, tiles of a cluster together: (G / (G - 1)) sum of squares.
+    """Variance of a figure from what each tile adds to it, tiles of a cluster together.
+
+    The sum of squares over clusters, times n_eff / (n_eff - 1): of unequal clusters a few make most of the variance, and
+    G / (G - 1) is too small then.
 
     Args:
         influence: (N,) the figure's linear part in each tile, which add up to 0.
         codes: (N,) cluster of each tile, at least two.
     """
-    present, places = np.unique(codes, return_inverse=True)
-    sums = np.bincount(places, weights=influence)
-    return float(len(present) / (len(present) - 1) * (sums @ sums))
+    sums = np.bincount(codes, weights=influence)
+    n_eff = effective_clusters(codes)
+    return float(n_eff / (n_eff - 1) * (sums @ sums))
 
 
 def sums_by_cluster(values: npt.NDArray[np.float64], codes: npt.NDArray[np.int64], count: int = 0) -> npt.NDArray:

@@ -272,9 +272,9 @@ def test_proportion_over_slides_by_hand():
     right = np.array([1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 1]).astype(bool)
     groups = np.repeat(["a", "b", "c"], [5, 4, 3])
     share, counts, sizes = 8 / 12, np.array([3, 2, 3]), np.array([5, 4, 3])
-    variance = 3 / 2 * (((counts - share * sizes) / 12) ** 2).sum()
-    variance = max(variance, share * (1 - share) / 12)
     n_eff = 144 / (sizes**2).sum()
+    variance = n_eff / (n_eff - 1) * (((counts - share * sizes) / 12) ** 2).sum()
+    variance = max(variance, share * (1 - share) / 12)
     size = share * (1 - share) / variance * (stats.t.ppf(0.975, 11) / stats.t.ppf(0.975, n_eff - 1)) ** 2
     interval = proportion_interval(right, np.ones(12, dtype=bool), find_clusters(groups, 12))
     assert interval.low == pytest.approx(stats.beta.ppf(0.025, share * size, size - share * size + 1))
@@ -296,7 +296,8 @@ def test_average_precision_is_linearised_by_finite_differences():
         for tile in range(60)
     ]
     sums = np.bincount(clusters.codes, influence)
-    variance = 8 / 7 * (sums**2).sum()
+    n_eff = 60**2 / (np.bincount(clusters.codes) ** 2).sum()
+    variance = n_eff / (n_eff - 1) * (sums**2).sum()
     sizes = [np.bincount(clusters.codes[labels == one]) for one in (0, 1)]
     quantile = stats.t.ppf(0.975, min(size.sum() ** 2 / (size**2).sum() for size in sizes) - 1)
     half = quantile * math.sqrt(variance) / (value * (1 - value))
