@@ -100,8 +100,8 @@ def lack_of(name: str, codes: npt.NDArray[np.int64], clusters: Clusters) -> str:
 def clustered_variance(influence: npt.NDArray[np.float64], codes: npt.NDArray[np.int64]) -> float:
     """Variance of a figure from what each tile adds to it, tiles of a cluster together.
 
-    The sum of squares over clusters, times n_eff / (n_eff - 1): of unequal clusters a few make most of the variance, and
-    G / (G - 1) is too small then.
+    The sum of squares over clusters, times n_eff / (n_eff - 1): of unequal clusters a few make most of the variance,
+    and G / (G - 1) is too small then.
 
     Args:
         influence: (N,) the figure's linear part in each tile, which add up to 0.

@@ -360,9 +360,8 @@ def test_a_good_model_on_eight_slides():
     assert coverage(draw, 0.99, "auroc", 400)[0] >= 0.92
 
 
-@pytest.mark.parametrize("name", ["accuracy", "f1", "nll", "average_precision", "balanced_accuracy", "sensitivity"])
 @pytest.mark.parametrize("slides", [None, 22])
-def test_coverage_of_every_figure(name, slides):
+def test_coverage_of_every_figure(slides):
     def draw_tiles(rng, tiles=200, slides=slides):
         slide = np.arange(tiles) % (slides or tiles)
         effect = 0.7 * rng.normal(size=slides)[slide] if slides else 0.0
@@ -370,10 +369,9 @@ def test_coverage_of_every_figure(name, slides):
         return logits, (rng.random(tiles) < 1 / (1 + np.exp(-logits))).astype(int), slide if slides else None
 
     logits, labels, _ = draw_tiles(np.random.default_rng(1), 400_000, slides and 44_000)
-    truth = metric_intervals(logits, labels)[name].value
+    truth = metric_intervals(logits, labels)
 
-    def draw(rng):
-        logits, labels, slide = draw_tiles(rng)
-        return metric_intervals(logits, labels, groups=slide)
-
-    assert coverage(draw, truth, name, 200)[0] >= 0.91
+    studies = [draw_tiles(np.random.default_rng(seed)) for seed in range(200)]
+    found = [metric_intervals(logits, labels, groups=slide) for logits, labels, slide in studies]
+    for name in truth.keys() - {"ece"}:
+        assert np.mean([one[name].low <= truth[name].value <= one[name].high for one in found]) >= 0.91, name
