@@ -3,8 +3,9 @@
 ======================== ==============================================================================================
 ``config.yaml``          the complete, resolved configuration
 ``metrics.json``         status, figures with intervals, what the run cost, versions
-``splits.csv``           id, split
-``predictions/PART.csv`` id, label, group, logit, score, for val and test
+``splits.csv``           id, split, pixels and luma (hashes by which a tile is recognised), group, cluster
+``leaks.csv``            copies and overlaps across the parts, if any: id_1, split_1, id_2, split_2, dy, dx
+``predictions/PART.csv`` id, label, group, cluster, logit, score, for val and test
 ``checkpoints/``         best.ckpt (by validation AUROC) and last.ckpt
 ``tensorboard/``         curves, pictures, hyperparameters
 ``figures/``             PNGs
@@ -22,9 +23,10 @@ import os
 import platform
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from histolight import files
@@ -35,11 +37,14 @@ if TYPE_CHECKING:
 
 # What an attempt would otherwise find of an earlier one; metrics.json, which says that it failed, goes last.
 _OF_AN_ATTEMPT = (
-    *("config.yaml", "splits.csv", "data_problems.csv", "report.html", "traceback.txt"),
+    *("config.yaml", "splits.csv", "leaks.csv", "data_problems.csv", "report.html", "traceback.txt"),
     *("predictions/val.csv", "predictions/test.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"),
     *("csv/metrics.csv", "csv/earlier.csv", "csv/hparams.yaml", "mlflow/run_id", "wandb/run_id"),
     *("tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml", "metrics.json"),
 )
+
+HASHES = ("pixels", "luma")
+
 PACKAGES = (
     "histolight",
     "torch",
@@ -180,8 +185,9 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """Read a table of predictions exactly as it was written; nothing but an empty field is missing.
 
     Returns:
-        One row a tile: ``id`` (str), ``label`` (int8, 0 or 1), ``group`` (str, or missing), ``logit`` and ``score``
-        (float32, finite).
+        One row a tile: ``id`` (str), ``label`` (int8, 0 or 1), ``group`` (slide, str, or missing), ``cluster`` (str, or
+        missing: what intervals take for one sample, a slide or tiles that overlap; older runs have slides only),
+        ``logit`` and ``score`` (float32, finite).
 
     Raises:
         RequestError: The file is missing or damaged.
@@ -189,28 +195,46 @@ def read_predictions(path: Path) -> pd.DataFrame:
     import numpy as np
 
     numbers = dict.fromkeys(("label", "logit", "score"), np.float32)
-    table = _read_table(path, {"id": object, "group": object, **numbers})
+    table = _read_table(path, {"id": object, "group": object, **numbers}, {"cluster": object})
+    if "cluster" not in table:
+        table["cluster"] = table["group"]
     _refuse_missing(table, path, ["id", *numbers])
     if not np.isfinite(table[["logit", "score"]]).all(axis=None):
         raise RequestError(f"{path} is damaged: it has infinite scores")
     if not table["label"].isin([0, 1]).all():
         raise RequestError(f"{path} is damaged: it has labels other than 0 and 1")
-    return table.astype({"label": np.int8})[["id", "label", "group", "logit", "score"]]
+    return table.astype({"label": np.int8})[["id", "label", "group", "cluster", "logit", "score"]]
 
 
-def read_splits(directory: Path) -> pd.Series:
-    """Read ``splits.csv`` of a run: train, val or test by id.
+def write_splits(directory: Path, table: pd.DataFrame) -> None:
+    """Write ``splits.csv`` of a run.
+
+    Args:
+        directory: The run directory.
+        table: ``id``, ``split``, ``pixels``, ``luma`` (uint64 hashes), ``group`` and ``cluster``.
+    """
+    hashes = {name: table[name].map("{:016x}".format) for name in HASHES}
+    files.write_csv(directory / "splits.csv", table.assign(**hashes)[["id", "split", *HASHES, "group", "cluster"]])
+
+
+def read_splits(directory: Path) -> pd.DataFrame:
+    """Read ``splits.csv`` of a run.
+
+    Returns:
+        ``split`` (train, val or test) by id; and, but in runs that are older than these, ``pixels`` and ``luma``, the
+        hashes of each tile in hexadecimal digits.
 
     Raises:
         RequestError: The file is missing or damaged.
     """
     path = directory / "splits.csv"
-    table = _read_table(path, {"id": object, "split": object})
-    _refuse_missing(table, path, ["id", "split"])
-    return table.set_index("id")["split"]
+    table = _read_table(path, {"id": object, "split": object}, dict.fromkeys(HASHES, object))
+    _refuse_missing(table, path, [str(name) for name in table])
+    return table.set_index("id")
 
 
-def _read_table(path: Path, types: dict[str, type]) -> pd.DataFrame:
+def _read_table(path: Path, types: dict[str, type], more: Mapping[str, type] = MappingProxyType({})) -> pd.DataFrame:
+    """Read the columns of ``types``, and those of ``more`` that are there."""
     import pandas as pd
 
     try:
@@ -219,8 +243,8 @@ def _read_table(path: Path, types: dict[str, type]) -> pd.DataFrame:
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(
                 path,
-                usecols=lambda name: name in types,
-                dtype=types,
+                usecols=lambda name: name in types or name in more,
+                dtype={**types, **more},
                 index_col=False,
                 keep_default_na=False,  # a tile or a slide may be called NA
                 na_values=[""],
@@ -233,7 +257,7 @@ def _read_table(path: Path, types: dict[str, type]) -> pd.DataFrame:
         raise RequestError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if lacking := [name for name in types if name not in table]:
         raise RequestError(f"{path} has no column {', '.join(lacking)}")
-    return table[list(types)]
+    return table[[*types, *(name for name in more if name in table)]]
 
 
 def _refuse_missing(table: pd.DataFrame, path: Path, columns: list[str]) -> None:

@@ -89,7 +89,7 @@ def explore(request: ExploreConfig) -> list[str]:
         HistolightError: The tiles can't be found or packed, or the page can't be written.
     """
     config, title, directory = request.data, request.title, request.directory
-    sides = None if request.run is None else runs.read_splits(request.run)
+    sides = None if request.run is None else runs.read_splits(request.run)["split"]
     from histolight.data.checks import check_table
     from histolight.data.prepare import load_tiles
     from histolight.data.sources import load_source

@@ -42,7 +42,7 @@ def summary(metrics: dict[str, Any], directory: Path) -> str:
                 f"({auroc['method']}; {count:,} tiles{chosen}{note})"
             )
     slides = f" ({metrics['slides']} slides)" if metrics["split"] == "slide" else ""
-    lines.append(SPLITS[metrics["split"]] + slides)
+    lines.append(metrics.get("split_note", SPLITS[metrics["split"]]) + slides)
     lines.append(f"run          {directory}")
     if (directory / "report.html").is_file():
         lines.append(f"report       {directory / 'report.html'}")

@@ -28,6 +28,7 @@ PATH_KEYS = (
     "data.root",
     "data.cache",
     "data.groups",
+    "data.split",
     "model.weights",
     "run",
     "like",

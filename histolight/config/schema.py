@@ -43,6 +43,8 @@ class DataConfig:
         test_fraction: Part of the tiles held out as test.
         folds: Number of folds of the cross-validation.
         fold: Which fold is validation; null is one hold-out split.
+        split: ``auto`` takes the source's own split, else splits by slide, or where slides are unknown so that no tiles
+            that share pixels lie on two sides; ``random`` heeds nothing; a CSV ``id,split`` is a split made elsewhere.
         groups: CSV ``id,<slide column>``: the slide of each tile. Splits are then by slide.
         classes: Names of the negative and the positive class folder; null knows 0/1 and the usual names.
         image_size: Height and width of a tile in pixels.
@@ -66,6 +68,7 @@ class DataConfig:
     test_fraction: float = _number(0.0, least=0, most=0.5)
     folds: int = _number(5, least=2)
     fold: int | None = _number(None, least=0)
+    split: str = "auto"
     groups: str | None = None
     classes: list[str] | None = None
     image_size: int = _number(96, least=CENTRE)

@@ -84,7 +84,7 @@ def file_source(table: pd.DataFrame, root: Path, kind: str, image_size: int) -> 
     """
     table = table.sort_values("id", kind="stable", ignore_index=True)
     table["row"] = np.arange(len(table), dtype=np.int64)
-    for name in ("group", "split"):
+    for name in (name for name in ("group", "split") if name not in table):
         table[name] = pd.Series([None] * len(table), dtype=object)
     paths, sizes, times = (table.pop(name).to_list() for name in ("path", "size", "mtime_ns"))
     headers: set[bytes] = set()

@@ -270,3 +270,83 @@ def pair_table(table: pd.DataFrame, pairs: Pairs) -> pd.DataFrame:
     pairs = pairs[np.isin(pairs[:, :2], ids.index.to_numpy()).all(axis=1)]
     names = {f"id_{side}": ids.reindex(pairs[:, side - 1]).to_numpy() for side in (1, 2)}
     return pd.DataFrame({**names, "dy": pairs[:, 2], "dx": pairs[:, 3]})
+
+
+def find_clusters(table: pd.DataFrame, pairs: Pairs, contrast: np.ndarray) -> pd.Series:
+    """Name what each tile belongs to: its slide where that is known, else its component of copies and overlaps.
+
+    Where slides are known in part, a component that touches a slide belongs to it. Pairs of two tiles with known slides
+    join nothing, nor do copies of blank tiles join slides.
+
+    Args:
+        table: All tiles of the pack: ``id``, ``group`` and ``row``.
+        pairs: Of the pack.
+        contrast: float32 ``(N,)``, of the pack.
+
+    Returns:
+        The cluster (str) of each tile, with the table's index: the name of a slide (the first of several), or the id of
+        the component's first tile.
+    """
+    if table["group"].notna().all():
+        return table["group"].rename("cluster")
+    count = len(contrast)
+    rows = table["row"].to_numpy()
+    slides, names = pd.factorize(table["group"])
+    known = np.zeros(count, dtype=bool)
+    known[rows[slides >= 0]] = True
+    ends = known[pairs[:, :2]]
+    pairs = pairs[~ends.all(axis=1) & (shows_something(pairs, contrast) | ~ends.any(axis=1))]
+    of_slides = np.stack([rows[slides >= 0], count + slides[slides >= 0]], axis=1)
+    components = find_components(count + len(names), np.concatenate([pairs[:, :2], of_slides]))
+    slide = table["group"].groupby(components[rows]).transform("first")
+    first = table.set_index("row")["id"].reindex(components[rows]).to_numpy()
+    return slide.where(slide.notna(), first).astype(object).rename("cluster")
+
+
+def shows_something(pairs: Pairs, contrast: np.ndarray) -> npt.NDArray[np.bool_]:
+    """Say which pairs are more than copies of a tile that is next to blank."""
+    return pairs[:, 2:].any(axis=1) | (contrast[pairs[:, 0]] >= NEAR_BLANK_CONTRAST)
+
+
+def find_leaks(table: pd.DataFrame, pairs: Pairs, count: int) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Find the copies and overlaps that lie across the parts of a split.
+
+    Args:
+        table: The tiles: ``id``, ``row`` and ``split`` (train, val or test).
+        pairs: Of the pack, which holds ``count`` tiles.
+        count: N.
+
+    Returns:
+        Columns ``id_1, split_1, id_2, split_2, dy, dx``, one row for each two different contents and parts; of several
+        copies in one part the first is named. And how many tiles of ``val`` share pixels with training tiles, and how
+        many of ``test`` with training or validation tiles.
+    """
+    content = find_components(count, pairs[~pairs[:, 2:].any(axis=1)])
+    tiles = table[["id", "split"]].assign(content=content[table["row"].to_numpy()])
+    sides = tiles.drop_duplicates(["content", "split"])
+    shifted = pairs[pairs[:, 2:].any(axis=1)]
+    copies = np.unique(tiles["content"])
+    joined = pd.DataFrame(
+        {
+            "content_1": np.concatenate([copies, content[shifted[:, 0]]]),
+            "content_2": np.concatenate([copies, content[shifted[:, 1]]]),
+            "dy": np.concatenate([0 * copies, shifted[:, 2]]),
+            "dx": np.concatenate([0 * copies, shifted[:, 3]]),
+        }
+    )
+    for side in (1, 2):
+        joined = joined.merge(sides.add_suffix(f"_{side}"), on=f"content_{side}")
+    order = {"train": 0, "val": 1, "test": 2}
+    first, second = joined["split_1"].map(order), joined["split_2"].map(order)
+    same = joined["content_1"] == joined["content_2"]
+    joined = joined[(first != second) & ~(same & (first > second))]
+    first, second = first[joined.index], second[joined.index]
+    later = pd.concat(
+        [
+            joined.loc[first > second, ["content_1", "split_1"]].set_axis(["content", "split"], axis=1),
+            joined.loc[second > first, ["content_2", "split_2"]].set_axis(["content", "split"], axis=1),
+        ]
+    ).drop_duplicates()
+    leaking = tiles.merge(later, on=["content", "split"])["split"].value_counts()
+    columns = ["id_1", "split_1", "id_2", "split_2", "dy", "dx"]
+    return joined[columns].reset_index(drop=True), {part: int(leaking.get(part, 0)) for part in ("val", "test")}

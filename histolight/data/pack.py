@@ -94,6 +94,16 @@ def open_pack(source: Source, cache: Path | None, image_size: int, workers: int 
     return _load(source, folder, image_size)
 
 
+def find_pack(source: Source, cache: Path | None, image_size: int) -> Pack | None:
+    """Open the pack of a source where there is one; nothing is made.
+
+    Raises:
+        HistolightError: The pack is damaged.
+    """
+    folder = cache_folder(cache) / "packs" / source.fingerprint
+    return _load(source, folder, image_size) if folder.exists() else None
+
+
 def _load(source: Source, folder: Path, image_size: int) -> Pack:
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))

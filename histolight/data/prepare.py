@@ -12,10 +12,11 @@ import pandas as pd
 
 from histolight.config.schema import DataConfig
 from histolight.data import checks
+from histolight.data.overlaps import find_clusters, find_leaks, shows_something
 from histolight.data.pack import Pack, Tiles, open_pack
 from histolight.data.sources import load_source
 from histolight.data.splits import make_split
-from histolight.data.table import Source, sample
+from histolight.data.table import UNUSED, Source, sample
 
 log = logging.getLogger("histolight")
 
@@ -25,8 +26,8 @@ class PackedTiles:
     """Tiles that can be read, not split.
 
     Attributes:
-        table: One row a tile, sorted by id: ``id``, ``label`` (unless unlabelled), ``group``, ``split`` (the source's
-            own, or missing), ``row``.
+        table: One row a tile, sorted by id: ``id``, ``label`` (unless unlabelled), ``group``, ``cluster`` (str, as
+            :func:`histolight.data.overlaps.find_clusters` names it), ``split`` (the source's own, or missing), ``row``.
         pack: The pack that ``row`` points into.
         fingerprint: Hex digest of which tiles these are: ids, labels, slides, pixels. The same on every machine.
     """
@@ -41,11 +42,14 @@ class PreparedData:
     """Tiles with their labels and their parts.
 
     Attributes:
-        table: One row a tile, sorted by id: ``id``, ``label``, ``group``, ``split`` (train/val/test), ``row``.
+        table: One row a tile, sorted by id: ``id``, ``label``, ``group``, ``cluster``, ``split`` (train/val/test),
+            ``row`` and ``pixels`` and ``luma``, the hashes (uint64) by which a tile is recognised.
         tiles: The tile store that ``row`` points into.
-        split_kind: ``random``, ``slide`` or ``given``: what the parts have in common, and so what a figure means.
+        split_kind: One of :data:`histolight.data.table.SPLITS`: how the parts were made, and so what a figure means.
         fingerprint: As in :class:`PackedTiles`.
         warnings: Findings that don't stop a training: columns id, problem, detail.
+        leaks: Copies and overlaps across the parts, as :func:`histolight.data.overlaps.find_leaks` lists them.
+        leaking: Tiles of ``val`` and of ``test`` that share pixels with tiles that train or choose.
     """
 
     table: pd.DataFrame
@@ -53,6 +57,8 @@ class PreparedData:
     split_kind: str
     fingerprint: str
     warnings: pd.DataFrame
+    leaks: pd.DataFrame
+    leaking: dict[str, int]
 
     def part(self, name: str) -> pd.DataFrame:
         """Return the rows of ``train``, ``val`` or ``test``."""
@@ -62,6 +68,14 @@ class PreparedData:
     def slides(self) -> int:
         """Number of known slides; 0 when none is known."""
         return int(self.table["group"].nunique())
+
+    @property
+    def without_slide(self) -> dict[str, int]:
+        """Number of tiles of unknown slide in each part, where some slides are known; else empty."""
+        unknown = self.table["group"].isna()
+        if unknown.all() or not unknown.any():
+            return {}
+        return {str(part): int(count) for part, count in unknown.groupby(self.table["split"]).sum().items()}
 
 
 def load_tiles(source: Source, config: DataConfig, part: str | None = None) -> PackedTiles:
@@ -77,7 +91,8 @@ def load_tiles(source: Source, config: DataConfig, part: str | None = None) -> P
         HistolightError: The pack can't be written.
     """
     pack = open_pack(source, Path(config.cache).expanduser() if config.cache else None, config.image_size)
-    table = source.table if part is None else source.table[source.table["split"] == part]
+    table = source.table.assign(cluster=find_clusters(source.table, pack.overlaps, pack.contrast))
+    table = table[table["split"] != UNUSED] if part is None else table[table["split"] == part]
     table = sample(table, config.limit, config.seed)
     return PackedTiles(table, pack, _fingerprint(table, pack.hashes[table["row"].to_numpy()]))
 
@@ -94,8 +109,13 @@ def prepare(config: DataConfig) -> PreparedData:
     checks.check_table(source.table, config)
     packed = load_tiles(source, config)
     split, kind = make_split(packed.table, config)
-    table = packed.table.assign(split=split)[["id", "label", "group", "split", "row"]]
-    return PreparedData(table, packed.pack.tiles, kind, packed.fingerprint, find_warnings(table, packed.pack))
+    pack, rows = packed.pack, packed.table["row"].to_numpy()
+    table = packed.table.assign(split=split, pixels=pack.hashes[rows], luma=pack.lumas[rows])
+    table = table[["id", "label", "group", "cluster", "split", "row", "pixels", "luma"]]
+    pairs = pack.overlaps[shows_something(pack.overlaps, pack.contrast)]
+    leaks, leaking = find_leaks(table, pairs, len(pack.tiles))
+    warnings = find_warnings(table, pack)
+    return PreparedData(table, pack.tiles, kind, packed.fingerprint, warnings, leaks, leaking)
 
 
 def find_warnings(table: pd.DataFrame, pack: Pack) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Which tiles train, validate and test: by slide wherever slides are known."""
+"""Which tiles train, validate and test: by slide wherever slides are known, else so that no two parts share a pixel."""
 
 from __future__ import annotations
 
@@ -14,37 +14,48 @@ from histolight.errors import RequestError
 
 log = logging.getLogger("histolight")
 
+_TOO_LARGE = "{} of them hang together by copies and overlaps, too many for one part"
+_WAYS_ON = "name the slides with data.groups=CSV, or see what data.split=random hides"
+
 
 def make_split(table: pd.DataFrame, config: DataConfig) -> tuple[pd.Series, str]:
     """Decide the part of each tile.
 
-    The source's own split is used as it is. Otherwise the test part (``data.test_fraction``) is taken first, and of
-    the rest either ``data.val_fraction`` of all tiles or fold ``data.fold`` of ``data.folds`` validates. ``data.fold``
-    with a source's own split makes folds of its training and validation tiles; its test part stays. Where slides are
-    known, no slide lies on two sides, and tiles without one train.
+    A given split, the source's own or that of ``data.split=FILE``, is used as it is. Otherwise the test part
+    (``data.test_fraction``) is taken first, and of the rest either ``data.val_fraction`` of all tiles or fold
+    ``data.fold`` of ``data.folds`` validates. ``data.fold`` with a given split makes folds of its training and
+    validation tiles; its test part stays. No cluster lies on two sides: no slide where these are known, and no
+    component of copies and overlaps where they are not. Where slides are known in part, tiles that belong to none
+    train.
+    ``data.split=random`` heeds neither slides nor clusters.
 
     Args:
-        table: Labelled tiles with ``id``, ``label``, ``group`` and ``split``; the order of its rows has no influence.
+        table: Labelled tiles with ``id``, ``label``, ``group``, ``cluster`` (as
+            :func:`histolight.data.overlaps.find_clusters` names it) and ``split``; the order of its rows has no
+            influence.
         config: The data part of a run's configuration; ``seed`` is the random state.
 
     Returns:
-        The part (train, val or test) of each row, with the table's index; and how the validation tiles were chosen:
-        ``given`` by the source, by ``slide`` or at ``random``.
+        The part (train, val or test) of each row, with the table's index; and how the validation tiles were chosen, one
+        of :data:`histolight.data.table.SPLITS`: ``given``, by ``slide``, by ``overlap`` or at ``random``.
 
     Raises:
-        RequestError: A part would lack a class, or there are too few tiles or slides.
+        RequestError: A part would lack a class, there are too few tiles or slides, or a cluster is too large.
     """
     ordered = table.sort_values("id", kind="stable")
     given = ordered["split"].to_numpy(dtype=object) if ordered["split"].notna().any() else None
+    if config.split == "random" and given is not None:
+        given = np.where(given == "test", "test", "train") if "test" in given else None
     if given is not None and config.test_fraction > 0:
         raise RequestError(
-            f"data.test_fraction={config.test_fraction} has no place here: data={config.source} brings its own split"
+            f"data.test_fraction={config.test_fraction} has no place here: "
+            f"{f'data={config.source}' if config.split in ('auto', 'random') else config.split} brings its own split"
         )
     if given is not None and config.fold is None and "val" in given:
         parts, kind = given, "given"
         torn = int((ordered.groupby("group")["split"].nunique() > 1).sum())
         if torn:
-            log.warning("%d slides lie on several sides of the source's own split: its figures flatter", torn)
+            log.warning("%d slides lie on several sides of the given split: its figures flatter", torn)
     else:
         parts, kind = _draw(ordered, given, config)
     _check_parts(parts, ordered["label"].to_numpy())
@@ -53,30 +64,32 @@ def make_split(table: pd.DataFrame, config: DataConfig) -> tuple[pd.Series, str]
 
 def _draw(table: pd.DataFrame, given: np.ndarray | None, config: DataConfig) -> tuple[np.ndarray, str]:
     labels = table["label"].to_numpy()
-    known = table["group"].notna().to_numpy()
-    slides = table["group"].to_numpy(dtype=object) if known.any() else None
+    slides = set(table["group"].dropna())
+    kind = "random" if config.split == "random" else "slide" if slides else "overlap"
+    clusters = None if kind == "random" else table["cluster"].to_numpy(dtype=object)
     parts = np.full(len(table), "train", dtype=object)
     pool = np.arange(len(table))
     if given is not None:
         parts[given == "test"] = "test"
         pool = np.flatnonzero(given != "test")
-    if slides is not None and not known[pool].all():
+    if kind == "slide" and not (known := table["cluster"].isin(slides).to_numpy())[pool].all():
         log.warning("%d tiles have no known slide: they train, and never validate or test", (~known[pool]).sum())
         pool = pool[known[pool]]
+    hold_out, make_folds = (_hold_out_components, _component_folds) if kind == "overlap" else (_hold_out, _folds)
     val_fraction = config.val_fraction
     if given is None and config.test_fraction > 0:
-        test = _hold_out(
-            pool, labels, slides, config.test_fraction, config.seed, f"data.test_fraction={config.test_fraction}"
+        test = hold_out(
+            pool, labels, clusters, config.test_fraction, config.seed, f"data.test_fraction={config.test_fraction}"
         )
         parts[test] = "test"
         pool = np.setdiff1d(pool, test)
         val_fraction /= 1 - config.test_fraction
     if config.fold is None:
-        val = _hold_out(pool, labels, slides, val_fraction, config.seed, f"data.val_fraction={config.val_fraction}")
+        val = hold_out(pool, labels, clusters, val_fraction, config.seed, f"data.val_fraction={config.val_fraction}")
     else:
-        val = _folds(pool, labels, slides, config.folds, config.seed, f"data.folds={config.folds}")[config.fold]
+        val = make_folds(pool, labels, clusters, config.folds, config.seed, f"data.folds={config.folds}")[config.fold]
     parts[val] = "val"
-    return parts, "random" if slides is None else "slide"
+    return parts, kind
 
 
 def _hold_out(
@@ -124,11 +137,7 @@ def _folds(
     pool: np.ndarray, labels: np.ndarray, slides: np.ndarray | None, count: int, seed: int, key: str
 ) -> list[np.ndarray]:
     """Cut the pool into ``count`` stratified folds, of whole slides where these are known."""
-    rarest = np.bincount(labels[pool], minlength=2).min()
-    if rarest < count:
-        raise RequestError(
-            f"{key} needs {count} tiles of each class, and one has {rarest}: use fewer folds or more tiles"
-        )
+    _check_rarest(pool, labels, count, key)
     if slides is None:
         folds = StratifiedKFold(count, shuffle=True, random_state=seed).split(pool, labels[pool])
     else:
@@ -141,6 +150,93 @@ def _folds(
         splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
         folds = splitter.split(pool, labels[pool], slides[pool])
     return [pool[fold] for _, fold in folds]
+
+
+def _hold_out_components(
+    pool: np.ndarray, labels: np.ndarray, components: np.ndarray | None, fraction: float, seed: int, key: str
+) -> np.ndarray:
+    """Choose ``fraction`` of the pool, of whole components of copies and overlaps."""
+    assert components is not None
+    largest = _largest(pool, components)
+    works = 1 - largest / len(pool)
+    if largest > max(fraction, 1 - fraction) * len(pool):
+        way = f"use at most {math.floor(works * 100) / 100:.2f}" if works >= 0.01 else "no fraction works"
+        raise RequestError(f"{key} of {len(pool)} tiles: {_TOO_LARGE.format(largest)}; {way}, {_WAYS_ON}")
+    chosen = _deal(pool, labels, components, np.array([fraction, 1 - fraction]), seed)[0]
+    if abs(len(chosen) / len(pool) - fraction) > 0.05:
+        log.warning(
+            "%s: %.0f %% of the tiles are held out, as overlapping tiles stay together, up to %d of them",
+            key,
+            100 * len(chosen) / len(pool),
+            largest,
+        )
+    return chosen
+
+
+def _component_folds(
+    pool: np.ndarray, labels: np.ndarray, components: np.ndarray | None, count: int, seed: int, key: str
+) -> list[np.ndarray]:
+    """Cut the pool into ``count`` stratified folds of whole components of copies and overlaps."""
+    assert components is not None
+    _check_rarest(pool, labels, count, key)
+    largest = _largest(pool, components)
+    if largest > len(pool) / count:
+        most = len(pool) // largest
+        way = f"use at most data.folds={most}" if most >= 2 else "no number of folds works"
+        raise RequestError(f"{key} of {len(pool)} tiles: {_TOO_LARGE.format(largest)}; {way}, {_WAYS_ON}")
+    return _deal(pool, labels, components, np.full(count, 1 / count), seed)
+
+
+def _largest(pool: np.ndarray, components: np.ndarray) -> int:
+    return int(np.unique(components[pool], return_counts=True)[1].max())
+
+
+def _deal(
+    pool: np.ndarray, labels: np.ndarray, components: np.ndarray, shares: np.ndarray, seed: int
+) -> list[np.ndarray]:
+    """Deal whole components into parts of given shares, so that each part has its share of both classes.
+
+    Components go, larger ones first, where they add least to the sum over parts and classes of tiles^2 / share, which
+    is smallest when all have their shares; single tiles then fill what is missing.
+    """
+    random = np.random.default_rng(seed)
+    codes = pd.factorize(components[pool])[0]
+    counts = np.stack([np.bincount(codes, labels[pool] == label) for label in (0, 1)], axis=1)  # (components, 2)
+    sizes = counts.sum(axis=1)
+    targets = shares[:, None] * counts.sum(axis=0)
+    filled = np.zeros_like(targets)
+    part_of_component = np.full(len(counts), -1)
+    several = random.permutation(np.flatnonzero(sizes > 1))
+    for component in several[np.argsort(-np.floor(np.log2(sizes[several])), kind="stable")]:
+        added = ((2 * filled + counts[component]) * counts[component] / targets).sum(axis=1)
+        candidates = np.flatnonzero(added <= added.min() * (1 + 1e-9))
+        part = random.choice(candidates) if len(candidates) > 1 else candidates[0]
+        filled[part] += counts[component]
+        part_of_component[component] = part
+    for label in (0, 1):
+        single = random.permutation(np.flatnonzero((sizes == 1) & (counts[:, label] == 1)))
+        quota = _quota(len(single), targets[:, label] - filled[:, label], filled[:, label] == 0)
+        part_of_component[single] = np.repeat(np.arange(len(shares)), quota)
+    return [pool[part_of_component[codes] == part] for part in range(len(shares))]
+
+
+def _quota(tiles: int, wanted: np.ndarray, empty: np.ndarray) -> np.ndarray:
+    """Share single tiles among parts as wanted, the empty ones first: int, summing to ``tiles``."""
+    least = empty.astype(int) if tiles >= empty.sum() else np.zeros(len(wanted), dtype=int)
+    more = np.maximum(wanted - least, 0)
+    rest = tiles - int(least.sum())
+    exact = more * (rest / more.sum()) if more.sum() > 0 else np.full(len(wanted), rest / len(wanted))
+    quota = np.floor(exact).astype(int)
+    quota[np.argsort(quota - exact, kind="stable")[: rest - quota.sum()]] += 1
+    return quota + least
+
+
+def _check_rarest(pool: np.ndarray, labels: np.ndarray, count: int, key: str) -> None:
+    rarest = np.bincount(labels[pool], minlength=2).min()
+    if rarest < count:
+        raise RequestError(
+            f"{key} needs {count} tiles of each class, and one has {rarest}: use fewer folds or more tiles"
+        )
 
 
 def _check_parts(parts: np.ndarray, labels: np.ndarray) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,46 @@ from histolight.errors import DataError, RequestError
 PACK_FORMAT = 3
 
 PARTS = {"val": "validation", "test": "test"}  # the parts of a split that are measured
+# What each kind of split does and doesn't protect from: said wherever a figure stands; before the colon, its name.
 SPLITS = {
-    "random": "random split, slides unknown: tiles of one slide may sit on both sides, other slides will be harder",
-    "slide": "split by slide",
-    "given": "the source's own split",
-    "other": "other tiles than the parts that the run was trained and validated on",
+    "slide": "split by slide: no slide lies on two sides",
+    "overlap": (
+        "split by overlap, slides unknown: no tiles that share pixels on the 16 px grid lie on two sides, but tiles of "
+        "one slide may; other slides will be harder"
+    ),
+    "random": "random split: tiles that overlap or are of one slide may lie on two sides; other slides will be harder",
+    "given": "given split: made elsewhere, taken as it is; copies and overlaps across its sides are counted",
+    "other": "other tiles: none of the parts that the run was trained and validated on",
 }
+UNUSED = "unused"  # the part of tiles that a list of parts does not name
+_PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 _SLIDE_COLUMNS = {"slide", "slide_id", "wsi", "wsi_id", "group", "case", "case_id", "patient", "patient_id"}
 _LONGEST_HEADER = 2**16  # bytes; each column of a longer one would take far more memory than its name
 _MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]
+
+
+def describe_split(kind: str, without_slide: Mapping[str, int], leaking: Mapping[str, int]) -> str:
+    """Say what a split protects from, as far as it is true of these tiles.
+
+    Args:
+        kind: A key of :data:`SPLITS`.
+        without_slide: Number of tiles of unknown slide in each part, where some slides are known; else empty.
+        leaking: Number of tiles of ``val`` and of ``test`` that share pixels with tiles that train or choose.
+
+    >>> describe_split("slide", {"train": 1200, "val": 3}, {"val": 0, "test": 0})
+    'split by slide: no known slide lies on two sides; 1,203 tiles are of unknown slide (1,200 train, 3 val)'
+    """
+    sentence = SPLITS[kind]
+    if sum(without_slide.values()):
+        each = ", ".join(f"{count:,} {part}" for part, count in without_slide.items() if count)
+        sentence = sentence.replace("no slide lies", "no known slide lies")
+        sentence += f"; {sum(without_slide.values()):,} tiles are of unknown slide ({each})"
+    sources = {"val": "training", "test": "training or validation"}
+    for part, count in leaking.items():
+        if count:
+            sentence += f"; {count:,} {PARTS[part]} tiles share pixels with {sources[part]} tiles (leaks.csv)"
+    return sentence
 
 
 class TileError(Exception):
@@ -179,6 +209,38 @@ def read_groups(path: Path) -> pd.DataFrame:
         )
     groups = frame[["id", others[0]]].set_axis(["id", "group"], axis=1)
     return groups.assign(group=groups["group"].mask(groups["group"].isin(_MISSING), None))
+
+
+def part_of(name: str) -> str | None:
+    """Say which part a usual name means: train, val (also valid, validation) or test; None for other names."""
+    return _PART_NAMES.get(name.lower())
+
+
+def read_parts(path: Path) -> pd.Series:
+    """Read a split made elsewhere, such as the ``splits.csv`` of a run.
+
+    Args:
+        path: CSV with the columns ``id`` and ``split``: train, val (or valid, validation) or test.
+
+    Returns:
+        train, val or test by id.
+
+    Raises:
+        RequestError: No such file or columns, other names of parts, or an id that stands there twice.
+    """
+    if not path.is_file():
+        raise RequestError(f"data.split={path} is not a file: give auto, random or a CSV id,split")
+    frame = read_csv(path, ["id", "split"])
+    parts = frame["split"].map(part_of)
+    if parts.isna().any():
+        wrong = frame[parts.isna()].iloc[0]
+        raise RequestError(
+            f"data.split={path} gives the part {wrong['split']!r} to {wrong['id']}: write train, val or test"
+        )
+    if frame["id"].duplicated().any():
+        twice = frame.loc[frame["id"].duplicated(), "id"]
+        raise RequestError(f"data.split={path} names {len(twice)} ids more than once, first {twice.iloc[0]}")
+    return parts.set_axis(frame["id"])
 
 
 def with_groups(table: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:

@@ -105,7 +105,7 @@ def explain(
     }
     members = {name: kind & found["sampled"].to_numpy() for name, kind in kinds.items()}
     shares = {
-        name: mean_share(found["share"].to_numpy()[rows], table["group"].to_numpy()[rows])
+        name: mean_share(found["share"].to_numpy()[rows], table["cluster"].to_numpy()[rows])
         for name, rows in members.items()
     }
     counts = {name: int(rows.sum()) for name, rows in members.items()}
@@ -118,7 +118,7 @@ def explain(
         last_layer=last_layer,
         last_cells=last_maps.shape[1],
         shares=shares,
-        last_share=mean_share(last, table["group"].to_numpy()[members["all"]]),
+        last_share=mean_share(last, table["cluster"].to_numpy()[members["all"]]),
         counts=counts,
         threshold=threshold,
     )

@@ -17,12 +17,15 @@ from scipy.special import expit
 from histolight import files, runs
 from histolight.config.compose import saved_config, to_yaml
 from histolight.config.schema import Config, DataConfig
+from histolight.data.overlaps import find_leaks, shows_something
+from histolight.data.pack import Pack
 from histolight.data.prepare import PackedTiles, find_warnings, load_tiles
 from histolight.data.sources import load_source
 from histolight.data.table import SPLITS
 from histolight.errors import RequestError
 from histolight.inference.evaluate_request import EvaluateConfig
 from histolight.inference.networks import first_problem, load_classifiers, predict_logits
+from histolight.inference.recognition import Recognised, recognise
 from histolight.models.classifier import Classifier
 from histolight.reports import figures, measure
 from histolight.reports.run_page import write_run_report
@@ -40,7 +43,8 @@ class EvaluatedTiles:
         parts: The rows of each part: ``val`` and ``test`` of a run's own tiles, ``test`` of others.
         split: ``random``, ``slide`` or ``given``, as the run's own parts were made; ``other`` for other tiles.
         notes: What a reader of the figures must hear of.
-        seen: How many of other tiles have the id of one that trained or chose the run.
+        choice: For each part whether its tiles trained or chose the run, as its heading says it.
+        recognised: What of other tiles is known to the run; None for the run's own.
     """
 
     config: DataConfig
@@ -48,7 +52,8 @@ class EvaluatedTiles:
     parts: dict[str, pd.DataFrame]
     split: str
     notes: list[str]
-    seen: int = 0
+    choice: dict[str, str]
+    recognised: Recognised | None = None
 
 
 def evaluate(request: EvaluateConfig) -> dict[str, Any]:
@@ -176,6 +181,8 @@ def save(evaluation: Evaluation, tables: dict[str, pd.DataFrame], pictures: dict
     warnings = find_warnings(pd.concat(tiles.parts.values()), tiles.packed.pack)
     if len(warnings):
         files.write_csv(directory / "data_problems.csv", warnings)
+    if tiles.recognised is not None and len(tiles.recognised.table):
+        files.write_csv(directory / "recognised.csv", tiles.recognised.table)
     files.write_atomically(directory / "config.yaml", to_yaml(_absolute(evaluation.config)))
     files.write_atomically(directory / "training.yaml", to_yaml(saved_config(evaluation.run)))
 
@@ -194,8 +201,9 @@ def record(evaluation: Evaluation, tables: dict[str, pd.DataFrame], measured: di
         split=tiles.split,
         slides=int(pd.concat(tiles.parts.values())["group"].nunique()),
         tiles={part: {str(label): int(count.get(label, 0)) for label in (0, 1)} for part, count in counts.items()},
-        origin={part: _origin(part, tiles.split, evaluation.config.data, tiles.seen) for part in tables},
-        seen=tiles.seen,
+        origin={part: _origin(part, tiles, evaluation.config.data, trained) for part in tables},
+        seen=0 if tiles.recognised is None else len(tiles.recognised.table),
+        recognised=None if tiles.recognised is None else tiles.recognised.counts,
         notes=notes,
         data_fingerprint=tiles.packed.fingerprint,
         selected_on="val",
@@ -209,16 +217,19 @@ def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, other: Co
 
     The tiles decide: a run's own, however they are named, are measured by its own parts.
     """
+    if config.split not in ("auto", "random"):  # the list may be gone, and says nothing about other tiles
+        own = str((run / "splits.csv").absolute())
+        config = dataclasses.replace(config, split="auto" if {"data", "data.root"} & set(other) else own)
     with first_problem():
         source = load_source(config)
         packed = load_tiles(source, config)
-    splits = runs.read_splits(run)
     if packed.fingerprint == trained["data_fingerprint"]:
-        split = packed.table["id"].map(splits)
+        split = packed.table["id"].map(runs.read_splits(run)["split"])
         if split.isna().any():
             raise RequestError(f"{run / 'splits.csv'} is damaged: it lacks {split.isna().sum()} of the run's tiles")
         parts = {part: packed.table[split == part] for part in ("val", "test") if (split == part).any()}
-        return EvaluatedTiles(config, packed, parts, trained["split"], [])
+        own_choice = _own_choice(packed.table.assign(split=split), packed.pack)
+        return EvaluatedTiles(config, packed, parts, trained["split"], [], own_choice)
     if not other:
         raise RequestError(
             f"the tiles, their labels or slides are no longer those that {run} was trained and validated on: restore "
@@ -231,18 +242,38 @@ def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, other: Co
     labels = packed.table["label"].unique()
     if len(labels) < 2:
         raise RequestError(f"all {len(packed.table)} tiles have the label {labels[0]}: the figures need both classes")
-    seen = int(packed.table["id"].isin(splits.index[splits != "test"]).sum())
+    recognised = recognise(run, packed)
+    seen = len(recognised.table)
     if seen and not {"data", "data.root"} & set(other):
         raise RequestError(
-            f"{seen} of these {len(packed.table)} tiles trained or chose {run}: without {', '.join(sorted(other))} its "
-            "own validation and test tiles are measured; or give other tiles with data=SOURCE data.root=FOLDER"
+            f"{seen} of these {len(packed.table)} tiles trained or chose {run}, or overlap tiles that did: without "
+            f"{', '.join(sorted(other))} its own validation and test tiles are measured; or give other tiles with "
+            "data=SOURCE data.root=FOLDER"
         )
     notes = []
     if packed.table["group"].isna().all():
-        notes.append("slides unknown: the intervals take each tile for a sample of its own, and are likely too short")
+        notes.append(
+            "slides unknown: the intervals take tiles that overlap for one sample, each other tile for a sample of its "
+            "own, and are likely too short"
+        )
+    notes.append(recognised.sentence)
     if seen:
-        notes.append(f"{seen:,} of these tiles have the id of one that trained or chose the run: is it the same tile?")
-    return EvaluatedTiles(config, packed, {"test": packed.table}, "other", notes, seen)
+        choice = f"of which {seen:,} trained or chose the run, or overlap tiles that did"
+    else:
+        choice = "which chose nothing" if recognised.by_pixels else "whose ids neither trained nor chose"
+    return EvaluatedTiles(config, packed, {"test": packed.table}, "other", notes, {"test": choice}, recognised)
+
+
+def _own_choice(table: pd.DataFrame, pack: Pack) -> dict[str, str]:
+    """Say of the run's own parts what they chose, and how many of their tiles are known from other parts."""
+    pairs = pack.overlaps[shows_something(pack.overlaps, pack.contrast)]
+    _, leaking = find_leaks(table, pairs, len(pack.tiles))
+    choice = {"val": "on which the epoch and the threshold were chosen", "test": "which chose nothing"}
+    if leaking["val"]:
+        choice["val"] += f"; {leaking['val']:,} of them share pixels with training tiles"
+    if leaking["test"]:
+        choice["test"] = f"of which {leaking['test']:,} share pixels with tiles that trained or chose the run"
+    return choice
 
 
 def run_temperature(run: Path) -> float:
@@ -280,12 +311,10 @@ def _agreement(run: Path, part: str, table: pd.DataFrame, tta: str, config: Conf
     return f"{part}: logits differ from the training's by up to {apart:.2g} ({why})"
 
 
-def _origin(part: str, split: str, data: DataConfig, seen: int) -> str:
-    if split == "other":
-        choice = f"of which {seen:,} may have trained or chose the run" if seen else "which chose nothing"
-        return f"data={data.source} data.root={data.root}, {choice}"
-    chose = "on which the epoch and the threshold were chosen" if part == "val" else "which chose nothing"
-    return f"the run's own {part} part, {chose}; {SPLITS[split]}"
+def _origin(part: str, tiles: EvaluatedTiles, data: DataConfig, trained: dict[str, Any]) -> str:
+    if tiles.split == "other":
+        return f"data={data.source} data.root={data.root}, {tiles.choice[part]}"
+    return f"the run's own {part} part, {tiles.choice[part]}; {trained.get('split_note', SPLITS[tiles.split])}"
 
 
 def _calibration_notes(found: dict[str, Any], tables: dict[str, pd.DataFrame], run: Path, tta: str) -> list[str]:
@@ -307,6 +336,7 @@ def _calibration_notes(found: dict[str, Any], tables: dict[str, pd.DataFrame], r
 def _absolute(config: Config) -> Config:
     """Make the paths hold from any working directory."""
     data = config.data
-    paths = {key: getattr(data, key) for key in ("root", "cache", "groups")}
+    keys = ("root", "cache", "groups", *([] if data.split in ("auto", "random") else ["split"]))
+    paths = {key: getattr(data, key) for key in keys}
     full = {key: os.path.abspath(os.path.expanduser(path)) for key, path in paths.items() if path}
     return dataclasses.replace(config, data=dataclasses.replace(data, **full))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,20 +41,24 @@ def read_part(run: Path, part: str) -> FinishedPart:
     """
     from histolight import runs
     from histolight.config.compose import saved_config, typed
-    from histolight.data.prepare import prepare
+    from histolight.data.prepare import load_tiles
+    from histolight.data.sources import load_source
     from histolight.inference.networks import first_problem
 
     metrics = runs.completed_metrics(run)
     if part not in metrics:
         raise RequestError(f"{run} has no {part} part: train with data.test_fraction=0.2, or use part=val")
     config = typed(saved_config(run))
+    own = config.data
+    if own.split not in ("auto", "random"):  # the list may be gone
+        own = dataclasses.replace(own, split=str((run / "splits.csv").absolute()))
     with first_problem():
-        data = prepare(config.data)
+        data = load_tiles(load_source(own), own)
     table = runs.read_predictions(run / "predictions" / f"{part}.csv")
-    places = data.part(part).set_index("id")["row"].reindex(table["id"])
+    places = data.table.set_index("id")["row"].reindex(table["id"])
     if data.fingerprint != metrics.get("data_fingerprint") or places.isna().any():
         raise RequestError(
             f"the tiles, their labels, slides or split ({config.data.root or config.data.source}) are no longer those "
             f"that {run} was trained on: restore them"
         )
-    return FinishedPart(config, metrics, table.assign(row=places.to_numpy(dtype="int64")), data.tiles)
+    return FinishedPart(config, metrics, table.assign(row=places.to_numpy(dtype="int64")), data.pack.tiles)

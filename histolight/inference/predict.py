@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from histolight.inference.recognition import Recognised
+
 SLIDES = ("slides.stride", "slides.tissue", "slides.threshold", "slides.model_mpp")
 KEYS = ("run", "runs", "best", "tta", "mean", "hydra.run.dir", *SLIDES)
 TAKEN = (
@@ -133,29 +135,38 @@ def predict(request: PredictConfig, progress: bool = True) -> list[Path]:
     from histolight.data.prepare import load_tiles
     from histolight.data.sources import load_source
     from histolight.inference import networks  # imports torch
+    from histolight.inference.recognition import recognise
 
     data, settings, directory = request.config.data, request.config.trainer, request.directory
     classifiers = networks.load_classifiers(request.runs, data.image_size)
     precision = networks.inference_precision(settings, networks.inference_device(settings))
     with networks.first_problem():
         packed = load_tiles(load_source(data, labelled=False), data)
+    # Members that were trained on the same split know the same tiles.
+    by_split = {(run / "splits.csv").read_bytes(): run for run in request.runs if (run / "splits.csv").is_file()}
+    known = [recognise(run, packed) for run in by_split.values()]
     if progress:
         ensemble = f"{len(classifiers)} network{'s' if len(classifiers) > 1 else ''}"
         views = f"tta={request.tta} ({len(networks.SYMMETRIES[request.tta])} views)"
         print(f"{len(packed.table):,} tiles, {ensemble}, {views}; writing {directory}", file=sys.stderr)
+        print("\n".join(dict.fromkeys(one.sentence for one in known)), file=sys.stderr)
     with files.claimed(directory, continued=(directory / PARTIAL).is_file()):
         header = networks.request_header(request.runs, packed.fingerprint, data.batch_size, request.tta, precision)
         rows, partial = packed.table["row"].to_numpy(), directory / PARTIAL
         logits = networks.resumable_logits(
             partial, header, classifiers, packed.pack.tiles, rows, settings, data.batch_size, request.tta
         )
-        written = write_predictions(packed.table, logits, request, json.loads(header))
+        written = write_predictions(packed.table, logits, request, json.loads(header), known)
         partial.unlink()
     return written
 
 
 def write_predictions(
-    table: pd.DataFrame, logits: np.ndarray, request: PredictConfig, computed: dict[str, Any]
+    table: pd.DataFrame,
+    logits: np.ndarray,
+    request: PredictConfig,
+    computed: dict[str, Any],
+    known: Sequence[Recognised] = (),
 ) -> list[Path]:
     """Write ``predictions.csv``, Kaggle's ``submission.csv`` where its tiles were predicted, and ``prediction.json``.
 
@@ -164,10 +175,12 @@ def write_predictions(
         logits: float32 (N, members).
         request: What was asked for.
         computed: What decided the logits, from :func:`histolight.inference.networks.request_header`.
+        known: Which tiles trained or chose the runs; ``recognised.csv`` lists them.
 
     Returns:
         The tables.
     """
+    import pandas as pd
     from scipy.special import expit
 
     from histolight.inference.networks import mean_logits
@@ -184,7 +197,11 @@ def write_predictions(
     if "order" in table:
         written.append(request.directory / "submission.csv")
         files.write_csv(written[1], predictions[["id", "score"]].rename(columns={"score": "label"}))
+    if any(len(one.table) for one in known):
+        listed = pd.concat([one.table for one in known]).drop_duplicates()
+        files.write_csv(request.directory / "recognised.csv", listed)
     about = {
+        "recognised": [one.sentence for one in known],
         "runs": [str(run.resolve()) for run in request.runs],
         "mean": request.mean,
         "data": {"source": request.config.data.source, "root": str(Path(request.config.data.root or "").resolve())},

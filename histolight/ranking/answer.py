@@ -202,7 +202,7 @@ def _holders(parts: list[ScoredTiles], label: int) -> tuple[int, float, str]:
 def where(ranking: Ranking) -> str:
     """Name the tiles: ``4,000 test tiles of 22 slides (split by slide)``."""
     slides = f" of {ranking.slides} slides" if ranking.slides else ""
-    split = SPLITS.get(ranking.split, f"split by {ranking.split}").partition(",")[0]
+    split = SPLITS.get(ranking.split, f"split by {ranking.split}").partition(":")[0]
     folds = f" in {ranking.folds} folds" if ranking.folds > 1 and ranking.part == "val" else ""
     return f"{ranking.tiles:,} {PARTS[ranking.part]} tiles{slides}{folds} ({split})"
 

@@ -23,21 +23,23 @@ def predictions_table(part: pd.DataFrame, rows: np.ndarray, logits: np.ndarray) 
     """Put logits beside the tiles that they were given for.
 
     Args:
-        part: Tiles with ``id``, ``label``, ``group`` and ``row``.
+        part: Tiles with ``id``, ``label``, ``group``, ``cluster`` and ``row``.
         rows: ``(N,)`` int64, the tiles of the logits, in any order.
         logits: ``(N,)`` float32.
 
     Returns:
-        One row a tile, in the order of ``part``: id, label, group, logit, score (its sigmoid, float32).
+        One row a tile, in the order of ``part``: id, label, group, cluster (missing where no two tiles have the same),
+        logit, score (its sigmoid, float32).
     """
     logit = pd.Series(logits, index=rows).loc[part["row"]].to_numpy()
-    return part[["id", "label", "group"]].assign(logit=logit, score=expit(logit))
+    table = part[["id", "label", "group", "cluster"]].assign(logit=logit, score=expit(logit))
+    return table.assign(cluster=None) if table["cluster"].is_unique else table
 
 
 def intervals(table: pd.DataFrame, threshold: float) -> dict[str, Interval]:
     """Measure a table of predictions at a threshold, each figure with its interval."""
-    logits, labels, groups = (table[name].to_numpy() for name in ("logit", "label", "group"))
-    return measure_figures(labelled_scores(logits, labels, threshold, groups))
+    logits, labels, clusters = (table[name].to_numpy() for name in ("logit", "label", "cluster"))
+    return measure_figures(labelled_scores(logits, labels, threshold, clusters))
 
 
 def measure_part(part: str, table: pd.DataFrame, threshold: float) -> dict[str, dict[str, Interval]]:

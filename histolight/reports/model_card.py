@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from histolight.data.sources import is_artificial
+from histolight.data.table import SPLITS
 from histolight.reports.page import Cell, Table
 from histolight.statistics.clusters import FEW_SLIDES
 
@@ -86,8 +87,10 @@ def known_limits(metrics: dict[str, Any], config: dict[str, Any]) -> list[str]:
     limits = []
     if is_artificial(data.get("source")):
         limits.append("Trained or measured on synthetic tiles: on real tissue it is worth nothing.")
-    if metrics.get("split") == "random":
-        limits.append("The slides are unknown and the split is random: how it does on other slides was not measured.")
+    if metrics.get("split") in ("random", "overlap"):
+        limits.append(
+            f"Measured by a {SPLITS[metrics['split']].partition(':')[0]}: how it does on other slides was not measured."
+        )
     elif 0 < metrics.get("slides", 0) < FEW_SLIDES:
         limits.append(f"Only {metrics['slides']} slides are known: figures and intervals rest on few slides.")
     limits.append(

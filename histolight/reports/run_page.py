@@ -102,13 +102,11 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
     tiles = f"{_count(metrics, lead):,} {'other' if metrics['split'] == 'other' else PARTS[lead]} tiles"
     slides = predictions[lead]["group"].nunique() if lead in predictions else 0
     known = {
-        "random": " (random split, slides unknown)",
         "slide": f" of {slides} slides that it was not trained on"
         if slides
         else " of slides that it was not trained on",
-        "given": " (the source's own split)",
         "other": f" of {slides} slides" if slides else "",
-    }[metrics["split"]]
+    }.get(metrics["split"], f" ({SPLITS[metrics['split']].partition(':')[0]})")
     sentences = [f"On {tiles}{known} {network} finds tumour with AUROC {_figure(auroc)}."]
     if lead == metrics.get("selected_on") and metrics["split"] != "other":
         sentences.append(
@@ -117,8 +115,8 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
         )
     elif metrics.get("seen"):
         sentences.append(
-            f"{metrics['seen']:,} of these tiles have the id of one that trained or chose the network: where they are "
-            "the same tiles, these figures flatter it."
+            f"{metrics['seen']:,} of these tiles trained or chose the network, or overlap tiles that did: these "
+            "figures flatter it."
         )
     else:
         sentences.append("Nothing was chosen on these tiles: neither the epoch nor the threshold.")
@@ -127,13 +125,12 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
         f"{_figure(metrics[part]['auroc'])}."
         for part in others
     ]
-    if metrics["split"] == "random":
+    if metrics["split"] != "other":
+        sentences.append(_sentence(split_note(metrics)))
+    elif not slides:
         sentences.append(
-            "The split is random and the slides are unknown: tiles of one slide may sit on both sides, and on other "
-            "slides every figure will be lower."
+            "Their slides are unknown: the interval knows tiles that overlap but no slides, and is likely too short."
         )
-    if metrics["split"] == "other" and not slides:
-        sentences.append("Their slides are unknown: the interval takes tiles for independent, and is likely too short.")
     if 0 < slides < FEW_SLIDES:
         sentences.append(f"These are tiles of only {slides} slides: the interval rests on others being like them.")
     if is_artificial(config.get("data", {}).get("source")):
@@ -284,12 +281,17 @@ def _data(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config:
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     root = f" from {data['root']}" if data.get("root") else ""
     limit = f", {data['limit']:,} drawn of them (data.limit)" if data.get("limit") else ""
-    words = [f"Tiles of data={data.get('source')}{root}{limit}. {_sentence(SPLITS[metrics['split']])}"]
+    words = [f"Tiles of data={data.get('source')}{root}{limit}. {_sentence(split_note(metrics))}"]
     if metrics["split"] == "slide":
         words[0] += f" There are {metrics['slides']} slides in all."
     words += [f"{part}: {text}." for part, text in metrics.get("origin", {}).items()]
     words += [_sentence(note) for note in metrics.get("notes", [])]
     return Section("The tiles and their split", words, Table(columns, rows, words=1))
+
+
+def split_note(metrics: dict[str, Any]) -> str:
+    """Say what the split of a run protects from; older runs have no sentence of their own."""
+    return str(metrics.get("split_note", SPLITS[metrics["split"]]))
 
 
 def _sentence(text: str) -> str:

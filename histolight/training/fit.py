@@ -23,6 +23,7 @@ from histolight.config.schema import AugmentConfig, Config, LoggerConfig
 from histolight.data.datamodule import TileDataModule
 from histolight.data.prepare import PreparedData, prepare
 from histolight.data.sources import check_source
+from histolight.data.table import describe_split
 from histolight.errors import (
     DataError,
     HistolightError,
@@ -75,7 +76,11 @@ def check_request(config: Config) -> Config:
         raise RequestError(f"trainer.devices={devices}, but there are {gpus} GPUs here")
     data = config.data
     data = dataclasses.replace(
-        data, root=_absolute(data.root), cache=_absolute(data.cache), groups=_absolute(data.groups)
+        data,
+        root=_absolute(data.root),
+        cache=_absolute(data.cache),
+        groups=_absolute(data.groups),
+        split=data.split if data.split in ("auto", "random") else os.path.abspath(os.path.expanduser(data.split)),
     )
     return dataclasses.replace(config, data=data, model=model)
 
@@ -266,7 +271,7 @@ def _check_same_tiles(data: PreparedData, directory: Path) -> None:
     splits = directory / "splits.csv"
     other = known not in (None, data.fingerprint)
     if splits.is_file():
-        other |= splits.read_text(encoding="utf-8") != data.table[["id", "split"]].to_csv(index=False)
+        other |= not runs.read_splits(directory)["split"].equals(data.table.set_index("id")["split"])
     if other:
         raise RequestError(
             f"the tiles, their labels, slides or split are no longer those that {directory} began with: restore them, "
@@ -290,14 +295,19 @@ def _check_checkpoint(path: Path) -> None:
 
 def _write_beginning(config: Config, data: PreparedData, directory: Path) -> None:
     files.write_atomically(directory / "config.yaml", to_yaml(config))
-    files.write_csv(directory / "splits.csv", data.table[["id", "split"]])
+    runs.write_splits(directory, data.table)
+    if len(data.leaks):
+        files.write_csv(directory / "leaks.csv", data.leaks)
     if len(data.warnings):
         files.write_csv(directory / "data_problems.csv", data.warnings)
     counts = data.table.groupby(["split", "label"]).size().unstack(fill_value=0)
     runs.update_metrics(
         directory,
         split=data.split_kind,
+        split_note=describe_split(data.split_kind, data.without_slide, data.leaking),
         slides=data.slides,
+        without_slide=data.without_slide,
+        leaking=data.leaking,
         tiles={part: {str(label): int(count) for label, count in row.items()} for part, row in counts.iterrows()},
         data_fingerprint=data.fingerprint,
         selected_on="val",

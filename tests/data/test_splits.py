@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,9 +29,14 @@ def given(count: int = 600, slides: int = 0) -> pd.DataFrame:
     return table(count, slides).assign(split=np.repeat(["train", "val", "test"], count // 3))
 
 
+def split_of(tiles: pd.DataFrame, config: DataConfig) -> tuple[pd.Series, str]:
+    """Split tiles of which none overlap."""
+    return make_split(tiles.assign(cluster=tiles["group"].where(tiles["group"].notna(), tiles["id"])), config)
+
+
 def test_the_random_split_is_scikit_learns():
     tiles = table()
-    split, kind = make_split(tiles, DataConfig(seed=3))
+    split, kind = split_of(tiles, DataConfig(seed=3, split="random"))
     train, val = train_test_split(tiles["id"], test_size=0.2, stratify=tiles["label"], random_state=3)
     assert kind == "random"
     assert set(tiles["id"][split == "val"]) == set(val)
@@ -41,11 +48,11 @@ def test_the_random_split_is_scikit_learns():
 def test_the_order_of_the_rows_has_no_influence(slides, values):
     tiles, config = table(slides=slides), DataConfig(seed=5, **values)
     shuffled = tiles.sample(frac=1, random_state=1)
-    split, _ = make_split(tiles, config)
-    other, _ = make_split(shuffled, config)
+    split, _ = split_of(tiles, config)
+    other, _ = split_of(shuffled, config)
     assert other.index.equals(shuffled.index)
     pd.testing.assert_series_equal(split, other.sort_index())
-    different, _ = make_split(tiles, DataConfig(seed=6, **values))
+    different, _ = split_of(tiles, DataConfig(seed=6, **values))
     assert not different.equals(split)
 
 
@@ -53,7 +60,7 @@ def test_the_order_of_the_rows_has_no_influence(slides, values):
 @pytest.mark.parametrize("values", [{}, {"test_fraction": 0.2}, {"fold": 2}, {"fold": 0, "test_fraction": 0.2}])
 def test_no_slide_lies_on_two_sides_and_parts_are_as_asked(seed, values):
     tiles = table(4000, slides=60, seed=seed)
-    split, kind = make_split(tiles, DataConfig(seed=seed, **values))
+    split, kind = split_of(tiles, DataConfig(seed=seed, **values))
     assert kind == "slide"
     assert tiles.groupby("group")["id"].count().sum() == len(tiles)
     assert (split.groupby(tiles["group"]).nunique() == 1).all()
@@ -67,9 +74,9 @@ def test_no_slide_lies_on_two_sides_and_parts_are_as_asked(seed, values):
 
 def test_a_test_part_is_taken_before_validation():
     tiles = table()
-    split, _ = make_split(tiles, DataConfig(test_fraction=0.3))
+    split, _ = split_of(tiles, DataConfig(test_fraction=0.3))
     assert split.value_counts().to_dict() == {"train": 500, "test": 300, "val": 200}
-    without, _ = make_split(tiles, DataConfig(test_fraction=0.3, fold=1))
+    without, _ = split_of(tiles, DataConfig(test_fraction=0.3, fold=1))
     assert (without[split == "test"] == "test").all()
 
 
@@ -77,7 +84,7 @@ def test_a_test_part_is_taken_before_validation():
 @pytest.mark.parametrize("test_fraction", [0, 0.2])
 def test_folds_validate_every_tile_once(slides, test_fraction):
     tiles = table(slides=slides)
-    splits = [make_split(tiles, DataConfig(fold=fold, folds=4, test_fraction=test_fraction))[0] for fold in range(4)]
+    splits = [split_of(tiles, DataConfig(fold=fold, folds=4, test_fraction=test_fraction))[0] for fold in range(4)]
     validated = sum((split == "val").astype(int) for split in splits)
     tested = splits[0] == "test"
     assert all(((split == "test") == tested).all() for split in splits)
@@ -88,17 +95,17 @@ def test_folds_validate_every_tile_once(slides, test_fraction):
 
 def test_a_given_split_is_used_as_it_is():
     tiles = given()
-    split, kind = make_split(tiles, DataConfig(val_fraction=0.5))
+    split, kind = split_of(tiles, DataConfig(val_fraction=0.5))
     assert kind == "given"
     assert split.tolist() == tiles["split"].tolist()
 
 
-@pytest.mark.parametrize(("slides", "expected"), [(0, "random"), (20, "slide")])
+@pytest.mark.parametrize(("slides", "expected"), [(0, "overlap"), (20, "slide")])
 def test_folds_of_a_given_split_leave_its_test_part_alone(slides, expected):
     tiles = given(slides=slides)
     splits = []
     for fold in range(5):
-        split, kind = make_split(tiles, DataConfig(fold=fold))
+        split, kind = split_of(tiles, DataConfig(fold=fold))
         assert kind == expected
         assert ((split == "test") == (tiles["split"] == "test")).all()
         splits.append(split)
@@ -108,8 +115,8 @@ def test_folds_of_a_given_split_leave_its_test_part_alone(slides, expected):
 
 def test_validation_is_split_off_where_the_source_gives_none():
     tiles = given().query("split != 'val'")
-    split, kind = make_split(tiles, DataConfig())
-    assert kind == "random"
+    split, kind = split_of(tiles, DataConfig())
+    assert kind == "overlap"
     assert split.value_counts().to_dict() == {"test": 200, "train": 160, "val": 40}
     assert ((split == "test") == (tiles["split"] == "test")).all()
 
@@ -118,7 +125,7 @@ def test_validation_is_split_off_where_the_source_gives_none():
 def test_tiles_without_a_slide_train_and_are_counted(values, caplog):
     tiles = table(slides=30)
     tiles.loc[::10, "group"] = None
-    split, kind = make_split(tiles, DataConfig(**values))
+    split, kind = split_of(tiles, DataConfig(**values))
     assert kind == "slide"
     assert (split[::10] == "train").all()
     assert "100 tiles have no known slide" in caplog.text
@@ -131,7 +138,12 @@ def test_tiles_without_a_slide_train_and_are_counted(values, caplog):
         (given(), {"test_fraction": 0.2}, r"data\.test_fraction=0\.2 has no place here.* brings its own split"),
         (table(slides=3), {"fold": 0, "folds": 4}, r"data\.folds=4 needs 4 slides, and there are 3"),
         (table(20).assign(label=[1] * 3 + [0] * 17), {"fold": 0}, "5 tiles of each class, and one has 3"),
-        (table(20).assign(label=[1] + [0] * 19), {}, r"data\.val_fraction=0\.2 cannot be split off 20 tiles"),
+        (
+            table(20).assign(label=[1] + [0] * 19),
+            {"split": "random"},
+            r"data\.val_fraction=0\.2 cannot be split off 20 tiles",
+        ),
+        (table(20).assign(label=[1] + [0] * 19), {}, "the val part has no tile of class 1|the train part has no tile"),
         (given().assign(label=[0] * 200 + [0, 1] * 200), {}, "the train part has no tile of class 1"),
         (given().assign(label=[0, 1] * 100 + [1] * 200 + [0, 1] * 100), {}, "the val part has no tile of class 0"),
         (given().assign(label=[0, 1] * 200 + [1] * 200), {}, "the test part has no tile of class 0"),
@@ -140,7 +152,7 @@ def test_tiles_without_a_slide_train_and_are_counted(values, caplog):
 )
 def test_a_split_that_cannot_be_is_refused(tiles, values, message):
     with pytest.raises(RequestError, match=message) as caught:
-        make_split(tiles, DataConfig(**values))
+        split_of(tiles, DataConfig(**values))
     assert "\n" not in str(caught.value)
 
 
@@ -148,7 +160,7 @@ def test_a_split_that_cannot_be_is_refused(tiles, values, message):
 def test_slides_of_one_class_each_still_give_both_classes_to_each_part(seed):
     """Four folds share two slides with tumour: two of them have none."""
     tiles = table(80).assign(group=[f"slide_{row // 10}" for row in range(80)], label=[1] * 20 + [0] * 60)
-    split, _ = make_split(tiles, DataConfig(val_fraction=0.25, seed=seed))
+    split, _ = split_of(tiles, DataConfig(val_fraction=0.25, seed=seed))
     assert (tiles["label"].groupby(split).nunique() == 2).all()
     assert (split == "val").mean() == 0.25
 
@@ -168,7 +180,7 @@ def test_slides_of_one_class_each_still_give_both_classes_to_each_part(seed):
 )
 def test_whole_slides_come_as_near_to_the_fraction_as_they_can(slides, fraction, expected):
     tiles = table(6000, slides=slides)
-    split, _ = make_split(tiles, DataConfig(val_fraction=fraction))
+    split, _ = split_of(tiles, DataConfig(val_fraction=fraction))
     assert (split == "val").mean() == pytest.approx(expected, abs=0.02)
     assert (split.groupby(tiles["group"]).nunique() == 1).all()
 
@@ -176,18 +188,97 @@ def test_whole_slides_come_as_near_to_the_fraction_as_they_can(slides, fraction,
 @pytest.mark.parametrize("seed", range(6))
 def test_a_slide_larger_than_the_part_is_not_drawn(seed):
     tiles = table(100).assign(label=[0, 1] * 50, group=["large"] * 50 + [f"small_{row // 10}" for row in range(50)])
-    split, _ = make_split(tiles, DataConfig(val_fraction=0.1, seed=seed))
+    split, _ = split_of(tiles, DataConfig(val_fraction=0.1, seed=seed))
     assert (split == "val").sum() == 10
 
 
 def test_as_many_folds_as_there_are_tiles_of_the_rarer_class():
     tiles = table(20).assign(label=[1] * 5 + [0] * 15)
     for fold in range(5):
-        split, _ = make_split(tiles, DataConfig(fold=fold))
+        split, _ = split_of(tiles, DataConfig(fold=fold))
         assert tiles["label"][split == "val"].tolist().count(1) == 1
 
 
 def test_slides_on_several_sides_of_a_given_split_are_warned_of(caplog):
     tiles = given().assign(group=[f"s{row % 7}" for row in range(600)])
-    assert make_split(tiles, DataConfig())[1] == "given"
-    assert "7 slides lie on several sides of the source's own split" in caplog.text
+    assert split_of(tiles, DataConfig())[1] == "given"
+    assert "7 slides lie on several sides of the given split" in caplog.text
+
+
+def with_clusters(count: int, sizes: list[int], seed: int = 0) -> pd.DataFrame:
+    """Tiles of unknown slides, the first of them in clusters of the given sizes, each mostly of one class."""
+    random = np.random.default_rng(seed)
+    clusters = np.concatenate([np.full(size, number) for number, size in enumerate(sizes)])
+    names = [f"c{number}" for number in clusters] + [f"t{row:05d}" for row in range(len(clusters), count)]
+    tumour = np.concatenate(
+        [random.random(len(clusters)) < 0.2 + 0.6 * (clusters % 2), random.random(count - len(clusters)) < 0.4]
+    )
+    return table(count).assign(cluster=names, label=tumour.astype(np.int8)).sample(frac=1, random_state=seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("values", [{}, {"val_fraction": 0.35}, {"test_fraction": 0.3}, {"fold": 3}])
+def test_no_cluster_of_overlapping_tiles_lies_on_two_sides_and_parts_are_as_asked(seed, values):
+    tiles = with_clusters(3000, [90, 60, 60, 40, *[12] * 40, *[2] * 300], seed)
+    split, kind = make_split(tiles, DataConfig(seed=seed, **values))
+    assert kind == "overlap"
+    assert (split.groupby(tiles["cluster"]).nunique() == 1).all()
+    expected = {"val": values.get("val_fraction", 0.2), "test": values.get("test_fraction", 0)}
+    for part, share in expected.items():
+        assert (split == part).mean() == pytest.approx(share, abs=0.002)
+    prevalence = tiles["label"].groupby(split).mean()
+    assert (prevalence - tiles["label"].mean()).abs().max() < 0.005
+    other, _ = make_split(tiles, DataConfig(seed=seed + 1, **values))
+    assert not other.equals(split)
+    again, _ = make_split(tiles.sample(frac=1, random_state=5), DataConfig(seed=seed, **values))
+    pd.testing.assert_series_equal(again.sort_index(), split.sort_index())
+
+
+def test_folds_of_clusters_validate_every_tile_once():
+    tiles = with_clusters(1000, [100, 50, *[5] * 60])
+    splits = [make_split(tiles, DataConfig(fold=fold, folds=4))[0] for fold in range(4)]
+    assert (sum((split == "val").astype(int) for split in splits) == 1).all()
+    assert all((split == "val").mean() == pytest.approx(0.25, abs=0.003) for split in splits)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "values", "message"),
+    [
+        ([300], {"fold": 0}, r"data\.folds=5 of 1000 tiles: 300 of them hang together .* use at most data\.folds=3"),
+        ([600], {"fold": 0}, r"data\.folds=5 of 1000 tiles: 600 of them .* no number of folds works"),
+        ([850], {}, r"data\.val_fraction=0\.2 of 1000 tiles: 850 of them .* use at most 0\.15"),
+        ([996], {}, r"data\.val_fraction=0\.2 of 1000 tiles: 996 of them .* no fraction works"),
+    ],
+)
+def test_a_cluster_too_large_for_its_part_is_refused_with_what_works(sizes, values, message):
+    tiles = with_clusters(1000, sizes)
+    with pytest.raises(RequestError, match=message) as caught:
+        make_split(tiles, DataConfig(**values))
+    assert "\n" not in str(caught.value)
+    if match := re.search(r"at most data.folds=(\d)", str(caught.value)):
+        make_split(tiles, DataConfig(fold=0, folds=int(match[1])))
+    elif match := re.search(r"at most (0\.\d+)", str(caught.value)):
+        make_split(tiles, DataConfig(val_fraction=float(match[1])))
+
+
+def test_a_random_split_heeds_neither_slides_nor_clusters_nor_the_source():
+    tiles = with_clusters(1000, [100] * 8).assign(group="one", split="val")
+    split, kind = make_split(tiles, DataConfig(split="random"))
+    assert kind == "random"
+    assert split.value_counts().to_dict() == {"train": 800, "val": 200}
+    tested = tiles.assign(split=np.where(np.arange(1000) < 300, "test", "train"))
+    split, _ = make_split(tested, DataConfig(split="random"))
+    assert ((split == "test") == (tested["split"] == "test")).all()
+
+
+def test_a_tile_of_unknown_slide_goes_where_its_cluster_goes():
+    tiles = table(1000, slides=20)
+    cluster = tiles["group"].copy()
+    tiles.loc[::5, "group"] = None
+    cluster[::10] = tiles["id"][::10]  # these have no relation to a slide
+    for seed in range(3):
+        split, kind = make_split(tiles.assign(cluster=cluster), DataConfig(seed=seed))
+        assert kind == "slide"
+        assert (split[::10] == "train").all()
+        assert (split[5::10] == "val").any()
+        assert (split.groupby(cluster).nunique() == 1).all()

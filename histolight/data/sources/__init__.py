@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from histolight.config.schema import DataConfig
-from histolight.data.table import Source, read_groups, with_groups
+from histolight.data.table import UNUSED, Source, read_groups, read_parts, with_groups
 from histolight.errors import RequestError, nearest
+
+log = logging.getLogger("histolight")
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ def load_source(config: DataConfig, labelled: bool = True) -> Source:
         groups = _groups_file(config, kind) if labelled else None
     except OSError as error:
         raise RequestError(f"{error.filename or config.root} cannot be read: {error.strerror or error}") from error
+    if labelled and config.split not in ("auto", "random"):
+        source = dataclasses.replace(source, table=_with_parts(source.table, Path(config.split)))
     if groups is None:
         return source
     table = with_groups(source.table, read_groups(groups))
@@ -108,6 +113,22 @@ def load_source(config: DataConfig, labelled: bool = True) -> Source:
             f"tiles, such as {table['id'].iloc[0]}"
         )
     return dataclasses.replace(source, table=table)
+
+
+def _with_parts(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    parts = read_parts(path.expanduser())
+    given = table["id"].map(parts)
+    if given.isna().all():
+        raise RequestError(
+            f"data.split={path} names none of the {len(table)} tiles: its ids must be those of the tiles, such as "
+            f"{table['id'].iloc[0]}"
+        )
+    if unnamed := int(given.isna().sum()):
+        log.warning("%d tiles are not named in %s and are left out", unnamed, path)
+    foreign = parts.index[~parts.index.isin(table["id"])]
+    if len(foreign):
+        log.warning("%d ids of %s are not among the tiles, first %s", len(foreign), path, foreign[0])
+    return table.assign(split=given.where(given.notna(), UNUSED).astype(object))
 
 
 def data_root(config: DataConfig) -> Path:

@@ -12,7 +12,7 @@ from histolight.config.schema import DataConfig
 from histolight.data.checks import describe, problem_frame
 from histolight.data.images import SUFFIXES, file_source, list_images
 from histolight.data.sources import Kind, data_root
-from histolight.data.table import Source
+from histolight.data.table import Source, part_of
 from histolight.errors import DataError, RequestError
 
 log = logging.getLogger("histolight")
@@ -24,25 +24,48 @@ _POSITIVE = {"1", "cancer", "malignant", "metastasis", "pos", "positive", "tumor
 def load(config: DataConfig) -> Source:
     """List the tiles of both class folders; an id is the path below its class folder, without the suffix.
 
+    Folders named train, val (valid, validation) and test, each with the class folders in it, are a given split; an id
+    then begins with the name of its part's folder.
+
     Raises:
         RequestError: There are no two class folders, or one of them has no images.
         DataError: Two tiles share an id, or an id can't be written into a table.
     """
     root = data_root(config)
-    parts = []
-    chosen = class_folders(root, config.classes)
-    unused = [name for name in _visible(root) if name not in chosen]
+    parts = part_folders(root)
+    _warn_of_others(root, list(parts) or class_folders(root, config.classes))
+    tables = []
+    for folder, part in parts.items() or {"": None}.items():
+        prefix = f"{folder}/" if folder else ""
+        for label, name in enumerate(class_folders(root / folder, config.classes)):
+            files = _images(root / folder / name)
+            files["path"] = f"{prefix}{name}/" + files["path"]
+            tables.append(files.assign(id=prefix + files["id"], label=np.int8(label), split=part))
+    table = pd.concat(tables, ignore_index=True).astype({"split": object})
+    _check_ids(table, root)
+    return file_source(table, root, "folder", config.image_size)
+
+
+def part_folders(root: Path) -> dict[str, str]:
+    """Map the folders that are parts of a given split to train, val and test; empty unless train and another are there.
+
+    Raises:
+        RequestError: Two folders are the same part.
+    """
+    parts = {name: part for name in _visible(root) if (root / name).is_dir() and (part := part_of(name))}
+    if "train" not in parts.values() or len(parts) < 2:
+        return {}
+    if len(set(parts.values())) < len(parts):
+        raise RequestError(f"data.root={root} has two folders of one part: {', '.join(parts)}; keep one of them")
+    return parts
+
+
+def _warn_of_others(root: Path, used: list[str]) -> None:
+    unused = [name for name in _visible(root) if name not in used]
     if unused:
         log.warning(
             "%d entries of %s are in no class folder and are left out: %s", len(unused), root, ", ".join(unused[:3])
         )
-    for label, name in enumerate(chosen):
-        files = _images(root / name)
-        files["path"] = f"{name}/" + files["path"]
-        parts.append(files.assign(label=np.int8(label)))
-    table = pd.concat(parts, ignore_index=True)
-    _check_ids(table, root)
-    return file_source(table, root, "folder", config.image_size)
 
 
 def load_unlabelled(config: DataConfig) -> Source:
@@ -65,7 +88,10 @@ def _visible(root: Path) -> list[str]:
 def list_files(config: DataConfig) -> pd.DataFrame:
     """List the files of the labelled tiles."""
     root = data_root(config)
-    return pd.concat([list_images(root / name)[0] for name in class_folders(root, config.classes)])
+    folders = [root / part for part in part_folders(root) or [""]]
+    return pd.concat(
+        [list_images(folder / name)[0] for folder in folders for name in class_folders(folder, config.classes)]
+    )
 
 
 def class_folders(root: Path, classes: list[str] | None) -> list[str]:
