@@ -99,7 +99,7 @@ def test_its_own_parts_have_exactly_the_figures_of_the_training(trained, here, c
             assert (place / "figures" / f"{part}_{figure}.png").is_file()
     printed = capsys.readouterr().out
     assert "test: the same logits, bit for bit, as in the training" in printed
-    assert "the run's own test part, which chose nothing; random split, slides unknown" in printed
+    assert "the run's own test part, which chose nothing; split by overlap, slides unknown" in printed
     auroc = found["test"]["auroc"]
     assert f"{auroc['value']:.4f} [{auroc['low']:.4f}, {auroc['high']:.4f}]" in printed
 
@@ -146,7 +146,7 @@ def test_other_tiles_calibrated(trained, others, here, capsys) -> None:
     assert OmegaConf.load("out/config.yaml").data.root == str(others)
 
     printed = capsys.readouterr().out
-    assert "slides unknown: the intervals take each tile for a sample of its own" in printed
+    assert "slides unknown: the intervals take tiles that overlap for one sample" in printed
     assert f"test: 15 benign and 15 tumour tiles, data=folder data.root={others}, which chose nothing" in printed
     assert f"temperature {found['temperature']:.4f}, fitted on the validation predictions of" in printed
     assert f"NLL {before:.4f} to {found['test_calibrated']['nll']['value']:.4f}" in printed
@@ -263,11 +263,34 @@ def test_multirun_is_refused() -> None:
         main(["run=x"], multirun=True)
 
 
-def test_tiles_with_the_ids_of_its_training_are_named(trained, here, undrawn, capsys) -> None:
-    tiles = shutil.copytree(trained.parent / "tiles", here / "tiles")
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_tiles_that_trained_are_recognised_under_any_name_and_as_jpegs(trained, here, undrawn, capsys, suffix) -> None:
     splits = pd.read_csv(trained / "splits.csv").set_index("id")["split"]
-    seen = splits.index[splits != "test"]
-    label = next(path.parent.name for path in tiles.rglob(f"{seen[0]}.png"))
-    (tiles / label / f"{seen[0]}.png").unlink()
-    main([f"run={trained}", "data=folder", f"data.root={tiles}", "hydra.run.dir=out"])
-    assert f"{len(seen) - 1} of these tiles have the id of one that trained or chose the run" in capsys.readouterr().out
+    for number, path in enumerate(sorted((trained.parent / "tiles").rglob("*.png"))[:20]):
+        target = here / "tiles" / path.parent.name / f"other{number}{suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).save(target, quality=75) if suffix == ".jpg" else shutil.copy(path, target)
+        (here / f"{target.stem}.txt").write_text(path.stem)
+    main([f"run={trained}", "data=folder", f"data.root={here / 'tiles'}", "hydra.run.dir=out"])
+    known = pd.read_csv("out/recognised.csv").set_index("id")
+    names = {f"other{number}": (here / f"other{number}.txt").read_text() for number in range(20)}
+    used = {name: old for name, old in names.items() if splits[old] != "test"}
+    assert known["known_id"].to_dict() == used
+    assert known["part"].to_dict() == {name: splits[old] for name, old in used.items()}
+    assert set(known["how"]) == {"same pixels" if suffix == ".png" else "same luma"}
+    printed = capsys.readouterr().out
+    assert f"of which {len(used)} trained or chose the run" in printed
+    assert f"by their pixels, of these 20 tiles {(known['part'] == 'train').sum()} trained the run" in printed
+
+
+def test_a_run_without_hashes_knows_tiles_by_their_ids(trained, here, undrawn, capsys) -> None:
+    run = shutil.copytree(trained, here / "run")
+    pd.read_csv(run / "splits.csv")[["id", "split"]].to_csv(run / "splits.csv", index=False)
+    for path in run.glob("predictions/*.csv"):
+        pd.read_csv(path).drop(columns="cluster").to_csv(path, index=False)
+    tiles = shutil.copytree(trained.parent / "tiles", here / "tiles")
+    seen = (pd.read_csv(run / "splits.csv")["split"] != "test").sum()
+    next(tiles.rglob("*.png")).rename(tiles / "0" / "new.png")
+    main([f"run={run}", "data=folder", f"data.root={tiles}", "hydra.run.dir=out"])
+    assert "of these tiles have the id of one that trained or chose the run" in capsys.readouterr().out
+    assert len(pd.read_csv("out/recognised.csv")) in (seen, seen - 1)

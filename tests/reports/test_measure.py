@@ -17,13 +17,13 @@ def tiles(count: int = 120, seed: int = 0) -> pd.DataFrame:
     label = random.integers(0, 2, count)
     logit = (label + random.normal(size=count)).astype(np.float32)
     table = pd.DataFrame({"id": [f"t{row}" for row in range(count)], "label": label, "group": None, "logit": logit})
-    return table.assign(score=expit(logit))
+    return table.assign(score=expit(logit), cluster=None)
 
 
 def test_logits_in_any_order_find_their_tiles() -> None:
-    part = tiles(5).assign(row=[7, 2, 9, 0, 4], split="val")
+    part = tiles(5).assign(row=[7, 2, 9, 0, 4], split="val", cluster=["a", "a", "b", "c", "d"])
     found = predictions_table(part, np.array([0, 9, 4, 7, 2]), np.array([3.0, 2.0, 4.0, 0.0, 1.0], dtype=np.float32))
-    assert list(found) == ["id", "label", "group", "logit", "score"]
+    assert list(found) == ["id", "label", "group", "cluster", "logit", "score"]
     assert found["id"].tolist() == part["id"].tolist()
     assert found["logit"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert found["score"].dtype == np.float32

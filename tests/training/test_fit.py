@@ -65,7 +65,7 @@ def test_metrics_are_complete_and_agree_with_the_predictions(finished: Path) -> 
     assert (found["status"], found["reason"], found["split"]) == ("completed", None, "random")
     for part in ("val", "test"):
         table = pd.read_csv(finished / "predictions" / f"{part}.csv", dtype={"id": str, "score": np.float32})
-        assert list(table.columns) == ["id", "label", "group", "logit", "score"]
+        assert list(table.columns) == ["id", "label", "group", "cluster", "logit", "score"]
         assert len(table) == sum(found["tiles"][part].values()) == 12
         np.testing.assert_allclose(table["score"], 1 / (1 + np.exp(-table["logit"])), atol=1e-6)
         figures = found[part]
