@@ -266,7 +266,7 @@ def test_multirun_is_refused() -> None:
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_tiles_that_trained_are_recognised_under_any_name_and_as_jpegs(trained, here, undrawn, capsys, suffix) -> None:
     splits = pd.read_csv(trained / "splits.csv").set_index("id")["split"]
-    for number, path in enumerate(sorted((trained.parent / "tiles").rglob("*.png"))[:20]):
+    for number, path in enumerate(sorted((trained.parent / "tiles").rglob("*.png"))[::3]):
         target = here / "tiles" / path.parent.name / f"other{number}{suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.open(path).save(target, quality=75) if suffix == ".jpg" else shutil.copy(path, target)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_overlaps import SIZE, canvas, cut
+from tissue import SIZE, canvas, cut
 
 from histolight.config.schema import DataConfig
 from histolight.data.overlaps import find_clusters, find_leaks

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from scipy.ndimage import gaussian_filter
+from tissue import SIZE, as_jpeg, canvas, cut
 
 from histolight.config.schema import DataConfig
 from histolight.data.images import decode_luma
@@ -24,19 +24,6 @@ from histolight.data.overlaps import (
 from histolight.data.pack import open_pack
 from histolight.data.sources import load_source
 
-SIZE = 96
-Place = tuple[int, int]
-
-
-def canvas(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Draw smooth tissue: uint8 (height, width, 3)."""
-    noise = gaussian_filter(np.random.default_rng(seed).normal(size=(height, width, 3)), (2, 2, 0))
-    return (150 + 30 * noise / noise.std()).clip(0, 255).astype(np.uint8)
-
-
-def cut(slide: np.ndarray, places: list[Place]) -> np.ndarray:
-    return np.stack([slide[y : y + SIZE, x : x + SIZE] for y, x in places])
-
 
 def overlaps(tiles: np.ndarray, least: int = 1, across: int | None = None) -> list[tuple[int, ...]]:
     def read(rows: np.ndarray) -> np.ndarray:
@@ -44,12 +31,6 @@ def overlaps(tiles: np.ndarray, least: int = 1, across: int | None = None) -> li
 
     pairs = find_overlaps(tile_hashes(tiles), block_hashes(tiles), read, least, across)
     return [tuple(pair) for pair in pairs.tolist()]
-
-
-def as_jpeg(tile: np.ndarray, **options: object) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(tile).save(file, "JPEG", **({"quality": 75} | options))
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("dy", [-80, -48, 0, 16, 32, 80])
