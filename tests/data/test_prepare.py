@@ -18,7 +18,7 @@ def test_the_table_has_labels_parts_and_rows_of_the_right_tiles(small_config: Co
     from PIL import Image
 
     data = prepare(small_config.data)
-    assert data.split_kind == "random"
+    assert data.split_kind == "overlap"
     assert data.table["split"].value_counts().to_dict() == {"train": 48, "val": 12}
     for _, tile in data.table.sample(5, random_state=0).iterrows():
         expected = np.asarray(Image.open(tile_folder / str(tile["label"]) / f"{tile['id']}.png"))

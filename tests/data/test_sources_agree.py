@@ -50,7 +50,7 @@ def test_three_layouts_of_the_same_tiles_give_the_same_table(overrides: dict[str
     assert data["pcam"].table["split"].value_counts().to_dict() == {"train": 24, "val": 12, "test": 12}
 
 
-@pytest.mark.parametrize(("kind", "split"), [("kaggle", "random"), ("folder", "random"), ("pcam", "given")])
+@pytest.mark.parametrize(("kind", "split"), [("kaggle", "overlap"), ("folder", "overlap"), ("pcam", "given")])
 def test_each_layout_trains(kind: str, split: str, overrides: dict[str, list[str]], tmp_path: Path) -> None:
     assert main(["train", *overrides[kind], f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     recorded = json.loads((tmp_path / "run/metrics.json").read_text())

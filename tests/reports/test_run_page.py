@@ -247,11 +247,11 @@ def test_the_card_knows_the_limits_of_the_run() -> None:
     val = {"ece": {"value": 0.2}}
     random = known_limits({"split": "random", "slides": 0, "tiles": tiles, "val": val}, {"data": {"source": "kaggle"}})
     text = " ".join(random)
-    for said in ("slides are unknown", "10% of the tiles", "0.200 apart", "no test part"):
+    for said in ("on other slides was not measured", "10% of the tiles", "0.200 apart", "no test part"):
         assert said in text
     test = {"split": "slide", "slides": 8, "tiles": {"test": tiles["val"]}, "test": {"ece": {"value": 0.01}}}
     text = " ".join(known_limits(test, {"data": {"source": "synthetic"}}))
     assert "synthetic" in text
     assert "Only 8 slides" in text
-    for absent in ("slides are unknown", "apart", "no test part"):
+    for absent in ("on other slides was not measured", "apart", "no test part"):
         assert absent not in text

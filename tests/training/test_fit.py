@@ -62,7 +62,7 @@ def test_every_file_of_the_run_directory_is_there(finished: Path) -> None:
 
 def test_metrics_are_complete_and_agree_with_the_predictions(finished: Path) -> None:
     found = json.loads((finished / "metrics.json").read_text())
-    assert (found["status"], found["reason"], found["split"]) == ("completed", None, "random")
+    assert (found["status"], found["reason"], found["split"]) == ("completed", None, "overlap")
     for part in ("val", "test"):
         table = pd.read_csv(finished / "predictions" / f"{part}.csv", dtype={"id": str, "score": np.float32})
         assert list(table.columns) == ["id", "label", "group", "cluster", "logit", "score"]
