@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,12 @@ from untrained_runs import untrained_run
 
 from histolight.config.compose import saved_config, typed
 from histolight.inference.networks import load_classifier, tile_scorer
+from histolight.slides.grid import in_blocks, lay_grid, tile_batches
+from histolight.slides.reader import open_slide
 
 SIDE = 1122  # pixels: a block of 16 x 16 tiles of a 20x slide
 BLOCKS = 40
-NETWORK_TILES = 2048
+BATCHES = 8  # of the run's own size, alone and from the slide
 
 
 def made(side: int, mpp: float, radius: float) -> MadeSlide:
@@ -84,36 +87,36 @@ def memory(folder: Path) -> None:
         path.unlink()
 
 
-def network_alone(run: Path) -> tuple[float, float]:
-    """Tiles per second and per CPU second of the run's network on one resident batch of its own size."""
-    config = typed(saved_config(run))
-    score = tile_scorer([load_classifier(run)], config.trainer)
-    size = config.data.image_size
-    batch = torch.randint(0, 256, (config.data.batch_size, size, size, 3), dtype=torch.uint8)
-    score(batch)
-    begun, cpu = time.perf_counter(), time.process_time()
-    for _ in range(NETWORK_TILES // len(batch)):
-        score(batch)
-    return NETWORK_TILES / (time.perf_counter() - begun), NETWORK_TILES / (time.process_time() - cpu)
+def timed(batches: Iterable[torch.Tensor], score: Callable[[torch.Tensor], np.ndarray]) -> np.ndarray:
+    """Score batches; return tiles, seconds and CPU seconds, those of reader threads included."""
+    begun, cpu, tiles = time.perf_counter(), time.process_time(), 0
+    for batch in batches:
+        tiles += len(score(batch))
+    return np.array([tiles, time.perf_counter() - begun, time.process_time() - cpu])
 
 
 def speed(folder: Path, run: Path) -> None:
     print_row = csv_printer("what", "tiles", "tiles_per_second", "tiles_per_cpu_second")
-    counts, costs = [], []
-    for side in (2500, 8000):
-        before = network_alone(run)
-        print_row("network alone", NETWORK_TILES, f"{before[0]:.1f}", f"{before[1]:.1f}")
-        slides = folder / str(side)
-        slides.mkdir()
-        made(side, 0.4, 0.48 * side).write(slides / "made.tif")
-        words = [f"run={run}", "data=slides", f"data.root={slides}", f"hydra.run.dir={folder / f'out{side}'}"]
-        seconds, cpu, _ = command(*words)
-        counts.append(int(pd.read_csv(folder / f"out{side}" / "slides.csv")["tiles"][0]))
-        costs.append((seconds, cpu))
-        print_row("whole command", counts[-1], f"{counts[-1] / seconds:.1f}", f"{counts[-1] / cpu:.1f}")
-    more = counts[1] - counts[0]
-    rates = [more / (large - small) for small, large in zip(*costs, strict=True)]
-    print_row("whole command, each further tile", more, f"{rates[0]:.1f}", f"{rates[1]:.1f}")
+    slides = folder / "slides"
+    slides.mkdir()
+    path = made(2500, 0.4, 1200).write(slides / "made.tif")
+    config = typed(saved_config(run))
+    score = tile_scorer([load_classifier(run)], config.trainer)
+    slide, size = open_slide(path), config.data.batch_size
+    grid = lay_grid(slide, 0.972, 0.1, config.data.image_size, 32)
+    cells = in_blocks(np.argwhere(np.ones((grid.rows, grid.columns), bool)))[: size * BATCHES]
+    resident = torch.from_numpy(next(tile_batches(slide, grid, cells, size)))
+    score(resident)
+    streamed = map(torch.from_numpy, tile_batches(slide, grid, cells, size))
+    before = timed([resident] * (BATCHES // 2), score)
+    from_slide = timed(streamed, score)
+    alone = before + timed([resident] * (BATCHES // 2), score)
+    for what, (tiles, seconds, cpu) in (("network alone", alone), ("network on tiles from a slide", from_slide)):
+        print_row(what, int(tiles), f"{tiles / seconds:.1f}", f"{tiles / cpu:.1f}")
+    words = [f"run={run}", "data=slides", f"data.root={slides}", f"hydra.run.dir={folder / 'out'}"]
+    seconds, cpu, _ = command(*words)
+    tiles = int(pd.read_csv(folder / "out" / "slides.csv")["tiles"][0])
+    print_row("whole command", tiles, f"{tiles / seconds:.1f}", f"{tiles / cpu:.1f}")
 
 
 def main() -> None:

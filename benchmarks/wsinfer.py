@@ -13,6 +13,7 @@ its command, which asks the network for its list of models before it reads its a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("slide", type=Path)
     parser.add_argument("python", help="the Python of an environment with wsinfer")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(sys.stderr):
         folder = Path(name)
         (folder / "slides").mkdir()
         shutil.copy(arguments.slide, folder / "slides")
