@@ -82,7 +82,9 @@ def parse_request(overrides: Sequence[str]) -> tuple[PredictConfig, SlidesConfig
     members = members_of(folders, None if best is None else int(best)) if folders else [read_path(values["run"])]
     request = predict_config(members, others, tta, mean, values.get("hydra.run.dir"))
     own = [key for key in values if key.startswith("slides.")]
-    if request.config.data.source == "slides":
+    from histolight.data.sources import find_kind  # imports pandas
+
+    if find_kind(request.config.data.source).whole_slides:
         return request, typed_section(SlidesConfig, values, "slides.")
     if own:
         raise RequestError(f"{own[0]}= is for whole slides: add data=slides data.root=FOLDER")

@@ -38,7 +38,7 @@ def test_every_kind_has_its_yaml_and_only_its_own_module_names_it() -> None:
     assert [name for name in source_names() if is_artificial(name)] == ["synthetic"]
     assert not is_artificial("of another version")
     assert not is_artificial(None)
-    compared = re.compile(rf"[=!]= ?[\"']({'|'.join(source_names())})[\"']|source in \(")
+    compared = re.compile(rf"source ?[=!]= ?[\"']({'|'.join(source_names())})[\"']|source in \(")
     for path in package.rglob("*.py"):
         if path.parent.name != "sources" and path.name != "keys.py":
             assert not compared.search(path.read_text(encoding="utf-8")), path

@@ -44,7 +44,7 @@ def contents(data: PreparedData) -> pd.DataFrame:
 def test_three_layouts_of_the_same_tiles_give_the_same_table(overrides: dict[str, list[str]]) -> None:
     data = {kind: prepare(typed(compose_config(values)).data) for kind, values in overrides.items()}
     for found in data.values():
-        assert list(found.table.columns) == ["id", "label", "group", "split", "row"]
+        assert list(found.table.columns) == ["id", "label", "group", "cluster", "split", "row", "pixels", "luma"]
         pd.testing.assert_series_equal(found.table.dtypes, data["kaggle"].table.dtypes)
         pd.testing.assert_frame_equal(contents(found), contents(data["kaggle"]))
     assert data["pcam"].table["split"].value_counts().to_dict() == {"train": 24, "val": 12, "test": 12}

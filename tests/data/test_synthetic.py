@@ -50,7 +50,8 @@ def test_both_classes_on_every_slide_in_different_parts(source):
 
 
 def test_the_split_is_by_slide(source):
-    parts, kind = make_split(source.table, DataConfig())
+    table = source.table.assign(cluster=source.table["group"])
+    parts, kind = make_split(table, DataConfig())
     assert kind == "slide"
     assert (source.table.assign(part=parts).groupby("group")["part"].nunique() == 1).all()
 

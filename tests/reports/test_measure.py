@@ -40,7 +40,7 @@ def test_a_part_is_measured_at_one_half_and_at_the_threshold() -> None:
         called = table["score"] > threshold
         assert found[name]["accuracy"].value == reference.accuracy_score(table["label"], called)
         assert found[name]["sensitivity"].value == reference.recall_score(table["label"], called)
-    slides = measure_part("test", table.assign(group=[f"s{row % 30}" for row in range(120)]), 0.3)
+    slides = measure_part("test", table.assign(cluster=[f"s{row % 30}" for row in range(120)]), 0.3)
     assert slides["test"]["auroc"].method != found["test"]["auroc"].method
 
 

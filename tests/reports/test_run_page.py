@@ -55,7 +55,7 @@ def measured(directory: Path, **metrics: object) -> Path:
     """Give a fake run the figures of its predictions."""
     found: dict[str, object] = {"threshold": 0.25}
     for path in sorted((directory / "predictions").glob("*.csv")):
-        found |= measure_part(path.stem, pd.read_csv(path), 0.25)
+        found |= measure_part(path.stem, runs.read_predictions(path), 0.25)
     runs.update_metrics(directory, **found, **metrics)
     return directory
 

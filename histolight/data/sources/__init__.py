@@ -33,6 +33,7 @@ class Kind:
         unlabelled_apart: Whether the tiles to predict lie in another ``data.root`` than the labelled ones.
         artificial: Whether the tiles are of no tissue: training on them starts from random weights, and figures on them
             say nothing about tissue.
+        whole_slides: Whether it has whole slides, which are cut into tiles while they are scored.
     """
 
     load: Callable[[DataConfig], Source] | None
@@ -42,6 +43,7 @@ class Kind:
     needs_root: bool = True
     unlabelled_apart: bool = False
     artificial: bool = False
+    whole_slides: bool = False
 
 
 def source_names() -> list[str]:

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from histolight.data.sources import Kind
 
-KIND = Kind(load=None, unlabelled_apart=True)
+KIND = Kind(load=None, unlabelled_apart=True, whole_slides=True)
