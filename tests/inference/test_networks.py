@@ -122,7 +122,7 @@ def test_what_was_cut_short_goes_on_to_the_same_bits(members, pixels, tmp_path) 
     data = (tmp_path / "whole").read_bytes()
     record = 4 * 4 * 2 + 4  # four tiles, two members, CRC-32
     np.testing.assert_array_equal(whole, predicted(classifiers, pixels, "flips"))
-    torn = {"nothing": b"", "header": data[:3], "one batch": data[: 8 + record], "torn": data[: 8 + record + 5]}
+    torn = {"header": data[:8], "one batch": data[: 8 + record], "torn": data[: 8 + record + 5]}
     torn["flipped bit"] = data[: 8 + record] + bytes([data[8 + record] ^ 1]) + data[9 + record :]
     torn["zeros"] = data[: 8 + record].ljust(len(data), b"\0")
     for name, beginning in torn.items():

@@ -15,7 +15,7 @@ from odd_names import overrides, write_tiles
 
 from histolight import cli, files, runs
 from histolight.errors import RequestError
-from histolight.sweeps import sweep as sweeps
+from histolight.sweeps import launch
 from histolight.sweeps.points import Point
 from histolight.sweeps.sweep import run_sweep
 from histolight.training.callbacks import RunCheckpoint
@@ -200,7 +200,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[int]:
             runs.update_metrics(point.directory, status="failed", reason="as asked")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweeps, "_train_and_record", train)
+    monkeypatch.setattr(launch, "_train_and_record", train)
     return failing
 
 

@@ -155,6 +155,12 @@ def functions(place: Path) -> dict[str, Callable[[], Any]]:
         "predictions": lambda: histolight.load_run(place / "run").predictions(),
         "config": lambda: histolight.load_run(place / "run").config,
         "load_tiles": lambda: histolight.load_tiles([*data, "data.cache=new"]),
+        "evaluate": lambda: histolight.evaluate(place / "run", directory="evaluation"),
+        "predict": lambda: histolight.predict(
+            place / "run", ["data=folder", f"data.root={place / 'tiles' / '0'}"], directory="prediction"
+        ),
+        "explain": lambda: histolight.explain(place / "run", tiles=1, directory="explanation"),
+        "export": lambda: histolight.export(place / "run", directory="export"),
     }
 
 
@@ -163,7 +169,21 @@ def test_every_function_of_the_api_is_looked_at(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "sweep", "compare", "load_run", "classifier", "predictions", "config", "load_tiles"]
+    "name",
+    [
+        "train",
+        "sweep",
+        "compare",
+        "load_run",
+        "classifier",
+        "predictions",
+        "config",
+        "load_tiles",
+        "evaluate",
+        "predict",
+        "explain",
+        pytest.param("export", marks=pytest.mark.slow),
+    ],
 )
 def test_the_process_is_as_it_was(name: str, place: Path, callers_settings: Lines) -> None:
     before = picture()

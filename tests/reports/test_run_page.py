@@ -179,7 +179,7 @@ def test_an_evaluation_has_a_page_too(tmp_path: Path) -> None:
     assert words.text.startswith("Evaluation evaluation")
     assert "On 200 other tiles densenet121 finds tumour" in words.text
     assert "The epoch was chosen" not in words.text
-    assert "Their slides are unknown: the interval takes tiles for independent" in words.text
+    assert "Their slides are unknown: the interval knows tiles that overlap but no slides" in words.text
     for said in ("test, calibrated", "0.0123", "divided by 1.4142", "flips", "outputs/runs/a", "Temperature 1.4142"):
         assert said in words.text
     assert "How it was trained" not in words.headings
