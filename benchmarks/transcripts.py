@@ -4,7 +4,8 @@
 
 Every line ``$ histolight …`` of a ``console`` block is run, in the order of the page and in one temporary folder, so
 that later commands can use what earlier ones wrote. ``NAME=VALUE`` says what a placeholder of the page stands for on
-this machine; the output shows the placeholder again. Blocks of other kinds are left alone.
+this machine; the output shows the placeholder again. ``keep=FOLDER`` runs everything there, and leaves it. Blocks of
+other kinds are left alone.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pathlib import Path
 BLOCK = re.compile(r"(?ms)^```console\n(.*?)^```$")
 
 
-def main(page: Path, places: dict[str, str]) -> int:
-    with tempfile.TemporaryDirectory() as folder:
+def main(page: Path, places: dict[str, str], keep: str | None = None) -> int:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = keep or temporary
         text = BLOCK.sub(lambda block: f"```console\n{transcript(block[1], places, folder)}```", page.read_text())
     page.write_text(text)
     return 0
@@ -55,4 +57,5 @@ def fill_in(word: str, places: dict[str, str]) -> str:
 
 if __name__ == "__main__":
     given = dict(argument.split("=", 1) for argument in sys.argv[2:])
-    sys.exit(main(Path(sys.argv[1]), {name: str(Path(value).resolve()) for name, value in given.items()}))
+    kept = given.pop("keep", None)
+    sys.exit(main(Path(sys.argv[1]), {name: str(Path(value).resolve()) for name, value in given.items()}, kept))
