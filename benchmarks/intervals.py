@@ -19,7 +19,7 @@ from populations import TOTAL, Population, draw_scores, shift_for
 from scipy.special import logit
 from verdict import add_results, done_cells
 
-from histolight.statistics.intervals import metric_intervals
+from histolight.statistics.figures import metric_intervals
 
 RESULTS = Path(__file__).with_suffix(".csv")
 TRUTH = 1_000_000

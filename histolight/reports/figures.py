@@ -14,7 +14,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocC
 
 from histolight.config.schema import CENTRE
 from histolight.errors import one_line
-from histolight.statistics.intervals import ECE_BINS
+from histolight.statistics.figures import ECE_BINS
 
 INK, ACCENT, PALE, QUIET = "#1f2933", "#8a2b6e", "#c9ced6", "#5b6672"
 CURVE: dict[str, Any] = {"color": ACCENT, "linewidth": 2}

@@ -13,7 +13,7 @@ from scipy.special import expit
 from histolight.data.pack import Tiles
 from histolight.reports import figures
 from histolight.reports.parts import interval_text, save_figure
-from histolight.statistics.figures import FIGURES, labelled_scores, measure_figures, names_of
+from histolight.statistics.figures import FIGURES, metric_intervals, names_of
 from histolight.statistics.intervals import Interval
 
 WORST = 32  # tiles in the figure of the worst calls
@@ -39,7 +39,7 @@ def predictions_table(part: pd.DataFrame, rows: np.ndarray, logits: np.ndarray) 
 def intervals(table: pd.DataFrame, threshold: float) -> dict[str, Interval]:
     """Measure a table of predictions at a threshold, each figure with its interval."""
     logits, labels, clusters = (table[name].to_numpy() for name in ("logit", "label", "cluster"))
-    return measure_figures(labelled_scores(logits, labels, threshold, clusters))
+    return metric_intervals(logits, labels, threshold, clusters)
 
 
 def measure_part(part: str, table: pd.DataFrame, threshold: float) -> dict[str, dict[str, Interval]]:

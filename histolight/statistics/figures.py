@@ -1,19 +1,41 @@
 """The figures of merit, in one table: whoever measures, compares, draws or tabulates them reads it.
 
-A new figure of merit is one entry of :data:`FIGURES`.
+A new figure of merit is one entry of :data:`FIGURES`: what people call it, what it depends on, its direction, and the
+function that measures it with its interval. ``docs/statistics.md`` has the coverage of each interval.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from histolight.statistics.intervals import Interval, check_scores, metric_intervals
+from histolight.statistics.clusters import (
+    Clusters,
+    clustered_variance,
+    find_clusters,
+    lack_of_clusters,
+    scarcer_clusters,
+)
+from histolight.statistics.intervals import (
+    Bools,
+    Interval,
+    auroc_interval,
+    check_scores,
+    last_of_ties,
+    logit_interval,
+    mean_interval,
+    no_interval,
+    proportion_interval,
+)
+
+ECE_BINS = 15
 
 Basis = Literal["order", "calls", "scores"]
 
@@ -27,22 +49,147 @@ class LabelledScores:
         positive: (N,) bool, both classes present.
         threshold: A tile is called positive when its score is above it.
         groups: (N,) slide of each tile, missing where unknown; or None.
+        level: Confidence level of the intervals.
     """
 
     logits: npt.NDArray[np.float32]
-    positive: npt.NDArray[np.bool_]
+    positive: Bools
     threshold: float
     groups: npt.ArrayLike | None
+    level: float
 
-    @property
+    @cached_property
     def scores(self) -> npt.NDArray[np.float32]:
         """(N,) the sigmoid of the logits."""
         return expit(self.logits)
 
     @property
-    def called(self) -> npt.NDArray[np.bool_]:
+    def called(self) -> Bools:
         """(N,) which tiles are called positive."""
         return self.scores > np.float32(self.threshold)
+
+    @property
+    def right(self) -> Bools:
+        """(N,) which calls are right."""
+        return self.called == self.positive
+
+    @cached_property
+    def clusters(self) -> Clusters:
+        """Which tiles were sampled together."""
+        return find_clusters(self.groups, len(self.positive))
+
+
+def auroc(tiles: LabelledScores) -> Interval:
+    """Measure the AUROC."""
+    return auroc_interval(tiles.scores, tiles.positive, tiles.groups, tiles.level)
+
+
+def accuracy(tiles: LabelledScores) -> Interval:
+    """Measure the share of right calls."""
+    return _share_right(tiles, "")
+
+
+def sensitivity(tiles: LabelledScores) -> Interval:
+    """Measure the share of right calls among positive tiles."""
+    return _share_right(tiles, "positive")
+
+
+def specificity(tiles: LabelledScores) -> Interval:
+    """Measure the share of right calls among negative tiles."""
+    return _share_right(tiles, "negative")
+
+
+def _share_right(tiles: LabelledScores, name: str) -> Interval:
+    members = {"": np.ones_like(tiles.positive), "positive": tiles.positive, "negative": ~tiles.positive}[name]
+    return proportion_interval(tiles.right, members, tiles.clusters, name, tiles.level)
+
+
+def f1(tiles: LabelledScores) -> Interval:
+    """Measure F1 = 2 J / (1 + J), with the interval of the proportion J = TP / (TP + FP + FN)."""
+    overlap = proportion_interval(tiles.right, tiles.positive | tiles.called, tiles.clusters, "positive", tiles.level)
+    value, low, high = (2 * share / (1 + share) for share in (overlap.value, overlap.low, overlap.high))
+    return replace(overlap, value=value, low=low, high=high)
+
+
+def negative_log_likelihood(tiles: LabelledScores) -> Interval:
+    """Measure the mean binary cross-entropy in nats, unweighted."""
+    loss = np.logaddexp(0, np.where(tiles.positive, -1.0, 1.0) * tiles.logits.astype(np.float64))
+    return mean_interval(loss, tiles.groups, tiles.level)
+
+
+def balanced_accuracy(tiles: LabelledScores) -> Interval:
+    """Measure the balanced accuracy, with an interval from those of sensitivity and specificity.
+
+    Zou and Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27 (2008),
+    1693-1702.
+    """
+    sensitivity, specificity = _share_right(tiles, "positive"), _share_right(tiles, "negative")
+    right, positive, clusters = tiles.right, tiles.positive, tiles.clusters
+    value = (sensitivity.value + specificity.value) / 2
+    for part in (sensitivity, specificity):
+        if part.method == "none":
+            return no_interval(value, part.note)
+    together = _correlation(right, positive, clusters)
+
+    def half(*sides: float) -> float:
+        a, b = sides
+        return math.sqrt(a**2 + b**2 + 2 * together * a * b) / 2
+
+    low = value - half(sensitivity.value - sensitivity.low, specificity.value - specificity.low)
+    high = value + half(sensitivity.high - sensitivity.value, specificity.high - specificity.value)
+    return Interval(value, max(low, 0.0), min(high, 1.0), "mover", clusters.note)
+
+
+def _correlation(right: Bools, positive: Bools, clusters: Clusters) -> float:
+    """Correlation of sensitivity and specificity over slides, at least 0; 0 where tiles are independent."""
+    sums = []
+    for members in (positive, ~positive):
+        deviations = (right[members] - right[members].mean()) / np.count_nonzero(members)
+        sums.append(np.bincount(clusters.codes[members], deviations, minlength=int(clusters.codes.max()) + 1))
+    size = math.sqrt(float(sums[0] @ sums[0]) * float(sums[1] @ sums[1]))
+    return min(max(float(sums[0] @ sums[1]) / size, 0.0), 1.0) if size > 0 else 0.0
+
+
+def average_precision(tiles: LabelledScores) -> Interval:
+    """Measure the average precision, linearised, with an interval on the logit scale."""
+    scores, positive, clusters = tiles.scores, tiles.positive, tiles.clusters
+    order = np.argsort(-scores, kind="stable")
+    ranked, codes = positive[order], clusters.codes[order]
+    ends = last_of_ties(scores[order])
+    block = np.searchsorted(ends, np.arange(len(ranked)))  # of equal scores
+    above = ends + 1.0
+    true = np.cumsum(ranked)[ends].astype(np.float64)
+    precision, gain = true / above, np.diff(true, prepend=0.0)
+    total = float(ranked.sum())
+    value = float(gain @ precision / total)
+    if lack := lack_of_clusters(positive, clusters):
+        return no_interval(value, lack)
+    # The derivative by the weight of each tile: its own precision, and what it does to every precision from it on.
+    later = np.cumsum((gain / above)[::-1])[::-1]
+    later_precision = np.cumsum((gain * precision / above)[::-1])[::-1]
+    influence = (ranked * (precision[block] + later[block] - value) - later_precision[block]) / total
+    # Half of what is lost counts against the positive tile, half against the negative tiles above it.
+    blame = np.where(ranked, 1 - precision[block], later[block]) / 2 / total
+    low, high = logit_interval(
+        value,
+        clustered_variance(influence, codes),
+        scarcer_clusters(positive, clusters) - 1,
+        float(np.bincount(codes, weights=blame).max()),
+        tiles.level,
+    )
+    if math.isnan(low):
+        return no_interval(value, "no interval: the precision does not vary from tile to tile")
+    return Interval(value, low, high, "linearised", clusters.note)
+
+
+def calibration_error(tiles: LabelledScores) -> Interval:
+    """Measure the ECE, without an interval: it is larger than the true one, the more so the fewer tiles."""
+    scores, positive = tiles.scores, tiles.positive
+    edges = np.linspace(0, 1, ECE_BINS + 1, dtype=np.float32)
+    bins = np.minimum(np.searchsorted(edges, scores, side="right") - 1, ECE_BINS - 1)
+    gaps = np.bincount(bins, weights=scores.astype(np.float64) - positive, minlength=ECE_BINS)
+    value = float(np.abs(gaps).sum() / len(scores))
+    return no_interval(value, "no interval: an ECE is larger than the true one, the more so the fewer tiles")
 
 
 @dataclass(frozen=True)
@@ -54,29 +201,29 @@ class FigureOfMerit:
         heading: What people call it.
         basis: What it depends on: the ``order`` of the scores alone, the ``calls`` at a threshold, or the ``scores``
             themselves. A temperature changes neither order nor calls at 0.5; only calls need a threshold.
+        measure: Computes it, with its interval.
         higher_is_better: Its direction.
-        measure: Computes it, with its interval; None where :func:`metric_intervals` does so, for several at once.
     """
 
     name: str
     heading: str
     basis: Basis
+    measure: Callable[[LabelledScores], Interval]
     higher_is_better: bool = True
-    measure: Callable[[LabelledScores], Interval] | None = None
 
 
 FIGURES = {
     figure.name: figure
     for figure in (
-        FigureOfMerit("auroc", "AUROC", "order"),
-        FigureOfMerit("average_precision", "average precision", "order"),
-        FigureOfMerit("accuracy", "accuracy", "calls"),
-        FigureOfMerit("balanced_accuracy", "balanced accuracy", "calls"),
-        FigureOfMerit("f1", "F1", "calls"),
-        FigureOfMerit("sensitivity", "sensitivity", "calls"),
-        FigureOfMerit("specificity", "specificity", "calls"),
-        FigureOfMerit("nll", "NLL", "scores", higher_is_better=False),
-        FigureOfMerit("ece", "ECE", "scores", higher_is_better=False),
+        FigureOfMerit("auroc", "AUROC", "order", auroc),
+        FigureOfMerit("average_precision", "average precision", "order", average_precision),
+        FigureOfMerit("accuracy", "accuracy", "calls", accuracy),
+        FigureOfMerit("balanced_accuracy", "balanced accuracy", "calls", balanced_accuracy),
+        FigureOfMerit("f1", "F1", "calls", f1),
+        FigureOfMerit("sensitivity", "sensitivity", "calls", sensitivity),
+        FigureOfMerit("specificity", "specificity", "calls", specificity),
+        FigureOfMerit("nll", "NLL", "scores", negative_log_likelihood, higher_is_better=False),
+        FigureOfMerit("ece", "ECE", "scores", calibration_error, higher_is_better=False),
     )
 }
 
@@ -90,30 +237,29 @@ def names_of(*bases: Basis) -> list[str]:
     return [figure.name for figure in FIGURES.values() if figure.basis in bases]
 
 
-def labelled_scores(
-    logits: npt.ArrayLike, labels: npt.ArrayLike, threshold: float = 0.5, groups: npt.ArrayLike | None = None
-) -> LabelledScores:
-    """Check logits and labels, each (N,), and put them together.
+def metric_intervals(
+    logits: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    threshold: float = 0.5,
+    groups: npt.ArrayLike | None = None,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Measure every figure of :data:`FIGURES`, with its interval.
+
+    Args:
+        logits: (N,) float.
+        labels: (N,) 0 or 1.
+        threshold: A tile is called positive when its score, the float32 sigmoid of its logit, is above it.
+        groups: (N,) slide of each tile; missing values are clusters of their own.
+        level: Confidence level.
 
     Raises:
         RequestError: Lengths differ, a label is neither 0 nor 1, or one class is missing.
         HistolightError: A logit is NaN or infinite.
+
+    >>> metric_intervals([-2.0, -1.0, 1.0, 0.5], [0, 0, 1, 1])["auroc"].value
+    1.0
     """
     values, positive = check_scores(logits, labels)
-    return LabelledScores(values.astype(np.float32), positive, threshold, groups)
-
-
-def measure_figures(tiles: LabelledScores) -> dict[str, Interval]:
-    """Measure every figure of :data:`FIGURES`, with its interval.
-
-    Args:
-        tiles: From :func:`labelled_scores`.
-
-    >>> measured = measure_figures(labelled_scores([-2.0, -1.0, 1.0, 0.5], [0, 0, 1, 1]))
-    >>> list(measured) == list(FIGURES), measured["auroc"].value
-    (True, 1.0)
-    """
-    together = metric_intervals(tiles.logits, tiles.positive, tiles.threshold, tiles.groups)
-    return {
-        name: together[name] if figure.measure is None else figure.measure(tiles) for name, figure in FIGURES.items()
-    }
+    tiles = LabelledScores(values.astype(np.float32), positive, threshold, groups, level)
+    return {name: figure.measure(tiles) for name, figure in FIGURES.items()}

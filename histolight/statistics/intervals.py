@@ -7,7 +7,7 @@ that takes them for independent is too short. ``docs/statistics.md`` has the met
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,6 @@ from histolight.statistics.clusters import (
 Array = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-ECE_BINS = 15
 SMALLEST_VARIANCE = 1e-26  # the smallest step of an AUROC of 10^5 tiles a class is 1e-10; below this lies rounding
 
 
@@ -199,7 +198,7 @@ def auroc_interval(
     components = structural_components(values, positive)
     auroc = float(components[positive].mean())
     if lack := lack_of_clusters(positive, clusters):
-        return _no_interval(auroc, lack)
+        return no_interval(auroc, lack)
     if auroc in (0.0, 1.0):
         bound = ((1 - level) / 2) ** (1 / _disjoint_pairs(positive, clusters))
         low, high = (bound, 1.0) if auroc == 1 else (0.0, 1 - bound)
@@ -208,7 +207,7 @@ def auroc_interval(
     hardest = hardest_share(components[None], positive, clusters)[0] if clusters.slides else 0.0
     low, high = logit_interval(auroc, variance, scarcer_clusters(positive, clusters) - 1, hardest, level)
     if math.isnan(low):
-        return _no_interval(auroc, "no interval: the scores do not vary from tile to tile")
+        return no_interval(auroc, "no interval: the scores do not vary from tile to tile")
     return Interval(auroc, low, high, "obuchowski" if clusters.slides else "delong", clusters.note)
 
 
@@ -245,7 +244,8 @@ def t_quantile(share: float, freedom: float) -> float:
     return float(special.stdtrit(freedom, share))
 
 
-def _no_interval(value: float, reason: str) -> Interval:
+def no_interval(value: float, reason: str) -> Interval:
+    """Give a figure without an interval, and the reason why it has none."""
     return Interval(value, math.nan, math.nan, "none", reason)
 
 
@@ -277,7 +277,7 @@ def proportion_interval(
     if not clusters.slides:
         return Interval(share, *_clopper_pearson(share, tiles, level), "clopper-pearson", clusters.note)
     if lack := lack_of(name, codes, clusters):
-        return _no_interval(share, lack)
+        return no_interval(share, lack)
     size = n_eff = effective_clusters(codes)
     if 0 < share < 1:
         variance = max(clustered_variance((values - share) / tiles, codes), share * (1 - share) / tiles)
@@ -310,10 +310,10 @@ def mean_interval(values: npt.ArrayLike, groups: npt.ArrayLike | None = None, le
     clusters = find_clusters(groups, len(numbers))
     mean = float(numbers.mean())
     if lack := lack_of("", clusters.codes, clusters):
-        return _no_interval(mean, lack)
+        return no_interval(mean, lack)
     variance = clustered_variance((numbers - mean) / len(numbers), clusters.codes)
     if not variance > max(SMALLEST_VARIANCE, 1e-24 * mean**2):
-        return _no_interval(mean, "no interval: the values do not vary")
+        return no_interval(mean, "no interval: the values do not vary")
     tail = (1 + level) / 2
     n_eff = effective_clusters(clusters.codes)
     variance *= (t_quantile(tail, n_eff - 1) / float(special.ndtri(tail))) ** 2
@@ -325,120 +325,3 @@ def mean_interval(values: npt.ArrayLike, groups: npt.ArrayLike | None = None, le
 
 def _gamma_quantile(share: float, mean: float, variance: float) -> float:
     return float(special.gammaincinv(mean**2 / variance, share)) * variance / mean
-
-
-def metric_intervals(
-    logits: npt.ArrayLike,
-    labels: npt.ArrayLike,
-    threshold: float = 0.5,
-    groups: npt.ArrayLike | None = None,
-    level: float = 0.95,
-) -> dict[str, Interval]:
-    """Every figure of ``metrics.classification_metrics`` with its interval.
-
-    AUROC: :func:`auroc_interval`. Accuracy, sensitivity and specificity: :func:`proportion_interval`. F1: the same of
-    J = TP / (TP + FP + FN), as F1 = 2 J / (1 + J). Balanced accuracy: from the intervals of sensitivity and specificity
-    (Zou and Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27 (2008),
-    1693-1702). Average precision: linearised, on the logit scale. NLL: :func:`mean_interval`. ECE: none, as it is
-    larger than the true one by an amount that depends on the number of tiles.
-
-    Args:
-        logits: (N,) float.
-        labels: (N,) 0 or 1.
-        threshold: A tile is called positive when its score, the float32 sigmoid of its logit, is above it.
-        groups: (N,) slide of each tile; missing values are clusters of their own.
-        level: Confidence level.
-    """
-    values, positive = check_scores(logits, labels)
-    values = values.astype(np.float32)
-    scores = special.expit(values)
-    clusters = find_clusters(groups, len(values))
-    called = scores > np.float32(threshold)
-    right, everything = called == positive, np.ones_like(positive)
-    sensitivity = proportion_interval(right, positive, clusters, "positive", level)
-    specificity = proportion_interval(right, ~positive, clusters, "negative", level)
-    overlap = proportion_interval(right, positive | called, clusters, "positive", level)
-    loss = np.logaddexp(0, np.where(positive, -1.0, 1.0) * values.astype(np.float64))
-    return {
-        "auroc": auroc_interval(scores, positive, groups, level),
-        "average_precision": _average_precision_interval(scores, positive, clusters, level),
-        "accuracy": proportion_interval(right, everything, clusters, "", level),
-        "balanced_accuracy": _balanced_interval(sensitivity, specificity, right, positive, clusters),
-        "f1": replace(overlap, value=_f1(overlap.value), low=_f1(overlap.low), high=_f1(overlap.high)),
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "nll": mean_interval(loss, groups, level),
-        "ece": _no_interval(
-            _calibration_error(scores, positive),
-            "no interval: an ECE is larger than the true one, the more so the fewer tiles",
-        ),
-    }
-
-
-def _f1(overlap: float) -> float:
-    return 2 * overlap / (1 + overlap)
-
-
-def _balanced_interval(
-    sensitivity: Interval, specificity: Interval, right: Bools, positive: Bools, clusters: Clusters
-) -> Interval:
-    value = (sensitivity.value + specificity.value) / 2
-    for part in (sensitivity, specificity):
-        if part.method == "none":
-            return _no_interval(value, part.note)
-    together = _correlation(right, positive, clusters)
-
-    def half(*sides: float) -> float:
-        a, b = sides
-        return math.sqrt(a**2 + b**2 + 2 * together * a * b) / 2
-
-    low = value - half(sensitivity.value - sensitivity.low, specificity.value - specificity.low)
-    high = value + half(sensitivity.high - sensitivity.value, specificity.high - specificity.value)
-    return Interval(value, max(low, 0.0), min(high, 1.0), "mover", clusters.note)
-
-
-def _correlation(right: Bools, positive: Bools, clusters: Clusters) -> float:
-    """Correlation of sensitivity and specificity over slides, at least 0; 0 where tiles are independent."""
-    sums = []
-    for members in (positive, ~positive):
-        deviations = (right[members] - right[members].mean()) / np.count_nonzero(members)
-        sums.append(np.bincount(clusters.codes[members], deviations, minlength=int(clusters.codes.max()) + 1))
-    size = math.sqrt(float(sums[0] @ sums[0]) * float(sums[1] @ sums[1]))
-    return min(max(float(sums[0] @ sums[1]) / size, 0.0), 1.0) if size > 0 else 0.0
-
-
-def _average_precision_interval(scores: npt.NDArray, positive: Bools, clusters: Clusters, level: float) -> Interval:
-    order = np.argsort(-scores, kind="stable")
-    ranked, codes = positive[order], clusters.codes[order]
-    ends = last_of_ties(scores[order])
-    block = np.searchsorted(ends, np.arange(len(ranked)))  # of equal scores
-    above = ends + 1.0
-    true = np.cumsum(ranked)[ends].astype(np.float64)
-    precision, gain = true / above, np.diff(true, prepend=0.0)
-    total = float(ranked.sum())
-    value = float(gain @ precision / total)
-    if lack := lack_of_clusters(positive, clusters):
-        return _no_interval(value, lack)
-    # The derivative by the weight of each tile: its own precision, and what it does to every precision from it on.
-    later = np.cumsum((gain / above)[::-1])[::-1]
-    later_precision = np.cumsum((gain * precision / above)[::-1])[::-1]
-    influence = (ranked * (precision[block] + later[block] - value) - later_precision[block]) / total
-    # Half of what is lost counts against the positive tile, half against the negative tiles above it.
-    blame = np.where(ranked, 1 - precision[block], later[block]) / 2 / total
-    low, high = logit_interval(
-        value,
-        clustered_variance(influence, codes),
-        scarcer_clusters(positive, clusters) - 1,
-        float(np.bincount(codes, weights=blame).max()),
-        level,
-    )
-    if math.isnan(low):
-        return _no_interval(value, "no interval: the precision does not vary from tile to tile")
-    return Interval(value, low, high, "linearised", clusters.note)
-
-
-def _calibration_error(scores: npt.NDArray[np.float32], positive: Bools) -> float:
-    edges = np.linspace(0, 1, ECE_BINS + 1, dtype=np.float32)
-    bins = np.minimum(np.searchsorted(edges, scores, side="right") - 1, ECE_BINS - 1)
-    gaps = np.bincount(bins, weights=scores.astype(np.float64) - positive, minlength=ECE_BINS)
-    return float(np.abs(gaps).sum() / len(scores))

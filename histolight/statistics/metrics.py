@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional import classification
 
-from histolight.statistics.figures import FIGURES, labelled_scores
-from histolight.statistics.intervals import ECE_BINS, check_scores
+from histolight.statistics.figures import metric_intervals
+from histolight.statistics.intervals import check_scores
 
 
 def classification_metrics(logits: Tensor, labels: Tensor, threshold: float = 0.5) -> dict[str, float]:
@@ -38,28 +36,8 @@ def classification_metrics(logits: Tensor, labels: Tensor, threshold: float = 0.
     >>> figures["auroc"], figures["accuracy"], figures["sensitivity"], figures["specificity"]
     (0.75, 0.75, 1.0, 0.5)
     """
-    tiles = labelled_scores(logits.detach().float().cpu().numpy(), labels.detach().cpu().numpy(), threshold)
-    logits, labels = logits.detach().float(), labels.detach().long()
-    scores = logits.sigmoid()
-    # torchmetrics gives a score of exactly 1 a sixteenth bin of its own.
-    below_one = scores.clamp(max=float(np.nextafter(np.float32(1), np.float32(0))))
-    sensitivity = classification.binary_recall(scores, labels, threshold)
-    specificity = classification.binary_specificity(scores, labels, threshold)
-    figures = {
-        "auroc": classification.binary_auroc(scores, labels, thresholds=None),
-        "average_precision": classification.binary_average_precision(scores, labels, thresholds=None),
-        "accuracy": classification.binary_accuracy(scores, labels, threshold),
-        "balanced_accuracy": (sensitivity + specificity) / 2,
-        "f1": classification.binary_f1_score(scores, labels, threshold),
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "nll": F.binary_cross_entropy_with_logits(logits, labels.float()),
-        "ece": classification.binary_calibration_error(below_one, labels, n_bins=ECE_BINS, norm="l1"),
-    }
-    return {
-        name: float(figures[name]) if figure.measure is None else figure.measure(tiles).value
-        for name, figure in FIGURES.items()
-    }
+    measured = metric_intervals(logits.detach().float().cpu().numpy(), labels.detach().cpu().numpy(), threshold)
+    return {name: figure.value for name, figure in measured.items()}
 
 
 def best_threshold(scores: Tensor, labels: Tensor) -> float:

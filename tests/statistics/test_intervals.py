@@ -10,11 +10,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from histolight.errors import HistolightError, RequestError
 from histolight.statistics.clusters import find_clusters
+from histolight.statistics.figures import metric_intervals
 from histolight.statistics.intervals import (
     auroc_interval,
     auroc_with_variance,
     mean_interval,
-    metric_intervals,
     proportion_interval,
     structural_components,
 )
