@@ -20,7 +20,9 @@ COMMAND = re.compile(r"(?:\$ |uv run (?:--\S+ \S+ )*)?histolight (\w+) ?(.*)")
 def commands(page: Path) -> list[tuple[str, list[str]]]:
     """Return the commands of a page's code blocks with their words; examples of what is refused are left out."""
     blocks = re.findall(r"(?ms)^```(?:bash|console)?\n(.*?)^```", page.read_text())
-    matches = [COMMAND.fullmatch(re.split(r"\s{2,}", line.strip())[0]) for block in blocks for line in block.splitlines()]
+    matches = [
+        COMMAND.fullmatch(re.split(r"\s{2,}", line.strip())[0]) for block in blocks for line in block.splitlines()
+    ]
     found = [(match[1], shlex.split(match[2])) for match in matches if match]
     return [(name, words) for name, words in found if not any("optimizer.lrr" in w or "densnet" in w for w in words)]
 
