@@ -17,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+BAR = re.compile(r"\w+: +\d+%\|")  # of progress
 BLOCK = re.compile(r"(?ms)^```console\n(.*?)^```$")
 
 
@@ -44,7 +45,8 @@ def transcript(block: str, places: dict[str, str], folder: str) -> str:
         output = done.stdout
         for name, value in places.items():
             output = output.replace(value, name)
-        lines += [f"$ {command}", *(line.rstrip() for line in output.splitlines())]
+        printed = [line.rstrip() for line in output.splitlines()]
+        lines += [f"$ {command}", *(line for line in printed if line and not BAR.match(line))]
     return "\n".join(lines) + "\n"
 
 
