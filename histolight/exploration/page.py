@@ -127,8 +127,8 @@ def answer(
     sentences = [f"{_count(len(table), 'tile')} {known}, {table['label'].mean():.1%} of them tumour."]
     if not slides:
         sentences.append(
-            "No slide is known: a training keeps tiles that share pixels on one side, but tiles of one slide may sit on "
-            "both. data.groups=FILE names the slides."
+            "No slide is known: a training keeps tiles that share pixels on one side, but tiles of one slide may sit "
+            "on both. data.groups=FILE names the slides."
         )
     elif lacking:
         sentences.append(f"{lacking:,} without a known slide: such tiles train, and never validate or test.")
