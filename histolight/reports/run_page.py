@@ -25,7 +25,7 @@ from histolight.statistics.slides import sensitivity_at_specificity, slide_figur
 LEADING = ("test", "val")  # the part that nothing was chosen on leads
 METHODS = {
     "delong": "DeLong's variance on the logit scale",
-    "obuchowski": "the variance over slides (Obuchowski 1997) on the logit scale",
+    "obuchowski": "the variance over slides, or groups of overlapping tiles (Obuchowski 1997), on the logit scale",
     "clopper-pearson": "Clopper-Pearson",
     "korn-graubard": "Clopper-Pearson with the effective number of tiles (Korn and Graubard 1998)",
     "mover": "from the intervals of sensitivity and specificity (Zou and Donner 2008)",
