@@ -1,8 +1,9 @@
 """How often the verdict on many rows is false, how often it speaks, and how often its intervals hold the truth.
 
 ``python benchmarks/verdict.py [--studies 2000] [--processes 1]`` simulates every cell that ``verdict.csv`` beside this
-script lacks, and adds it there. ``populations.py`` has the simulated tiles. In a cell every row has one and the same
-true AUROC, but for the first, which is ``difference`` better; a study is one set of tiles with one set of trainings.
+script lacks, and adds it there; ``verdict_summary.csv`` has the worst cells. ``populations.py`` has the simulated
+tiles. In a cell every row has one and the same true AUROC, but for the first, which is ``difference`` better; a study
+is one set of tiles with one set of trainings.
 
 Columns: ``false`` is the share of studies in which any row is called better than a row that is as good or better, and
 ``false_low`` its lower 99.9 % bound (Clopper-Pearson, one-sided); ``coverage`` the share of studies in which all
@@ -25,6 +26,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from populations import Population, draw_scores, shift_for, spread_of_shift
 from scipy import stats
 
@@ -188,6 +190,29 @@ def done_cells(path: Path, names: list[str]) -> set[tuple[str, ...]]:
         return {tuple(row[name] for name in names) for row in csv.DictReader(file)}
 
 
+def summary(results: pd.DataFrame) -> pd.DataFrame:
+    """The worst cell of each kind of population and of rows; power where the true variance would give 0.8 or more."""
+    kinds = results.assign(
+        population=np.where(results["unit"] == "slides", results["slides"].astype(str) + " slides", results["unit"])
+        + np.where(results["tumour"] > 0, ", " + results["tumour"].astype(str) + " with tumour", ""),
+        power=results["power"].where(results["known_power"] >= 0.8),
+    )
+    worst = {
+        "cells": ("studies", "size"),
+        "studies": ("studies", "min"),
+        "ranked": ("ranked", "min"),
+        "false": ("false", "max"),
+        "false_low": ("false_low", "max"),
+        "coverage": ("coverage", "min"),
+        "row_coverage": ("row_coverage", "min"),
+        "power": ("power", "min"),
+    }
+    provenance = {
+        name: (name, lambda values: " and ".join(dict.fromkeys(values))) for name in ("date", "commit", "machine")
+    }
+    return kinds.groupby(["population", "folds", "rows", "seeds"], as_index=False).agg(**worst, **provenance).round(4)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=2000)
@@ -195,3 +220,4 @@ if __name__ == "__main__":
     options = parser.parse_args()
     finished = done_cells(RESULTS, list(Cell.__dataclass_fields__))
     add_results(RESULTS, finished, cells(), simulate, options.studies, options.processes)
+    summary(pd.read_csv(RESULTS)).to_csv(RESULTS.with_stem("verdict_summary"), index=False)

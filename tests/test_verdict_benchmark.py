@@ -1,0 +1,47 @@
+"""What the simulations of the verdict found, as it is published: complete, within its bars, and summarised rightly."""
+
+import importlib.util
+import io
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def verdict():
+    sys.path.insert(0, str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("verdict_benchmark", BENCHMARKS / "verdict.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["verdict_benchmark"] = module
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(BENCHMARKS))
+
+
+def test_the_summary_is_that_of_the_results(verdict):
+    text = verdict.summary(pd.read_csv(BENCHMARKS / "verdict.csv")).to_csv(index=False)
+    published = pd.read_csv(BENCHMARKS / "verdict_summary.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(text)), published)
+
+
+def test_published_results_are_within_their_bars():
+    found = pd.read_csv(BENCHMARKS / "verdict.csv")
+    assert (found["studies"] >= 2000).all()
+    assert (found["false_low"] <= 0.05).all()
+    assert (found[["coverage", "row_coverage"]].min() >= 0.93).all()
+    # Where both classes lie in 22 slides or more, and the true variance would give a power of 0.8.
+    likely = found[(found["known_power"] >= 0.8) & (found["tumour"] == 0) & ~found["slides"].isin([3, 8])]
+    assert (likely["power"] >= 0.5).all()
+    figures = pd.read_csv(BENCHMARKS / "intervals.csv").filter(like="_coverage").drop(columns="ece_coverage")
+    assert (figures.min() >= 0.93).all()
+
+
+def test_a_cell_simulates(verdict):
+    cell = next(one for one in verdict.cells() if one.seeds == 3 and one.difference and one.slides == 22)
+    row = verdict.simulate(cell, 5)
+    assert 0 <= row["power"] <= 1
+    assert row["false_low"] <= row["false"] <= 1
