@@ -128,6 +128,7 @@ def describe(classifier: Classifier, run: str, metrics: dict[str, Any]) -> dict[
     parts = [part for part in ("val", "test") if part in metrics]
     return {
         "model": classifier.model_config.name,
+        **({"backbone": backbone} if (backbone := classifier.model_config.card) else {}),
         "classes": ["benign", "tumour"],
         "meaning": "score: probability that the centre 32x32 pixels hold tumour",
         "image_size": classifier.image_size,

@@ -53,6 +53,11 @@ def notes(ranking: Ranking) -> list[str]:
             f"{ranking.uncounted} trainings of these rows are not counted: not every ranked row has one with the same "
             "fold and seed."
         )
+    found += [
+        f"The backbone {card['url']}: licence {card['licence']}; cite {card['citation']}."
+        for card in map(json.loads, sorted({run.config["model.card"] for run in ranking.runs}))
+        if {"url", "licence", "citation"} <= card.keys()
+    ]
     if len({str(run.metrics.get("machine")) for run in ranking.runs}) > 1:
         found.append("The runs were made on different machines: their training seconds and tiles/s do not compare.")
     if len({run.metrics.get("git_commit") for run in ranking.runs}) > 1:

@@ -19,7 +19,11 @@ from histolight.statistics.verdict import FEWEST_SEEDS
 COSTS = {"parameters": "parameters", "seconds": "training s", "tiles_per_second": "tiles/s"}  # and their headings
 REPEATED = ("seed", "data.fold")
 LOGGING = ("logger.name", "logger.project", "logger.uri", "logger.offline")
-BOOKKEEPING = ("name", "run", "like", "data.cache", "trainer.profiler", *LOGGING)
+BOOKKEEPING = ("name", "run", "like", "data.cache", "trainer.profiler", "model.card", *LOGGING)
+# What a file of conf/model, or a hub's model, brings along with its name.
+OF_THE_MODEL = {
+    f"model.{key}" for key in ("architecture", "kwargs", "features", "mean", "std", "input_size", "interpolation")
+}
 NAMED_PAIRS = 4  # missing (fold, seed) pairs named in a reason
 
 Pair = tuple[int | None, int]  # fold (None for a hold-out split) and seed
@@ -126,6 +130,13 @@ def form_rows(runs: Sequence[ScoredRun], part: str, unranked: list[Unranked]) ->
 def name_rows(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     """Name rows by the keys that set them apart, ``resnet18, lr 0.001``, or by model and folder where nothing does."""
     swept = [key for key in rows[0].config if len({row.config[key] for row in rows}) > 1] if rows else []
+    models = {row.config["model.name"] for row in rows}
+    follow = {
+        key
+        for key in OF_THE_MODEL.intersection(swept)
+        if len({(row.config["model.name"], row.config[key]) for row in rows}) == len(models)
+    }
+    swept = [key for key in swept if key not in follow]
     swept.sort(key=lambda key: not key.startswith("model."))  # what one looks for first
     names = [", ".join(_part_of_name(row, key, swept) for key in swept) for row in rows]
     twice = {name for name, count in Counter(names).items() if count > 1}

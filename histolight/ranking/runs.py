@@ -200,14 +200,14 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     return {**_flatten(dataclasses.asdict(Config())), **_flatten(config)}
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list) else value
-    return flat
+def _flatten(config: dict[str, Any]) -> dict[str, Any]:
+    """Flatten sections; a list, or a value with keys of its own such as ``model.kwargs``, becomes JSON."""
+    sections = {key: value if isinstance(value, dict) else {"": value} for key, value in config.items()}
+    return {
+        f"{section}.{key}".removesuffix("."): json.dumps(value) if isinstance(value, list | dict) else value
+        for section, values in sections.items()
+        for key, value in values.items()
+    }
 
 
 def _read_predictions(

@@ -13,6 +13,7 @@ from histolight.reports.page import Cell, Table
 from histolight.statistics.clusters import FEW_SLIDES
 
 POORLY_CALIBRATED = 0.05  # ECE
+CARD = {"backbone": "url", "licence of the backbone": "licence", "citation of the backbone": "citation"}
 
 
 def model_card(metrics: dict[str, Any], config: dict[str, Any], training: dict[str, Any]) -> Table:
@@ -27,6 +28,7 @@ def model_card(metrics: dict[str, Any], config: dict[str, Any], training: dict[s
         ("intended use", "Research on the detection of metastatic tissue in histology tiles."),
         ("not for", "Diagnosis, or any decision about a patient. It is not a medical device."),
         ("network", _network(metrics, training)),
+        *_backbone(training),
         ("training", _training(metrics, training)),
         ("pixel size", _pixel_size(training)),
         ("answer", _answer(config)),
@@ -38,10 +40,20 @@ def model_card(metrics: dict[str, Any], config: dict[str, Any], training: dict[s
 def _network(metrics: dict[str, Any], config: dict[str, Any]) -> str:
     model = config.get("model", {})
     size = f", {metrics['parameters'] / 1e6:.2f} million parameters" if metrics.get("parameters") else ""
-    start = {"imagenet": "ImageNet weights", None: "random weights"}.get(
+    start = {"imagenet": "ImageNet weights", "hub": "the weights that the hub has of it", None: "random weights"}.get(
         model.get("weights"), f"{model.get('weights')}"
     )
     return f"{model.get('name')}{size}, one logit; training started from {start}." if model else ""
+
+
+def _backbone(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say what the pretrained backbone obliges to, and whether its own code was run."""
+    model = config.get("model", {})
+    card = (model.get("card") or {}) if model.get("weights") is not None else {}
+    rows = [(name, str(card[key])) for name, key in CARD.items() if card.get(key)]
+    if model.get("trust_remote_code"):
+        rows.append(("code", f"The network is built by code that came with {model.get('name')} (trust_remote_code)."))
+    return rows
 
 
 def _training(metrics: dict[str, Any], config: dict[str, Any]) -> str:

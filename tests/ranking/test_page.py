@@ -11,7 +11,7 @@ import pytest
 from fake_runs import fake_run, three_models
 
 import histolight
-from histolight.ranking.page import markdown_text, terminal_text, write_report
+from histolight.ranking.page import markdown_text, notes, terminal_text, write_report
 from histolight.ranking.plan import plan_table
 from histolight.ranking.ranking import compare_runs
 from histolight.ranking.tables import comparison_csv, main_table
@@ -150,3 +150,15 @@ def test_a_plan_from_one_run_says_what_it_assumes(three: Path) -> None:
     assert "assumed that the AUROCs of two rows correlate at 0.5" in " ".join(notes)
     assert "assumed a standard deviation of 0.01" in " ".join(notes)
     assert "slides" not in as_text(table)
+
+
+def test_backbones_are_named_briefly_with_their_licence_and_citation(tmp_path: Path) -> None:
+    card = {"url": "https://example.org/m", "licence": "MIT", "citation": "Who 2024", "width": 3}
+    of_hub = {"model__kwargs": {"depth": 2}, "model__mean": [0.5, 0.5, 0.5], "model__features": "cls"}
+    for seed in range(2):
+        fake_run(tmp_path / f"a{seed}", model__name="hf/o/m", model__card=card, **of_hub, seed=seed)
+        fake_run(tmp_path / f"b{seed}", model__name="resnet18", seed=seed)
+    ranking = compare_runs([tmp_path])
+    assert {row.name for row in ranking.rows} == {"hf/o/m", "resnet18"}
+    assert ranking.swept == ["model.name"]
+    assert "The backbone https://example.org/m: licence MIT; cite Who 2024." in notes(ranking)

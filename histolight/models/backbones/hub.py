@@ -8,9 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from histolight.config.schema import ModelConfig
 from histolight.errors import HistolightError, RequestError
 
 FOLDER = "local-dir:"
+
+
+def complete(config: ModelConfig) -> bool:
+    """Whether a network is described in full and no weights of the hub are asked for: then nothing is read there."""
+    described = (config.architecture, config.mean, config.std, config.input_size)
+    return config.weights != "hub" and None not in described
 
 
 def place_of(name: str, prefixes: tuple[str, ...]) -> tuple[str, Path | None]:

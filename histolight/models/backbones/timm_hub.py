@@ -10,7 +10,7 @@ import torch
 
 from histolight.config.schema import ModelConfig
 from histolight.errors import RequestError
-from histolight.models.backbones.hub import model_file, place_of, read_json
+from histolight.models.backbones.hub import complete, model_file, place_of, read_json
 from histolight.models.backbones.timm import Timm, import_timm
 from histolight.models.backbones.weights import read_state
 
@@ -30,9 +30,8 @@ class TimmHub(Timm):
         return [name]
 
     def resolve(self, config: ModelConfig) -> ModelConfig:
-        """Read the architecture and the preprocessing from ``config.json``, unless the configuration has all of it."""
-        known = (config.architecture, config.mean, config.std, config.input_size)
-        if None not in known:
+        """Read the architecture and the preprocessing from ``config.json``; a full configuration needs it for none."""
+        if complete(config):
             return config
         saved = read_json(model_file(config.name, place_of(config.name, self.prefix), "config.json"))
         standard = saved.get("pretrained_cfg", saved)

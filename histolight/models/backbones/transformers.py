@@ -13,7 +13,7 @@ from torch import nn
 from histolight.config.schema import ModelConfig
 from histolight.errors import RequestError, nearest
 from histolight.models.backbones.family import IMAGENET, Backbone, Family, statistics
-from histolight.models.backbones.hub import hub_faults, model_file, place_of, read_json
+from histolight.models.backbones.hub import complete, hub_faults, model_file, place_of, read_json
 from histolight.models.backbones.tokens import TRUNK, TokenNetwork
 
 # Of a saved configuration: what describes the file rather than the network.
@@ -35,7 +35,7 @@ class Transformers(Family):
 
     def resolve(self, config: ModelConfig) -> ModelConfig:
         """Read the architecture and the preprocessing from the model's files, unless all of it is given."""
-        if None not in (config.architecture, config.mean, config.std, config.input_size):
+        if complete(config):
             return config
         place = place_of(config.name, self.prefix)
         saved = read_json(model_file(config.name, place, "config.json"))
