@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import lightning as L
 import numpy as np
@@ -14,6 +15,7 @@ from histolight.augment import as_floats, augment_tiles
 from histolight.augment.mixing import mix_tiles
 from histolight.augment.normalisation import normalise_stain
 from histolight.config.schema import AugmentConfig, Config
+from histolight.data.features import FeatureCache
 from histolight.data.loader import Batch, DeviceRows, DeviceTiles, TileLoader
 from histolight.data.pack import Tiles
 from histolight.data.prepare import PreparedData
@@ -29,13 +31,18 @@ class TileDataModule(L.LightningDataModule):
         config: The whole configuration; ``data``, ``augment`` and ``seed`` are used.
         features: Maps tiles ``(N, 3, S, S)``, floats in [0, 1], to ``(N, F)``. The batches of a fit then hold these,
             computed once, in the tiles' place: for an ``augment`` that changes nothing.
+        kept: Where these are kept for other runs; None keeps them for this one only.
     """
 
     def __init__(
-        self, data: PreparedData, config: Config, features: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self,
+        data: PreparedData,
+        config: Config,
+        features: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        kept: FeatureCache | None = None,
     ) -> None:
         super().__init__()
-        self.data, self.config, self.features = data, config, features
+        self.data, self.config, self.features, self.kept = data, config, features, kept
         self._store: Tiles | DeviceRows | None = None
 
     def train_dataloader(self) -> TileLoader:
@@ -84,21 +91,33 @@ class TileDataModule(L.LightningDataModule):
         )
 
     def _features(self, tiles: Tiles | DeviceRows, rows: np.ndarray, part: str) -> DeviceRows:
-        """Compute the features of a part in the order of the table, with the precision of the training."""
-        trainer, values, place = self.trainer, torch.empty(0), 0
+        """Compute the features of a part in the order of the table, or read what is kept of them."""
+        trainer, size = self.trainer, self.config.data.batch_size
+        assert trainer is not None
+        device = trainer.strategy.root_device
+        if self.kept is not None:
+            return DeviceRows(rows, self.kept.features(rows, partial(self._computed, tiles), part, size).to(device))
+        batches = -(-len(rows) // size)
+        bar = tqdm(self._computed(tiles, rows), f"features of {part}", batches, unit="batch", disable=None)
+        values, place = torch.empty(0), 0
+        for found in bar:
+            if place == 0:
+                values = found.new_empty((len(rows), *found.shape[1:]))
+            values[place : place + len(found)] = found
+            place += len(found)
+        return DeviceRows(rows, values)
+
+    def _computed(self, tiles: Tiles | DeviceRows, rows: np.ndarray) -> Iterator[torch.Tensor]:
+        """Compute float32 features batch by batch, with the precision of the training."""
+        trainer, size = self.trainer, self.config.data.batch_size
         assert trainer is not None
         assert self.features is not None
         device = trainer.strategy.root_device
-        loader = TileLoader(tiles, rows, np.zeros(len(rows)), self.config.data.batch_size, pin=device.type == "cuda")
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            for batch in tqdm(loader, f"features of {part}", unit="batch", disable=None):
+        for batch in TileLoader(tiles, rows, np.zeros(len(rows)), size, pin=device.type == "cuda"):
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
                 pixels = to_floats(batch.tiles.to(device, non_blocking=True), self.config.data.stain)
                 found = self.features(pixels).float()
-                if place == 0:
-                    values = found.new_empty((len(rows), *found.shape[1:]))
-                values[place : place + len(found)] = found
-                place += len(found)
-        return DeviceRows(rows, values)
+            yield found
 
     def _training_order(self, labels: np.ndarray, epoch: int) -> np.ndarray:
         random = np.random.default_rng([self.config.seed, epoch])

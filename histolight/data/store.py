@@ -31,7 +31,7 @@ class Tiles:
         self._ends = np.cumsum([len(array) for array in arrays])
         self._checksums = checksums
         self._verified = np.zeros(len(self), dtype=bool)
-        self._folder = folder
+        self.folder = folder
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -62,7 +62,7 @@ class Tiles:
         for place in np.flatnonzero(~self._verified[rows]):
             if zlib.crc32(out[place]) != self._checksums[rows[place]]:
                 raise HistolightError(
-                    f"{self._folder}: tile {rows[place]} is not what was packed (damaged, or its source changed): "
+                    f"{self.folder}: tile {rows[place]} is not what was packed (damaged, or its source changed): "
                     "delete this folder to have it made again"
                 )
         self._verified[rows] = True

@@ -12,6 +12,7 @@ import torch
 from hub_models import dinov2_folder, timm_folder
 
 from histolight.config.compose import compose_config, typed
+from histolight.data.datamodule import TileDataModule
 from histolight.data.prepare import prepare
 from histolight.inference.export import export_onnx
 from histolight.inference.networks import load_classifiers
@@ -33,6 +34,13 @@ def test_it_trains_and_its_run_stands_alone(form: str, small: list[str], tmp_pat
     data = prepare(config.data)
     metrics = train(config, data, tmp_path / "run")
     assert metrics["status"] == "completed"
+    kept = list((Path(config.data.cache) / "features").glob("*/done.npy"))
+    assert any(np.load(path).all() for path in kept)  # of every tile: another seed, fold or point computes none
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TileDataModule, "_computed", lambda *_: pytest.fail("computed again"))
+        again = check_request(typed(compose_config([*overrides, "model.freeze=backbone", "augment=none", "seed=1"])))
+        train(again, prepare(again.data), tmp_path / "again")
+    assert len(list((Path(config.data.cache) / "features").glob("*/done.npy"))) == len(kept)
     shutil.rmtree(folder)
     assert typed(compose_config(small)).model.kwargs == {}
     network = load_classifiers([tmp_path / "run"], 32)[0]

@@ -1,0 +1,115 @@
+"""Features of a frozen backbone, computed once and kept: every run, fold, seed and sweep point reads the same file.
+
+``<cache>/features/<pack>-<key>/`` holds ``values.npy`` (N, F) float32 and ``done.npy`` (N,) bool, one row a tile of the
+pack; ``<key>`` is a digest of the backbone's weights, its preprocessing and the precision. What a killed run had
+computed is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import nn
+from tqdm import tqdm
+
+from histolight.data.store import UNREADABLE
+from histolight.errors import HistolightError
+
+Compute = Callable[[np.ndarray], Iterator[torch.Tensor]]
+
+
+def features_key(network: nn.Module, head: str, preprocessing: dict[str, object]) -> str:
+    """Digest what features depend on, apart from the tiles.
+
+    Args:
+        network: With the weights that it computes with.
+        head: Dotted name of its last layer, which takes no part.
+        preprocessing: Everything else, as JSON can hold it: normalisation, size, precision ...
+    """
+    digest = hashlib.blake2b(json.dumps(preprocessing, sort_keys=True).encode(), digest_size=16)
+    for name, value in network.state_dict().items():
+        if not name.startswith(f"{head}."):
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """The kept features of the tiles of a pack.
+
+    Args:
+        folder: Made where it does not exist.
+        tiles: Number of tiles in the pack.
+    """
+
+    def __init__(self, folder: Path, tiles: int) -> None:
+        self.folder, self.tiles = folder, tiles
+
+    def features(self, rows: np.ndarray, compute: Compute, part: str, batch_size: int) -> torch.Tensor:
+        """Return the features of some tiles, and compute those that are missing.
+
+        Other runs that want the same wait meanwhile, and then read them.
+
+        Args:
+            rows: ``(n,)`` int64: places in the pack.
+            compute: Maps rows to their features, float32 ``(b, F)`` a batch, in their order.
+            part: Names them in the progress bar.
+            batch_size: Rows a batch of ``compute``.
+
+        Returns:
+            float32 ``(n, F)`` on the CPU.
+
+        Raises:
+            HistolightError: The folder can't be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.folder}.lock"):
+                done = self._done()
+                missing = np.unique(rows[~done[rows]])
+                if len(missing):
+                    self._fill(missing, done, compute, part, batch_size)
+                return torch.from_numpy(np.load(self.folder / "values.npy", mmap_mode="r")[rows])
+        except OSError as error:
+            raise HistolightError(
+                f"{self.folder} can't be written ({error.strerror or error}): make room, or choose another data.cache"
+            ) from error
+
+    def _done(self) -> np.ndarray:
+        try:
+            done = np.load(self.folder / "done.npy")
+            np.load(self.folder / "values.npy", mmap_mode="r")
+        except UNREADABLE:
+            return np.zeros(self.tiles, bool)
+        return done if done.shape == (self.tiles,) and done.dtype == bool else np.zeros(self.tiles, bool)
+
+    def _fill(self, rows: np.ndarray, done: np.ndarray, compute: Compute, part: str, batch_size: int) -> None:
+        values: np.ndarray | None = None
+        with tqdm(total=len(rows), desc=f"features of {part}", unit="tile", disable=None) as bar:
+            for start, batch in zip(range(0, len(rows), batch_size), compute(rows), strict=True):
+                found = batch.float().cpu().numpy()
+                if values is None:
+                    values = self._open(done, found.shape[1])
+                place = rows[start : start + len(found)]
+                values[place] = found
+                values.flush()  # type: ignore[attr-defined]  # a memmap
+                done[place] = True
+                self._mark(done)
+                bar.update(len(found))
+
+    def _open(self, done: np.ndarray, width: int) -> np.ndarray:
+        path = self.folder / "values.npy"
+        if not done.any():
+            return np.lib.format.open_memmap(path, "w+", np.float32, (self.tiles, width))
+        return np.lib.format.open_memmap(path, "r+")
+
+    def _mark(self, done: np.ndarray) -> None:
+        beside = self.folder / "done.partial.npy"
+        np.save(beside, done)
+        beside.replace(self.folder / "done.npy")
