@@ -21,8 +21,6 @@ from histolight.augment.registry import check_augment
 from histolight.config.compose import to_yaml
 from histolight.config.schema import AugmentConfig, Config, LoggerConfig
 from histolight.data.datamodule import TileDataModule
-from histolight.data.features import FeatureCache, features_key
-from histolight.data.pack import cache_folder
 from histolight.data.prepare import PreparedData, prepare
 from histolight.data.sources import check_source
 from histolight.data.table import describe_split
@@ -43,13 +41,11 @@ from histolight.reports.run_page import write_run_report
 from histolight.statistics.metrics import best_threshold
 from histolight.training import loggers
 from histolight.training.callbacks import Speed, flops_per_tile, peak_memory_mb
+from histolight.training.kept_features import kept_features
 from histolight.training.learning_rates import range_test, show_learning_rates
 from histolight.training.trainer import build_trainer, quiet_lightning
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-
-# Of the model's keys, what its weights don't tell of the features.
-SHAPE = ("name", "architecture", "kwargs", "features", "pooling", "interpolation")
 
 log = logging.getLogger("histolight")
 
@@ -203,27 +199,6 @@ def build(config: Config, data: PreparedData, directory: Path, progress: bool) -
     if config.trainer.find_lr and trainer.world_size > 1:
         raise RequestError("trainer.find_lr needs a single process: use trainer.devices=1 or trainer.find_lr=false")
     return Training(config, data, directory, classifier, datamodule, trainer, speed, flops)
-
-
-def kept_features(classifier: Classifier, config: Config, data: PreparedData, precision: str) -> FeatureCache | None:
-    """Say where the features of a frozen backbone are kept; those of random weights are of no use to others."""
-    if config.model.weights is None:
-        return None
-    key = features_key(
-        classifier.backbone,
-        classifier.head,
-        {
-            "model": {key: value for key, value in dataclasses.asdict(config.model).items() if key in SHAPE},
-            "network": str(classifier.backbone),
-            "mean": classifier.mean.flatten().tolist(),
-            "std": classifier.std.flatten().tolist(),
-            "size": [classifier.image_size, classifier.input_size],
-            "stain": classifier.stain,
-            "precision": precision,
-        },
-    )
-    folder = cache_folder(config.data.cache) / "features" / f"{data.tiles.folder.name[:32]}-{key}"
-    return FeatureCache(folder, len(data.tiles))
 
 
 def find_learning_rate(training: Training, checkpoint: str | None, progress: bool) -> None:
