@@ -63,7 +63,7 @@ def run_sweep(overrides: Sequence[str], progress: bool = True) -> SweepResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep before any of its points trains.
 
     Attributes:
@@ -89,7 +89,7 @@ class Plan:
     configs: list[DictConfig]
 
 
-def plan_sweep(overrides: Sequence[str]) -> Plan:
+def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
     """Compose what is asked for, every point of a grid included.
 
     Raises:
@@ -109,10 +109,10 @@ def plan_sweep(overrides: Sequence[str]) -> Plan:
     configs = [compose_config([*fixed, *values]) for values in grid]
     for config in configs or [master]:
         _refuse_several_devices(config)
-    return Plan(overrides, fixed, swept, params, keys, master, directory, grid, configs)
+    return SweepPlan(overrides, fixed, swept, params, keys, master, directory, grid, configs)
 
 
-def open_sweep(plan: Plan) -> Sweep:
+def open_sweep(plan: SweepPlan) -> Sweep:
     """Find the points that the sweep has already, and allot folders to those of the grid.
 
     Raises:
@@ -124,7 +124,7 @@ def open_sweep(plan: Plan) -> Sweep:
     return sweep
 
 
-def train_grid(plan: Plan, sweep: Sweep) -> None:
+def train_grid(plan: SweepPlan, sweep: Sweep) -> None:
     """Hand the points of a grid to the launcher, in batches where the sweeper has a largest size."""
     launcher = PointLauncher(hydra.build_launcher(plan.master, train_point), sweep)
     step = plan.master.hydra.sweeper.max_batch_size or len(plan.grid)
@@ -194,7 +194,7 @@ def _refuse_several_devices(config: DictConfig) -> None:
             )
 
 
-def _how_to_continue(sweep: Sweep, plan: Plan, total: int) -> str:
+def _how_to_continue(sweep: Sweep, plan: SweepPlan, total: int) -> str:
     """Mark what was cut off, and give the command that goes on."""
     for point in sweep.points:
         if point.status == "running" and not is_held(point.directory):

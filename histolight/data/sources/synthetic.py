@@ -35,7 +35,7 @@ _MACENKO = np.array([[0.563, 0.720, 0.406], [0.216, 0.801, 0.558]])
 
 
 @dataclass(frozen=True)
-class Slide:
+class SyntheticSlide:
     """What the tiles of one slide have in common.
 
     Attributes:
@@ -123,12 +123,12 @@ def load(config: DataConfig) -> Source:
 
 
 @functools.cache
-def make_slide(number: int) -> Slide:
+def make_slide(number: int) -> SyntheticSlide:
     """Draw the properties of slide ``number``, 0 to SLIDES - 1."""
     random = _generator(number)
     stains = _RUIFROK + random.uniform(0, 1) * (_MACENKO - _RUIFROK) + random.normal(0, 0.04, (2, 3))
     stains = stains.clip(0.02)
-    return Slide(
+    return SyntheticSlide(
         name=f"slide_{number:02d}",
         labels=(random.permutation(TILES_PER_SLIDE) < TILES_PER_SLIDE * random.uniform(0.2, 0.6)).astype(np.int8),
         stains=stains / np.linalg.norm(stains, axis=1, keepdims=True),
@@ -270,7 +270,7 @@ def _scatter(random: np.random.Generator, size: int, spacing: float) -> tuple[np
 
 
 def _benign_nuclei(
-    random: np.random.Generator, slide: Slide, size: int, stroma: np.ndarray, gaps: np.ndarray, tumour: _Nuclei
+    random: np.random.Generator, slide: SyntheticSlide, size: int, stroma: np.ndarray, gaps: np.ndarray, tumour: _Nuclei
 ) -> _Nuclei:
     """Place crowded lymphocytes where there is little stroma, and few, spindle-shaped nuclei where there is much."""
     x, y = _scatter(random, size, 2.35 * slide.radius)
@@ -296,7 +296,7 @@ def _benign_nuclei(
     )
 
 
-def _tumour_nuclei(random: np.random.Generator, slide: Slide, size: int, in_centre: bool) -> _Nuclei:
+def _tumour_nuclei(random: np.random.Generator, slide: SyntheticSlide, size: int, in_centre: bool) -> _Nuclei:
     """Place a nest of tumour cells that reaches into the centre; or else one beside it, or none."""
     atypia = random.uniform(0.1, 1)  # how much they differ from lymphocytes in size, shape, paleness and nucleoli
     middle = (size - CENTRE) // 2 + (CENTRE - 1) / 2
