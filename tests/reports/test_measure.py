@@ -25,9 +25,16 @@ def test_logits_in_any_order_find_their_tiles() -> None:
     found = predictions_table(part, np.array([0, 9, 4, 7, 2]), np.array([3.0, 2.0, 4.0, 0.0, 1.0], dtype=np.float32))
     assert list(found) == ["id", "label", "group", "cluster", "logit", "score"]
     assert found["id"].tolist() == part["id"].tolist()
+    assert found["cluster"].tolist() == ["a", "a", "b", "c", "d"]
     assert found["logit"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert found["score"].dtype == np.float32
     assert found["score"].to_numpy() == pytest.approx(1 / (1 + np.exp(-np.arange(5))))
+
+
+def test_tiles_that_each_are_a_cluster_of_their_own_have_none() -> None:
+    part = tiles(3).assign(row=[0, 1, 2], split="val", cluster=["a", "b", "c"])
+    found = predictions_table(part, np.arange(3), np.zeros(3, dtype=np.float32))
+    assert found["cluster"].isna().all()
 
 
 def test_a_part_is_measured_at_one_half_and_at_the_threshold() -> None:
