@@ -3,7 +3,7 @@
 Prints CSV: one row a training (the seed decides the split too), then the mean difference of the validation AUROCs with
 its interval, from the clustered variances of all trainings, taken as independent.
 
-    python benchmarks/random_split.py data=kaggle data.root=FOLDER model=mobilenet_v2 trainer.max_epochs=2 \
+    python benchmarks/random_split.py data=kaggle data.root=FOLDER model=mobilenet_v2 trainer.max_epochs=1 \
         --runs FOLDER > benchmarks/random_split.csv
 
 Runs that are completed in FOLDER are not trained again.
