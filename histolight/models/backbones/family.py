@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Backbone:
     size: int | None = None
 
 
-class Family:
+class Family(ABC):
     """Networks of one origin. Each module of this folder that has a ``FAMILY`` adds one.
 
     Attributes:
@@ -52,13 +53,13 @@ class Family:
     prefix: str | tuple[str, ...] = ""
     pretrained: str | None = "imagenet"
 
+    @abstractmethod
     def names(self, name: str) -> list[str]:
         """List the valid names, prefix included, of which ``name`` may be one.
 
         Raises:
             RequestError: A package is missing.
         """
-        raise NotImplementedError
 
     def resolve(self, config: ModelConfig) -> ModelConfig:
         """Fill in what a model's own configuration says, so that nothing needs to be read again; by default nothing.
@@ -69,6 +70,7 @@ class Family:
         """
         return config
 
+    @abstractmethod
     def build(self, config: ModelConfig, image_size: int) -> Backbone:
         """Build a network from random weights.
 
@@ -79,7 +81,6 @@ class Family:
         Raises:
             RequestError: The network can't work at this size, or has no single last layer.
         """
-        raise NotImplementedError
 
     def pretrained_state(self, config: ModelConfig) -> Mapping[str, torch.Tensor]:
         """Download the state dict of the pretrained weights.
