@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": "rank runs, with intervals and paired tests: table, figures and report.html",
     "evaluate": "measure a finished run on its own tiles, or on other labelled ones",
     "predict": "score unlabelled tiles, or whole slides, with one run or an ensemble",
+    "embed": "write the features of every tile, as a network without its last layer computes them, as Parquet",
     "explain": "show where in its tiles a trained network looks (Grad-CAM), and how much of that is the centre",
     "export": "write a trained network as ONNX, or for WSInfer and QuPath, checked against torch on real tiles",
     "bench": "measure what the input path, the training step and an epoch cost on this machine",
@@ -50,6 +51,7 @@ examples:
   histolight evaluate run=outputs/runs/NAME data=folder data.root=FOLDER calibrate=true
   histolight predict runs=outputs/sweeps/folds data=kaggle data.root=FOLDER tta=dihedral
   histolight predict run=outputs/runs/NAME data=slides data.root=FOLDER
+  histolight embed data=kaggle data.root=FOLDER model=phikon_v2
   histolight bench data=kaggle data.root=FOLDER model=densenet121
 """
 

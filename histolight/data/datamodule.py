@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from histolight.augment import as_floats, augment_tiles
 from histolight.augment.mixing import mix_tiles
 from histolight.augment.normalisation import normalise_stain
-from histolight.config.schema import AugmentConfig, Config
+from histolight.config.schema import AugmentConfig, Config, DataConfig
 from histolight.data.features import FeatureCache
 from histolight.data.loader import Batch, DeviceRows, DeviceTiles, TileLoader
 from histolight.data.pack import Tiles
@@ -108,16 +109,11 @@ class TileDataModule(L.LightningDataModule):
         return DeviceRows(rows, values)
 
     def _computed(self, tiles: Tiles | DeviceRows, rows: np.ndarray) -> Iterator[torch.Tensor]:
-        """Compute float32 features batch by batch, with the precision of the training."""
-        trainer, size = self.trainer, self.config.data.batch_size
+        trainer = self.trainer
         assert trainer is not None
         assert self.features is not None
-        device = trainer.strategy.root_device
-        for batch in TileLoader(tiles, rows, np.zeros(len(rows)), size, pin=device.type == "cuda"):
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
-                pixels = to_floats(batch.tiles.to(device, non_blocking=True), self.config.data.stain)
-                found = self.features(pixels).float()
-            yield found
+        device, precision = trainer.strategy.root_device, trainer.precision_plugin.forward_context
+        return compute_features(self.features, tiles, rows, self.config.data, device, precision)
 
     def _training_order(self, labels: np.ndarray, epoch: int) -> np.ndarray:
         random = np.random.default_rng([self.config.seed, epoch])
@@ -152,6 +148,33 @@ def augmented(batch: Batch, augment: AugmentConfig, stain: str) -> Batch:
     tiles = augment_tiles(tiles, augment, generator)
     tiles, labels = mix_tiles(tiles, batch.labels, augment.cutmix, augment.mixup, generator)
     return batch._replace(tiles=tiles.contiguous(memory_format=torch.channels_last), labels=labels)
+
+
+def compute_features(
+    features: Callable[[torch.Tensor], torch.Tensor],
+    tiles: Tiles | DeviceRows,
+    rows: np.ndarray,
+    config: DataConfig,
+    device: torch.device,
+    precision: Callable[[], AbstractContextManager[None]],
+) -> Iterator[torch.Tensor]:
+    """Compute features batch by batch.
+
+    Args:
+        features: Maps tiles ``(n, 3, S, S)``, floats in [0, 1], to ``(n, F)``.
+        tiles: The tile store.
+        rows: ``(N,)`` int64: which of them, in this order.
+        config: Its ``batch_size`` and ``stain``.
+        device: Where ``features`` computes.
+        precision: The context in which it does.
+
+    Yields:
+        float32 ``(n, F)`` on the device.
+    """
+    for batch in TileLoader(tiles, rows, np.zeros(len(rows)), config.batch_size, pin=device.type == "cuda"):
+        with torch.no_grad(), precision():
+            found = features(to_floats(batch.tiles.to(device, non_blocking=True), config.stain)).float()
+        yield found
 
 
 def to_floats(tiles: torch.Tensor, stain: str) -> torch.Tensor:

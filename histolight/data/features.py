@@ -52,7 +52,11 @@ class FeatureCache:
         self.folder, self.tiles = folder, tiles
 
     def features(self, rows: np.ndarray, compute: Compute, part: str, batch_size: int) -> torch.Tensor:
-        """Return the features of some tiles, and compute those that are missing.
+        """Return the features of some tiles, float32 ``(n, F)`` on the CPU, as :meth:`fill` keeps them."""
+        return torch.from_numpy(self.fill(rows, compute, part, batch_size)[rows])
+
+    def fill(self, rows: np.ndarray, compute: Compute, part: str, batch_size: int) -> np.ndarray:
+        """Compute the features of some tiles that are missing.
 
         Other runs that want the same wait meanwhile, and then read them.
 
@@ -63,7 +67,7 @@ class FeatureCache:
             batch_size: Rows a batch of ``compute``.
 
         Returns:
-            float32 ``(n, F)`` on the CPU.
+            float32 ``(N, F)``, a memmap: one row a tile of the pack, of which those of ``rows`` are computed.
 
         Raises:
             HistolightError: The folder can't be written.
@@ -75,7 +79,8 @@ class FeatureCache:
                 missing = np.unique(rows[~done[rows]])
                 if len(missing):
                     self._fill(missing, done, compute, part, batch_size)
-                return torch.from_numpy(np.load(self.folder / "values.npy", mmap_mode="r")[rows])
+                values: np.ndarray = np.load(self.folder / "values.npy", mmap_mode="r")
+                return values
         except OSError as error:
             raise HistolightError(
                 f"{self.folder} can't be written ({error.strerror or error}): make room, or choose another data.cache"

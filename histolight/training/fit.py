@@ -192,7 +192,8 @@ def build(config: Config, data: PreparedData, directory: Path, progress: bool) -
     # Each epoch would compute the same features again.
     still = config.model.freeze == "backbone" and config.augment == AugmentConfig("none")
     once = still and trainer.world_size == 1 and classifier.ends_in_head()
-    kept = kept_features(classifier, config, data, trainer.precision) if once else None
+    shared = once and config.model.weights is not None  # features of random weights are of no use to other runs
+    kept = kept_features(classifier, config, data.tiles, trainer.precision) if shared else None
     datamodule = TileDataModule(data, config, classifier.features if once else None, kept)
     if config.model.freeze_epochs and trainer.world_size > 1:  # DDP waits for gradients of what is frozen
         raise RequestError("model.freeze_epochs needs a single process: use trainer.devices=1 or freeze_epochs=0")

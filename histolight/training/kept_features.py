@@ -6,18 +6,15 @@ import dataclasses
 
 from histolight.config.schema import Config
 from histolight.data.features import FeatureCache, features_key
-from histolight.data.pack import cache_folder
-from histolight.data.prepare import PreparedData
+from histolight.data.pack import Tiles, cache_folder
 from histolight.models.classifier import Classifier
 
 # Of the model's keys, what its weights don't tell of the features.
 SHAPE = ("name", "architecture", "kwargs", "features", "pooling", "interpolation")
 
 
-def kept_features(classifier: Classifier, config: Config, data: PreparedData, precision: str) -> FeatureCache | None:
-    """Say where the features of a frozen backbone are kept; those of random weights are of no use to others."""
-    if config.model.weights is None:
-        return None
+def kept_features(classifier: Classifier, config: Config, tiles: Tiles, precision: str) -> FeatureCache:
+    """Say where the features of a frozen backbone are kept."""
     key = features_key(
         classifier.backbone,
         classifier.head,
@@ -31,5 +28,5 @@ def kept_features(classifier: Classifier, config: Config, data: PreparedData, pr
             "precision": precision,
         },
     )
-    folder = cache_folder(config.data.cache) / "features" / f"{data.tiles.folder.name[:32]}-{key}"
-    return FeatureCache(folder, len(data.tiles))
+    folder = cache_folder(config.data.cache) / "features" / f"{tiles.folder.name[:32]}-{key}"
+    return FeatureCache(folder, len(tiles))
