@@ -35,7 +35,8 @@ def summary(metrics: dict[str, Any], directory: Path) -> str:
     for part in PARTS:
         if part in metrics:
             auroc, count = metrics[part]["auroc"], sum(metrics["tiles"][part].values())
-            chosen = ", on which the epoch was chosen" if part == metrics["selected_on"] else ""
+            what = f"the {next(iter(metrics['probe']['chosen']))} of the probe" if "probe" in metrics else "the epoch"
+            chosen = f", on which {what} was chosen" if part == metrics["selected_on"] else ""
             note = f"; {auroc['note']}" if auroc["note"] else ""
             lines.append(
                 f"{part} AUROC {auroc['value']:.4f} {interval_text(auroc['low'], auroc['high'])} "

@@ -39,6 +39,7 @@ class DataConfig:
         seed: Decides which tiles: the sample (``limit``), the split and the folds. Apart from the top-level ``seed``.
         batch_size: Tiles per step (per device).
         limit: Use this many tiles only, sampled stratified by label (and by split, where the source has one).
+        shots: Train on so many tiles of each class only, drawn from the training part anew for each ``seed``.
         val_fraction: Part of the tiles used for validation.
         test_fraction: Part of the tiles held out as test.
         folds: Number of folds of the cross-validation.
@@ -64,6 +65,7 @@ class DataConfig:
     seed: int = _number(0, least=0, most=2**32 - 2)
     batch_size: int = _number(64, least=1)
     limit: int | None = _number(None, least=1)
+    shots: int | None = _number(None, least=1)
     val_fraction: float = _number(0.2, above=0, most=0.5)
     test_fraction: float = _number(0.0, least=0, most=0.5)
     folds: int = _number(5, least=2)
@@ -143,6 +145,9 @@ class ModelConfig:
         card: Of the pretrained backbone, for pages and exports: ``url``, ``licence``, ``gate``, ``citation``, ``mpp``.
         freeze: ``backbone`` trains the last layer only: with ``augment=none``, and where one process trains, on
             features that are computed once.
+        probe: A last layer on a frozen backbone that is fitted at once, without optimizer and epochs: ``linear`` is a
+            logistic regression, its L2 penalty chosen on validation; ``knn`` a vote of the nearest training tiles, and
+            how many vote is chosen on validation.
         freeze_epochs: The last layer alone learns for so many epochs, then everything; one schedule spans both.
         dropout: Probability in front of the last layer.
         normalize: ``imagenet`` uses ImageNet's mean and standard deviation, ``none`` leaves pixels in [0, 1], ``auto``
@@ -163,6 +168,7 @@ class ModelConfig:
     trust_remote_code: bool = False
     card: dict[str, Any] = field(default_factory=dict)
     freeze: str = _choice("none", "backbone")
+    probe: str = _choice("none", "linear", "knn")
     freeze_epochs: int = _number(0, least=0)
     dropout: float = _number(0.0, least=0, below=1)
     normalize: str = _choice("auto", "imagenet", "none")

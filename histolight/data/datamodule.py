@@ -77,7 +77,7 @@ class TileDataModule(L.LightningDataModule):
         rows, labels = table["row"].to_numpy(), table["label"].to_numpy()
         tiles = self._tiles(trainer.strategy.root_device)
         if self.features is not None and trainer.state.fn == "fit":
-            tiles = self._features(tiles, rows, part)
+            tiles = DeviceRows(rows, self._features(tiles, rows, part))
         return TileLoader(
             tiles,
             rows,
@@ -91,13 +91,18 @@ class TileDataModule(L.LightningDataModule):
             pin=trainer.strategy.root_device.type == "cuda",
         )
 
-    def _features(self, tiles: Tiles | DeviceRows, rows: np.ndarray, part: str) -> DeviceRows:
-        """Compute the features of a part in the order of the table, or read what is kept of them."""
+    def part_features(self, part: str) -> torch.Tensor:
+        """Compute the features of a part, or read those kept: float32 ``(n, F)``, in the order of the table."""
+        assert self.trainer is not None
+        rows = self.data.part(part)["row"].to_numpy()
+        return self._features(self._tiles(self.trainer.strategy.root_device), rows, part)
+
+    def _features(self, tiles: Tiles | DeviceRows, rows: np.ndarray, part: str) -> torch.Tensor:
         trainer, size = self.trainer, self.config.data.batch_size
         assert trainer is not None
         device = trainer.strategy.root_device
         if self.kept is not None:
-            return DeviceRows(rows, self.kept.features(rows, partial(self._computed, tiles), part, size).to(device))
+            return self.kept.features(rows, partial(self._computed, tiles), part, size).to(device)
         batches = -(-len(rows) // size)
         bar = tqdm(self._computed(tiles, rows), f"features of {part}", batches, unit="batch", disable=None)
         values, place = torch.empty(0), 0
@@ -106,7 +111,7 @@ class TileDataModule(L.LightningDataModule):
                 values = found.new_empty((len(rows), *found.shape[1:]))
             values[place : place + len(found)] = found
             place += len(found)
-        return DeviceRows(rows, values)
+        return values
 
     def _computed(self, tiles: Tiles | DeviceRows, rows: np.ndarray) -> Iterator[torch.Tensor]:
         trainer = self.trainer

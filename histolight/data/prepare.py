@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from histolight.data.pack import Pack, Tiles, open_pack
 from histolight.data.sources import load_source
 from histolight.data.splits import make_split
 from histolight.data.table import UNUSED, Source, sample
+from histolight.errors import RequestError
 
 log = logging.getLogger("histolight")
 
@@ -116,6 +117,29 @@ def prepare(config: DataConfig) -> PreparedData:
     leaks, leaking = find_leaks(table, pairs, len(pack.tiles))
     warnings = find_warnings(table, pack)
     return PreparedData(table, pack.tiles, kind, packed.fingerprint, warnings, leaks, leaking)
+
+
+def few_shots(data: PreparedData, shots: int | None, seed: int) -> PreparedData:
+    """Keep so many training tiles of each class, drawn by the run's ``seed``; the other parts stay whole.
+
+    Raises:
+        RequestError: A class has fewer.
+    """
+    if shots is None:
+        return data
+    train = data.part("train")
+    random = np.random.default_rng([seed, shots])
+    drawn = []
+    for label in (0, 1):
+        rows = train.index[train["label"] == label].to_numpy()
+        if len(rows) < shots:
+            raise RequestError(
+                f"data.shots={shots} needs as many training tiles of each class, and there are {len(rows)} with the "
+                f"label {label}"
+            )
+        drawn.append(random.choice(rows, shots, replace=False))
+    kept = (data.table["split"] != "train") | data.table.index.isin(np.concatenate(drawn))
+    return replace(data, table=data.table[kept])
 
 
 def find_warnings(table: pd.DataFrame, pack: Pack) -> pd.DataFrame:

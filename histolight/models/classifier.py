@@ -8,14 +8,17 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
 from torch.nn.functional import interpolate
 from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from histolight.config.schema import Config, LossConfig, ModelConfig, OptimizerConfig, SchedulerConfig
 from histolight.data.loader import Batch
+from histolight.errors import RequestError
 from histolight.models.backbones import IMAGENET, PIXELS, build_backbone, load_weights
 from histolight.models.losses import binary_loss
+from histolight.models.neighbours import NearestNeighbours
 from histolight.models.optimizers import build_optimizer, build_scheduler, parameter_groups
 from histolight.statistics.metrics import classification_metrics
 
@@ -94,6 +97,13 @@ class Classifier(L.LightningModule):
 
         backbone = build_backbone(self.model_config, self.input_size)
         self.backbone, self.head = backbone.network, backbone.head
+        if self.model_config.probe == "knn":
+            last = self.backbone.get_submodule(self.head)
+            if not isinstance(last, nn.Linear):
+                raise RequestError(
+                    f"model.probe=knn needs a network that ends in vectors, not {self.model_config.name}"
+                )
+            self.backbone.set_submodule(self.head, NearestNeighbours(last.in_features))
         self.backbone.to(memory_format=torch.channels_last)
         mean, std = {"none": PIXELS, "imagenet": IMAGENET, "auto": (backbone.mean, backbone.std)}[
             self.model_config.normalize

@@ -59,6 +59,12 @@ def _backbone(config: dict[str, Any]) -> list[tuple[str, str]]:
 def _training(metrics: dict[str, Any], config: dict[str, Any]) -> str:
     if not {"trainer", "optimizer", "scheduler", "augment", "data"} <= set(config):
         return ""
+    if chosen := (metrics.get("probe") or {}).get("chosen"):
+        kind, value = next(iter(chosen.items()))
+        return (
+            f"The last layer alone, fitted on a frozen network's features (model.probe={metrics['probe']['kind']}), "
+            f"{kind}: {value:g}, the best of {len(metrics['probe']['tried'])} by validation AUROC."
+        )
     epochs, optimizer = config["trainer"]["max_epochs"], config["optimizer"]
     return (
         f"{epochs} epoch{'s' * (epochs != 1)} of {optimizer['name']}, schedule {config['scheduler']['name']} with a "

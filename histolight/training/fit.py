@@ -7,7 +7,6 @@ import dataclasses
 import errno
 import logging
 import os
-import pickle
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from histolight.augment.registry import check_augment
 from histolight.config.compose import to_yaml
 from histolight.config.schema import AugmentConfig, Config, LoggerConfig
 from histolight.data.datamodule import TileDataModule
-from histolight.data.prepare import PreparedData, prepare
+from histolight.data.prepare import PreparedData, few_shots, prepare
 from histolight.data.sources import check_source
 from histolight.data.table import describe_split
 from histolight.errors import (
@@ -30,7 +29,6 @@ from histolight.errors import (
     InterruptionError,
     RequestError,
     command_line,
-    unreadable_reason,
 )
 from histolight.hardware import compile_module
 from histolight.models.backbones import check_name, resolve_model
@@ -41,8 +39,10 @@ from histolight.reports.run_page import write_run_report
 from histolight.statistics.metrics import best_threshold
 from histolight.training import loggers
 from histolight.training.callbacks import Speed, flops_per_tile, peak_memory_mb
+from histolight.training.continuing import check_continuable
 from histolight.training.kept_features import kept_features
 from histolight.training.learning_rates import range_test, show_learning_rates
+from histolight.training.probes import check_probe, fit_probe
 from histolight.training.trainer import build_trainer, quiet_lightning
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -64,6 +64,7 @@ def check_request(config: Config) -> Config:
     if config.data.sampler == "balanced" and config.loss.pos_weight == "balanced":
         raise RequestError("data.sampler=balanced and loss.pos_weight=balanced count twice: add loss.pos_weight=null")
     check_augment(config.augment)
+    check_probe(config)
     model = resolve_model(dataclasses.replace(config.model, weights=weights), config.data.image_size)
     loggers.check_logger(config.logger)
     if config.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
@@ -98,7 +99,7 @@ def prepare_data(config: Config, directory: Path) -> PreparedData:
         HistolightError: As :func:`histolight.data.prepare.prepare`.
     """
     try:
-        return prepare(config.data)
+        return few_shots(prepare(config.data), config.data.shots, config.seed)
     except DataError as error:
         with runs.recorded(directory):
             files.write_atomically(directory / "config.yaml", to_yaml(config))
@@ -217,6 +218,8 @@ def find_learning_rate(training: Training, checkpoint: str | None, progress: boo
 def fit(training: Training, checkpoint: str | None) -> dict[str, Any]:
     """Train to the last epoch; return what it cost, as ``metrics.json`` holds it."""
     trainer, speed, classifier = training.trainer, training.speed, training.classifier
+    if training.config.model.probe != "none":
+        return fit_probe(training)
     if (mode := training.config.trainer.compile) != "none":
         compile_module(classifier.backbone, mode, trainer.strategy.root_device)
     trainer.fit(classifier, training.datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -259,41 +262,6 @@ def _faults_in_one_line(directory: Path) -> Iterator[None]:
         raise HistolightError(
             f"{error.filename or directory} can't be written ({error.strerror}): make room, then continue with {again}"
         ) from error
-
-
-def check_continuable(data: PreparedData, directory: Path) -> None:
-    """Raise :class:`RequestError` for a run that can't be continued: other tiles, or a damaged checkpoint."""
-    _check_same_tiles(data, directory)
-    for name in ("best.ckpt", "last.ckpt"):
-        _check_checkpoint(directory / "checkpoints" / name)
-
-
-def _check_same_tiles(data: PreparedData, directory: Path) -> None:
-    """Refuse to continue on other tiles: what was trained on could then validate."""
-    known = runs.read_metrics(directory).get("data_fingerprint")
-    splits = directory / "splits.csv"
-    other = known not in (None, data.fingerprint)
-    if splits.is_file():
-        other |= not runs.read_splits(directory)["split"].equals(data.table.set_index("id")["split"])
-    if other:
-        raise RequestError(
-            f"the tiles, their labels, slides or split are no longer those that {directory} began with: restore them, "
-            f"or start a new run with like={directory}"
-        )
-
-
-def _check_checkpoint(path: Path) -> None:
-    """Refuse a checkpoint that Lightning could not continue from, before it tries."""
-    again = "delete the folder checkpoints to train this run from its first epoch"
-    if not path.is_file():
-        return
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise RequestError(f"{path} can't be read as a checkpoint ({unreadable_reason(error)}): {again}") from error
-    needed = {"state_dict", "hyper_parameters", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch"}
-    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
-        raise RequestError(f"{path} is not a checkpoint of histolight: {again}")
 
 
 def _write_beginning(config: Config, data: PreparedData, directory: Path) -> None:

@@ -20,7 +20,11 @@ def kept_features(classifier: Classifier, config: Config, tiles: Tiles, precisio
         classifier.head,
         {
             "model": {key: value for key, value in dataclasses.asdict(config.model).items() if key in SHAPE},
-            "network": str(classifier.backbone),
+            "network": [
+                f"{name} {type(module).__name__} {module.extra_repr()}"
+                for name, module in classifier.backbone.named_modules()
+                if not f"{name}.".startswith(f"{classifier.head}.")
+            ],
             "mean": classifier.mean.flatten().tolist(),
             "std": classifier.std.flatten().tolist(),
             "size": [classifier.image_size, classifier.input_size],
