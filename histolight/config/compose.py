@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-import typing
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -22,22 +23,10 @@ from histolight.config import hydra_adapter as hydra
 from histolight.config.checks import check_values
 from histolight.config.overrides import quoted
 from histolight.config.schema import Config, conf_directory, valid_keys
+from histolight.config.texts import OPEN_KEYS, as_typed, kinds
 from histolight.errors import RequestError, nearest
 
-PATH_KEYS = (
-    "data.root",
-    "data.cache",
-    "data.groups",
-    "data.split",
-    "model.weights",
-    "run",
-    "like",
-    "hydra.run.dir",
-    "hydra.sweep.dir",
-)
 HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
-
-OPEN_KEYS = re.compile(r"model\.(kwargs|card)[.=]")  # hold any keys, which Hydra's grammar adds with a plus sign
 
 _Section = TypeVar("_Section")
 
@@ -51,12 +40,12 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         RequestError: A key, a group, a value's type or the grammar is wrong.
     """
-    overrides = quote_paths(overrides)
+    words = as_typed(overrides)
     for override in overrides:
         if override.startswith("~") and not override.startswith("~hydra"):
             raise RequestError(f"{override}: nothing can be left out of a configuration; set it to another value")
     try:
-        config = hydra.compose(overrides)
+        config = hydra.compose(words)
         OmegaConf.to_container(_job(config), resolve=True)
         OmegaConf.to_container(config.hydra.run, resolve=True)
         return config
@@ -104,7 +93,7 @@ def like_config(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     composed = compose_config(overrides)
     result = OmegaConf.merge(OmegaConf.structured(Config), saved, {"like": composed.like, "run": None})
-    for override in hydra.parse(quote_paths(overrides)):
+    for override in hydra.parse(as_typed(overrides)):
         key = override.key_or_group
         if key in ("experiment", "debug"):
             raise RequestError(f"{key}= presets a whole run and can't be laid over like=; override single keys instead")
@@ -132,26 +121,6 @@ def saved_config(directory: Path) -> DictConfig:
         raise RequestError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
 
-def quote_paths(overrides: Sequence[str]) -> list[str]:
-    """Quote the values of path keys that Hydra's grammar can't read bare: ``~``, parentheses, ``=``, umlauts ...
-
-    >>> quote_paths(["data.root=/tiles (1)/a=b", "seed=3", "model.kwargs.depth=2"])
-    ["data.root='/tiles (1)/a=b'", 'seed=3', '++model.kwargs.depth=2']
-    """
-    return [f"++{override}" if OPEN_KEYS.match(override) else _quote_path(override) for override in overrides]
-
-
-def _quote_path(override: str) -> str:
-    key, separator, value = override.partition("=")
-    if key.lstrip("+") not in PATH_KEYS or not separator:
-        return override
-    try:
-        hydra.parse([override])
-    except hydra.HydraException:
-        return f"{key}={quoted(value)}"
-    return override
-
-
 def config_groups() -> dict[str, list[str]]:
     """Map each group of ``conf/`` to the names of its files."""
     return {
@@ -175,21 +144,46 @@ def _translate(error: Exception, overrides: Sequence[str]) -> str:
         fault, ConfigKeyError | ConfigAttributeError
     ):  # its key ends where the configuration does, and the override may go on
         longer = (word.lstrip("+").partition("=")[0] for word in overrides)
-        return _unknown_key(next((word for word in longer if f"{word}.".startswith(f"{key}.")), key))
+        return _unknown_key(next((word for word in longer if f"{word}.".startswith(f"{key}.")), key), given)
     if isinstance(fault, ValidationError) and key:
         value = "null" if fault.value is None else fault.value
         return f"{key}={value} is of the wrong type: it must be {_expected(key)}"
-    for override in overrides:
+    for number, override in enumerate(overrides):
         try:
-            [parsed] = hydra.parse([override])
+            [parsed] = hydra.parse(as_typed([override]))
         except hydra.HydraException:
-            key, _, value = override.partition("=")
-            return f"{override} can't be read: write KEY=VALUE, and quote special characters, \"{key}='{value}'\""
+            return _unreadable(override, overrides[number + 1 :])
         if parsed.is_sweep_override():
-            return f"{override} is several values: give one, or sweep over them with `histolight train -m`"
-        if key := _not_known(parsed.key_or_group):
+            key, _, value = override.lstrip("+").partition("=")
+            whole = f", or, if the comma is part of it, {_in_quotes(key, value)}" if kinds(key) == [str] else ""
+            return f"{override} is several values: give one, or sweep over them with `histolight train -m`{whole}"
+        if key := _not_known(override.lstrip("+").partition("=")[0]):
             return _unknown_key(key)
     return " ".join(f"{error} {error.__cause__ or ''}".split())
+
+
+def _unreadable(override: str, following: Sequence[str]) -> str:
+    """Say what to write instead of a word that Hydra's grammar can't read."""
+    key, separator, value = override.lstrip("+").partition("=")
+    if not separator:
+        return f"{override} can't be read: write KEY=VALUE"
+    if _not_known(key):
+        return _unknown_key(key)
+    if value.endswith(","):
+        rest = itertools.takewhile(lambda word: "=" not in word, following)
+        given = f"{key}={value}{','.join(rest)}".replace(",,", ",").rstrip(",")
+        return f"{override} ends in a comma: write the values of a sweep without spaces, histolight train -m {given}"
+    if key in config_groups():
+        return f"{override} is not known: {nearest(value, config_groups()[key])}"
+    if key in valid_keys():
+        return f"{override} can't be read: it must be {_expected(key)}"
+    return f"{override} can't be read: quote its special characters, {_in_quotes(key, value)}"
+
+
+def _in_quotes(key: str, value: str) -> str:
+    """Write an override with its value in quotes of Hydra's, for the shell."""
+    text = f"{key}={quoted(value)}"
+    return shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
 
 
 def _unknown_choice(file: str, options: Sequence[str]) -> str:
@@ -202,22 +196,23 @@ def _unknown_choice(file: str, options: Sequence[str]) -> str:
 
 def _not_known(key: str) -> str:
     """Return a key that no configuration has; Hydra's own are not looked at."""
-    known = key in valid_keys() or key in config_groups() or key.startswith("hydra")
+    known = key in valid_keys() or key in config_groups() or key.startswith("hydra") or OPEN_KEYS.match(f"{key}=")
     return "" if known else key
 
 
 def _expected(key: str) -> str:
     """Say in words of which type a key of the schema is."""
-    kind: Any = Config
-    for name in key.split("."):
-        kind = typing.get_type_hints(kind).get(name) if isinstance(kind, type) else None
-    kinds = [part for part in (typing.get_args(kind) or [kind]) if part is not type(None)]
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "a single word or path"}
-    return words.get(kinds[0], "a list, [A,B]")
+    return words.get(next(iter(kinds(key)), None), "a list, [A,B]")
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, override: str = "") -> str:
     """Suggest among the keys of the same level and of all groups; listing all of them would be a screenful."""
+    if override.startswith(f"{key}={{"):  # a mapping: it is one of its own keys
+        inner = re.findall(r"[{,]\s*(\w+)\s*:", override)
+        key = next((f"{key}.{name}" for name in inner if f"{key}.{name}" not in valid_keys()), key)
+    if key.startswith("hydra"):
+        return f"{key} is not a key of Hydra: histolight train --cfg hydra shows what there is"
     group = key.rpartition(".")[0]
     keys = [*valid_keys(), *config_groups()]
     close = nearest(key, [known for known in keys if ("." in known) == ("." in key)])

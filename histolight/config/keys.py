@@ -92,7 +92,7 @@ def run_config(run: Path, overrides: Sequence[str], own: Sequence[str], taken: S
     from histolight.config.compose import config_groups, like_config, saved_config, typed
     from histolight.config.schema import valid_keys
 
-    given = {override.partition("=")[0] for override in overrides}
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
     for key in sorted(given - set(taken)):
         if key in (*valid_keys(), *config_groups()):
             raise RequestError(

@@ -65,7 +65,8 @@ def _text(value: Any) -> str:
         return repr(float(value) if isinstance(value, float) else int(value))
     if isinstance(value, str | PathLike):
         text = str(value)
-        plain = re.fullmatch(r"[A-Za-z./][A-Za-z0-9_./+-]*", text)  # what begins like a number might become one
+        # What begins like a number might become one.
+        plain = re.fullmatch(r"(?!(null|true|false|nan|inf)$)[A-Za-z./][A-Za-z0-9_./+-]*", text, re.IGNORECASE)
         return text if plain else quoted(text)
     if (number := getattr(value, "item", None)) is not None:  # NumPy's and PyTorch's numbers
         return _text(number())

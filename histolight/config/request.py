@@ -46,7 +46,7 @@ def training_request(overrides: Sequence[str]) -> tuple[Config, Path, bool]:
     """
     composed = requested_config(overrides)
     config = typed(composed)
-    if overrides and overrides[0].startswith("run="):
+    if "hydra" not in composed:  # it is a saved one
         directory = Path(compose_config(overrides).run).expanduser()
         if runs.read_metrics(directory)["status"] == "completed":
             raise RequestError(f"{directory} is completed: nothing to continue (like={directory} starts a new run)")

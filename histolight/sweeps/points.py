@@ -22,9 +22,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from histolight import files, runs
-from histolight.config.compose import compose_config, quote_paths
+from histolight.config.compose import compose_config
 from histolight.config.overrides import quoted
 from histolight.config.schema import valid_keys
+from histolight.config.texts import as_typed
 from histolight.errors import RequestError
 
 NOT_PART_OF_A_POINT = {"name", "run", "like", "data.cache"}
@@ -116,7 +117,7 @@ class Sweep:
 
     def point(self, values: Sequence[str], config: DictConfig | None = None) -> Point:
         """Find a point's folder by its configuration, or allot a new one."""
-        overrides = [*self._fixed, *quote_paths(values)]
+        overrides = [*self._fixed, *as_typed(values)]
         config = compose_config(overrides) if config is None else config
         parts = {key: value for key, value in flat_config(config).items() if key not in self._ignored}
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -233,7 +234,8 @@ def folder_name(number: int, values: Sequence[str], keys: Sequence[str]) -> str:
 
 
 def _short(value: str) -> str:
-    """Round a long number, as a search draws it, to six digits."""
+    """Take the quotes off a text, and round a long number, as a search draws it, to six digits."""
+    value = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
     try:
         return min(value, f"{float(value):.6g}", key=len)
     except ValueError:

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, open_dict
 
 from histolight import files, runs
 from histolight.config import hydra_adapter as hydra
-from histolight.config.compose import compose_config, quote_paths
+from histolight.config.compose import compose_config
+from histolight.config.texts import as_typed
 from histolight.errors import InterruptionError, RequestError, command_line
 from histolight.interrupts import signals_interrupt
 from histolight.sweeps.launch import PointLauncher, is_held, train_point
@@ -95,7 +96,6 @@ def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
     Raises:
         RequestError: A point can't be composed, or would need several devices at once.
     """
-    overrides = quote_paths(overrides)
     fixed, swept = _fixed_and_swept(overrides)
     if not any(override.partition("=")[0] == "name" for override in fixed):
         fixed.append(time.strftime("name=%Y-%m-%d_%H-%M-%S"))
@@ -109,7 +109,7 @@ def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
     configs = [compose_config([*fixed, *values]) for values in grid]
     for config in configs or [master]:
         _refuse_several_devices(config)
-    return SweepPlan(overrides, fixed, swept, params, keys, master, directory, grid, configs)
+    return SweepPlan(list(overrides), fixed, swept, params, keys, master, directory, grid, configs)
 
 
 def open_sweep(plan: SweepPlan) -> Sweep:
@@ -132,14 +132,14 @@ def train_grid(plan: SweepPlan, sweep: Sweep) -> None:
         launcher.launch(plan.grid[first : first + step], first)
 
 
-def _fixed_and_swept(overrides: list[str]) -> tuple[list[str], list[hydra.Override]]:
+def _fixed_and_swept(overrides: Sequence[str]) -> tuple[list[str], list[hydra.Override]]:
     """Tell single values from lists, ranges, globs and intervals.
 
     Raises:
         RequestError: An override can't be read, or its key has no place in a sweep.
     """
     try:
-        last = {override.get_key_element(): override for override in hydra.parse(overrides)}
+        last = {override.get_key_element(): override for override in hydra.parse(as_typed(overrides))}
     except hydra.HydraException:
         compose_config(overrides)  # says it in our words
         raise
@@ -167,7 +167,7 @@ def _grid(master: DictConfig, params: dict[str, str], swept: list[hydra.Override
     sweeper = master.hydra.sweeper
     if not sweeper._target_.endswith("BasicSweeper"):
         return []
-    presets = hydra.parse([f"{key}={value}" for key, value in params.items()])
+    presets = hydra.parse(as_typed([f"{key}={value}" for key, value in params.items()]))
     axes = [*presets, *swept]
     for override in axes:
         if override.is_sweep_override() and not override.is_discrete_sweep():
