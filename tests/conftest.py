@@ -38,6 +38,12 @@ def real_tiles() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_parquet() -> Path:
+    """PCam tiles as on the Hugging Face hub: 19,171 of its training part, 2,907 of its validation part."""
+    return _shared("data", "pcam-parquet")
+
+
+@pytest.fixture(scope="session")
 def real_slides() -> Path:
     """A real SVS, a real OME-TIFF, and ``mosaics`` of lymph node."""
     return _shared("slides")

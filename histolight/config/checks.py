@@ -58,7 +58,7 @@ def _check_together(config: Config) -> None:
             f"data.fold={data.fold} is out of range: with data.folds={data.folds} it is 0 to {data.folds - 1}"
         )
     if data.classes is not None and len(data.classes) != 2:
-        raise RequestError("data.classes takes two folder names: [NEGATIVE,POSITIVE]")
+        raise RequestError("data.classes takes two names: [NEGATIVE,POSITIVE]")
     if loss.pos_weight not in (None, "balanced", "inverse"):
         try:
             weight = float(loss.pos_weight)

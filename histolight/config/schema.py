@@ -29,6 +29,27 @@ def _number(default: float | None, **limits: float) -> Any:
 
 
 @dataclass
+class ColumnsConfig:
+    """What the columns of a Parquet file are called; null finds the usual names.
+
+    Attributes:
+        image: Bytes of an image file, or structs of ``bytes`` and ``path``.
+        label: 0/1, false/true, or names (``data.classes``).
+        slide: The slide of each tile; splits are then by slide.
+        centre: The hospital or scanner of each tile.
+        split: Train, val or test; without it the names of the files say so, where they do.
+        id: Names each tile.
+    """
+
+    image: str | None = None
+    label: str | None = None
+    slide: str | None = None
+    centre: str | None = None
+    split: str | None = None
+    id: str | None = None
+
+
+@dataclass
 class DataConfig:
     """Which tiles, how they are split, and how they reach the model.
 
@@ -47,7 +68,9 @@ class DataConfig:
         split: ``auto`` takes the source's own split, else splits by slide, or where slides are unknown so that no tiles
             that share pixels lie on two sides; ``random`` heeds nothing; a CSV ``id,split`` is a split made elsewhere.
         groups: CSV ``id,<slide column>``: the slide of each tile. Splits are then by slide.
-        classes: Names of the negative and the positive class folder; null knows 0/1 and the usual names.
+        classes: Names of the negative and the positive class folder, or of such labels; null knows 0/1 and the usual
+            names.
+        columns: What the columns of ``data=parquet`` are called.
         image_size: Height and width of a tile in pixels.
         mpp: Pixel size of the tiles as cut, in microns; of ``data=slides`` that of the slides at full resolution, where
             null takes it from each file. Null is unknown.
@@ -73,6 +96,7 @@ class DataConfig:
     split: str = "auto"
     groups: str | None = None
     classes: list[str] | None = None
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     image_size: int = _number(96, least=CENTRE)
     mpp: float | None = _number(None, least=0.01, most=100)
     mpp_tolerance: float = _number(0.1, least=0, most=0.5)

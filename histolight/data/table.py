@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from histolight.errors import DataError, RequestError
@@ -32,7 +33,12 @@ SPLITS = {
 UNUSED = "unused"  # the part of tiles that a list of parts does not name
 _PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
-_SLIDE_COLUMNS = {"slide", "slide_id", "wsi", "wsi_id", "group", "case", "case_id", "patient", "patient_id"}
+# Usual names of columns, and of classes.
+SLIDES = {"slide", "slide_id", "wsi", "wsi_id", "group", "case", "case_id", "patient", "patient_id"}
+CENTRES = {"center", "centre", "center_id", "centre_id", "hospital", "site", "scanner", "domain"}
+NEGATIVE = {"0", "benign", "healthy", "neg", "negative", "no_tumor", "no_tumour", "non_tumor", "non_tumour", "normal"}
+POSITIVE = {"1", "cancer", "malignant", "metastasis", "pos", "positive", "tumor", "tumour"}
+
 _LONGEST_HEADER = 2**16  # bytes; each column of a longer one would take far more memory than its name
 _MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]
 
@@ -58,6 +64,11 @@ def describe_split(kind: str, without_slide: Mapping[str, int], leaking: Mapping
         if count:
             sentence += f"; {count:,} {PARTS[part]} tiles share pixels with {sources[part]} tiles (leaks.csv)"
     return sentence
+
+
+def split_note(metrics: Mapping[str, Any]) -> str:
+    """Say what the split of a run protects from; older runs recorded no sentence of their own."""
+    return str(metrics.get("split_note", SPLITS[metrics["split"]]))
 
 
 class TileError(Exception):
@@ -194,7 +205,7 @@ def read_groups(path: Path) -> pd.DataFrame:
     frame = read_csv(path, ["id"])
     others = [name for name in frame.columns if name != "id"]
     if len(others) > 1:
-        others = [name for name in others if name.lower() in _SLIDE_COLUMNS]
+        others = [name for name in others if name.lower() in SLIDES]
     if len(others) != 1:
         raise RequestError(
             f"data.groups={path} must have the column id and one column that names the slide (slide, wsi, group, case "
@@ -241,6 +252,55 @@ def read_parts(path: Path) -> pd.Series:
         twice = frame.loc[frame["id"].duplicated(), "id"]
         raise RequestError(f"data.split={path} names {len(twice)} ids more than once, first {twice.iloc[0]}")
     return parts.set_axis(frame["id"])
+
+
+def find_labels(
+    values: pd.Series, classes: Sequence[str] | None, where: str
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64]]:
+    """Turn a column of labels into 0 and 1.
+
+    Args:
+        values: Numbers, truth values or names; missing ones are None or NaN.
+        classes: ``data.classes``, or None: 0/1, true/false and the usual names are known.
+        where: Name of the column, for messages.
+
+    Returns:
+        0 or 1 for each value (0 where it is missing), and the places of missing ones.
+
+    Raises:
+        RequestError: The values are not of two known classes.
+
+    >>> find_labels(pd.Series(["tumor", "normal", None]), None, "the column label")
+    (array([1, 0, 0], dtype=int8), array([2]))
+    """
+    missing = values.isna().to_numpy()
+    names = values[~missing].map(_label_name)
+    found = sorted(names.unique())
+    if classes is not None:
+        known = {name: label for label, name in enumerate(classes)}
+    else:
+        known = {name: int(name.lower() in POSITIVE) for name in found if name.lower() in NEGATIVE | POSITIVE}
+    unknown = [name for name in found if name not in known]
+    if unknown or len(found) > 2:
+        shown = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
+        raise RequestError(
+            f"{where} has {len(found)} kinds of labels, {shown}: a label is 0 or 1, or one of two names that "
+            "data.classes=[NEGATIVE,POSITIVE] gives"
+        )
+    labels = np.zeros(len(values), dtype=np.int8)
+    labels[~missing] = names.map(known).to_numpy(dtype=np.int8)
+    return labels, np.flatnonzero(missing)
+
+
+def _label_name(value: object) -> str:
+    """Write a label as its name: 1, 1.0 and true are one class.
+
+    >>> [_label_name(value) for value in (True, 1.0, np.int8(0), " Tumor ")]
+    ['1', '1', '0', 'Tumor']
+    """
+    if isinstance(value, bool | int | float | np.number | np.bool_) and float(value).is_integer():
+        return str(int(value))
+    return str(value).strip()
 
 
 def with_groups(table: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:

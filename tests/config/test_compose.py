@@ -96,7 +96,7 @@ def test_what_cannot_be_composed_is_refused_in_one_line(override: str, message: 
         (["trainer.compile=False"], "trainer.compile=False is not known: valid: default, none, reduce-overhead"),
         (["data.fold=5"], "data.fold=5 is out of range: with data.folds=5 it is 0 to 4"),
         (["data.val_fraction=0.5", "data.test_fraction=0.5"], "must be below 1"),
-        (["data.classes=[a,b,c]"], "data.classes takes two folder names"),
+        (["data.classes=[a,b,c]"], "data.classes takes two names"),
         (["loss.pos_weight=heavy"], "loss.pos_weight=heavy is not known"),
         (["loss.pos_weight=-1"], "loss.pos_weight=-1.0 is out of range"),
         (["trainer.devices=many"], "trainer.devices=many is not known"),

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -41,6 +45,32 @@ def _write_pcam(root: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]], **o
             with h5py.File(root / f"camelyonpatch_level_2_split_{part}_{kind}.h5", "w") as file:
                 file.create_dataset(kind, data=values, **(options if kind == "x" else {}))
     return root
+
+
+def _encoded(tile: np.ndarray, kind: str = "PNG", **options: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(tile).save(file, kind, **options)
+    return file.getvalue()
+
+
+def _write_parquet(root: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]], rows: int = 10, **columns: Any) -> Path:
+    """One file a part, its row groups of ``rows`` tiles, as the Hugging Face hub names and fills them."""
+    root.mkdir(parents=True, exist_ok=True)
+    for part, (tiles, labels) in parts.items():
+        images = [{"bytes": _encoded(tile), "path": f"{part}_{n}.png"} for n, tile in enumerate(tiles)]
+        table = pa.table({"image": images, "label": labels, **{name: of[part] for name, of in columns.items()}})
+        pq.write_table(table, root / f"{part}-00000-of-00001.parquet", row_group_size=rows)
+    return root
+
+
+@pytest.fixture
+def encoded() -> Callable[..., bytes]:
+    return _encoded
+
+
+@pytest.fixture
+def write_parquet() -> Callable[..., Path]:
+    return _write_parquet
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The same tiles as Kaggle's folder, as class folders and as PatchCamelyon's files: the same table, and each trains."""
+"""The same tiles as Kaggle's folder, class folders, PatchCamelyon's files and Parquet: the same table; each trains."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ PARTS = {"train": 24, "valid": 12, "test": 12}
 
 
 @pytest.fixture
-def overrides(tmp_path: Path, make_tiles, write_kaggle, write_folder, write_pcam) -> dict[str, list[str]]:
-    """The same 48 tiles in three layouts: what chooses each."""
+def overrides(
+    tmp_path: Path, make_tiles, write_kaggle, write_folder, write_pcam, write_parquet
+) -> dict[str, list[str]]:
+    """The same 48 tiles in four layouts: what chooses each."""
     tiles, labels = make_tiles(48), np.arange(48) % 2
     ids = [f"{number:08x}" for number in range(48)]
     ends = np.cumsum([0, *PARTS.values()])
@@ -27,6 +29,7 @@ def overrides(tmp_path: Path, make_tiles, write_kaggle, write_folder, write_pcam
         "kaggle": write_kaggle(tmp_path / "kaggle", ids, tiles, labels),
         "folder": write_folder(tmp_path / "folder", ids, tiles, labels),
         "pcam": write_pcam(tmp_path / "pcam", parts),
+        "parquet": write_parquet(tmp_path / "parquet", parts),
     }
     common = ["data.image_size=32", f"data.cache={tmp_path / 'cache'}", "model=resnet18", "model.weights=null"]
     common += ["data.batch_size=8", "trainer=cpu", "trainer.max_epochs=1"]
@@ -41,18 +44,21 @@ def contents(data: PreparedData) -> pd.DataFrame:
     return found.sort_values("pixels", ignore_index=True)
 
 
-def test_three_layouts_of_the_same_tiles_give_the_same_table(overrides: dict[str, list[str]]) -> None:
+def test_four_layouts_of_the_same_tiles_give_the_same_table(overrides: dict[str, list[str]]) -> None:
     data = {kind: prepare(typed(compose_config(values)).data) for kind, values in overrides.items()}
     for found in data.values():
         assert list(found.table.columns) == ["id", "label", "group", "cluster", "split", "row", "pixels", "luma"]
         pd.testing.assert_series_equal(found.table.dtypes, data["kaggle"].table.dtypes)
         pd.testing.assert_frame_equal(contents(found), contents(data["kaggle"]))
-    assert data["pcam"].table["split"].value_counts().to_dict() == {"train": 24, "val": 12, "test": 12}
+    for kind in ("pcam", "parquet"):
+        assert data[kind].table["split"].value_counts().to_dict() == {"train": 24, "val": 12, "test": 12}
 
 
-@pytest.mark.parametrize(("kind", "split"), [("kaggle", "overlap"), ("folder", "overlap"), ("pcam", "given")])
+@pytest.mark.parametrize(
+    ("kind", "split"), [("kaggle", "overlap"), ("folder", "overlap"), ("pcam", "given"), ("parquet", "given")]
+)
 def test_each_layout_trains(kind: str, split: str, overrides: dict[str, list[str]], tmp_path: Path) -> None:
     assert main(["train", *overrides[kind], f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     recorded = json.loads((tmp_path / "run/metrics.json").read_text())
     assert (recorded["status"], recorded["split"]) == ("completed", split)
-    assert ("test" in recorded) == (kind == "pcam")
+    assert ("test" in recorded) == (split == "given")

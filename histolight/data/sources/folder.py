@@ -12,13 +12,10 @@ from histolight.config.schema import DataConfig
 from histolight.data.checks import describe, problem_frame
 from histolight.data.images import SUFFIXES, file_source, list_images
 from histolight.data.sources import Kind, data_root
-from histolight.data.table import Source, part_of
+from histolight.data.table import NEGATIVE, POSITIVE, Source, part_of
 from histolight.errors import DataError, RequestError
 
 log = logging.getLogger("histolight")
-
-_NEGATIVE = {"0", "benign", "healthy", "neg", "negative", "no_tumor", "no_tumour", "non_tumor", "non_tumour", "normal"}
-_POSITIVE = {"1", "cancer", "malignant", "metastasis", "pos", "positive", "tumor", "tumour"}
 
 
 def load(config: DataConfig) -> Source:
@@ -109,8 +106,8 @@ def class_folders(root: Path, classes: list[str] | None) -> list[str]:
                 f"data.classes=[{','.join(classes)}] does not name two folders in data.root={root}; {found}"
             )
         return list(classes)
-    negative = [name for name in folders if name.lower() in _NEGATIVE]
-    positive = [name for name in folders if name.lower() in _POSITIVE]
+    negative = [name for name in folders if name.lower() in NEGATIVE]
+    positive = [name for name in folders if name.lower() in POSITIVE]
     if entries and not folders:
         raise RequestError(
             f"data.root={root} has files but no class folders such as 0 and 1: tiles without labels can only be "
