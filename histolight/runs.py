@@ -165,6 +165,12 @@ def _check_plain(value: Any, key: str) -> None:
         raise RequestError(f"{key}={value} is neither a word nor a number")
 
 
+def recorded_split(directory: Path) -> str | None:
+    """Return the kind of split that a run recorded; None where it ended before it had one."""
+    split = read_metrics(directory).get("split") if (directory / "metrics.json").is_file() else None
+    return None if split is None else str(split)
+
+
 def completed_metrics(directory: Path) -> dict[str, Any]:
     """Read ``metrics.json`` of a completed run.
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import histolight
+from histolight.config.compose import saved_config
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "made_by_1b6ccd3.tar.xz"
 MADE_IN = "/srv/histolight"  # the folder stands in every saved configuration
@@ -54,6 +55,45 @@ def test_a_run_loads_and_its_network_gives_its_predictions(old: Path) -> None:
     tiles = np.stack([np.asarray(Image.open(next(old.glob(f"tiles/*/{name}.png")))) for name in predictions["id"]])
     logits = run.classifier()(torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255)
     np.testing.assert_allclose(logits, predictions["logit"], rtol=1e-3, atol=1e-4)
+
+
+def _as_before_the_key(run: Path, split: str | None) -> None:
+    """Make a saved configuration one of a version without ``data.split``, of a run that recorded this split."""
+    lines = (run / "config.yaml").read_text().splitlines()
+    (run / "config.yaml").write_text("\n".join(line for line in lines if not line.startswith("  split:")) + "\n")
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"split": split}))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "split"), [("random", "random"), ("slide", "auto"), ("given", "auto"), (None, "auto")]
+)
+def test_a_run_from_before_data_split_keeps_the_split_that_it_had(old: Path, recorded: str | None, split: str) -> None:
+    run = Path("runs/interrupted")
+    assert "split:" not in (run / "config.yaml").read_text()
+    _as_before_the_key(run, recorded)
+    assert saved_config(run).data.split == split
+
+
+@pytest.mark.slow
+def test_an_interrupted_random_run_from_before_data_split_continues_with_its_tiles(old: Path) -> None:
+    words = [
+        "data=folder",
+        "data.root=tiles",
+        "data.image_size=32",
+        "data.batch_size=8",
+        "data.cache=cache",
+        "trainer=cpu",
+    ]
+    words += ["data.split=random", "model=p4m_densenet", "augment=none", "trainer.max_epochs=1", "hydra.run.dir=random"]
+    run = histolight.train(words)
+    before = (Path("random") / "splits.csv").read_text()
+    assert run.metrics["split"] == "random"
+    _as_before_the_key(Path("random"), "random")
+    metrics = json.loads(Path("random/metrics.json").read_text())
+    Path("random/metrics.json").write_text(json.dumps(metrics | {"status": "interrupted"}))
+    assert histolight.train(["run=random"]).metrics["split"] == "random"
+    assert (Path("random") / "splits.csv").read_text() == before
 
 
 def test_a_sweep_compares(old: Path) -> None:

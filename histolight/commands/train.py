@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histolight import files, runs
-from histolight.data.table import PARTS, SPLITS
+from histolight.data.table import PARTS, split_note
 from histolight.errors import command_line
 from histolight.reports.parts import interval_text
 from histolight.training.run import train_run
@@ -43,7 +43,7 @@ def summary(metrics: dict[str, Any], directory: Path) -> str:
                 f"({auroc['method']}; {count:,} tiles{chosen}{note})"
             )
     slides = f" ({metrics['slides']} slides)" if metrics["split"] == "slide" else ""
-    lines.append(metrics.get("split_note", SPLITS[metrics["split"]]) + slides)
+    lines.append(split_note(metrics) + slides)
     lines.append(f"run          {directory}")
     if (directory / "report.html").is_file():
         lines.append(f"report       {directory / 'report.html'}")

@@ -108,6 +108,8 @@ def like_config(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
 def saved_config(directory: Path) -> DictConfig:
     """Read ``config.yaml`` of a run directory; keys that it lacks take their default.
 
+    A run that is older than ``data.split`` keeps the split that it was made with: at random where no slide was known.
+
     Raises:
         RequestError: It is missing or damaged, or no plain data.
     """
@@ -116,6 +118,8 @@ def saved_config(directory: Path) -> DictConfig:
     try:
         if "data" not in saved:
             raise RequestError("it is not a configuration")
+        if "split" not in saved["data"] and runs.recorded_split(directory) == "random":
+            saved["data"]["split"] = "random"
         return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), saved))
     except Exception as error:
         raise RequestError(f"{path} is damaged: {' '.join(str(error).split())}") from error

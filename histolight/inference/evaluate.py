@@ -21,7 +21,7 @@ from histolight.data.overlaps import find_leaks, shows_something
 from histolight.data.pack import Pack
 from histolight.data.prepare import PackedTiles, find_warnings, load_tiles
 from histolight.data.sources import load_source
-from histolight.data.table import SPLITS
+from histolight.data.table import split_note
 from histolight.errors import RequestError
 from histolight.inference.evaluate_request import EvaluateConfig
 from histolight.inference.networks import first_problem, load_classifiers, predict_logits
@@ -314,7 +314,7 @@ def _agreement(run: Path, part: str, table: pd.DataFrame, tta: str, config: Conf
 def _origin(part: str, tiles: EvaluatedTiles, data: DataConfig, trained: dict[str, Any]) -> str:
     if tiles.split == "other":
         return f"data={data.source} data.root={data.root}, {tiles.choice[part]}"
-    return f"the run's own {part} part, {tiles.choice[part]}; {trained.get('split_note', SPLITS[tiles.split])}"
+    return f"the run's own {part} part, {tiles.choice[part]}; {split_note(trained)}"
 
 
 def _calibration_notes(found: dict[str, Any], tables: dict[str, pd.DataFrame], run: Path, tta: str) -> list[str]:

@@ -17,12 +17,6 @@ from histolight.reports.parts import interval_text
 from histolight.statistics.clusters import effective_clusters
 from histolight.statistics.planning import power, seeds_needed, tiles_needed
 
-CAUTIONS = {
-    "random": "The split is random: tiles of one slide may sit on both sides, and on other slides every figure will be "
-    "lower.",
-    "overlap": "The slides are unknown: copies and overlapping tiles stay on one side of the split, but other tiles of "
-    "a slide may sit on both, and on other slides every figure may be lower.",
-}
 NAMED = 3  # rows named in one sentence
 
 
@@ -164,9 +158,9 @@ def _cautions(ranking: Ranking) -> list[str]:
         return sentences
     if ranking.part == "val":
         sentences.append("The epoch of each run was chosen on these validation tiles too: the figures are optimistic.")
-    if caution := CAUTIONS.get(ranking.split):
-        sentences.append(caution)
-    elif ranking.population == "tiles":
+    if ranking.split in SPLITS and ranking.split != "slide" and ranking.population == "tiles":
+        sentences.append(f"{SPLITS[ranking.split][0].upper()}{SPLITS[ranking.split][1:]}.")
+    if ranking.split in ("slide", "given") and ranking.population == "tiles":
         sentences.append("Not every tile's slide is known: nothing is said here of other slides.")
     return sentences
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from histolight.data.sources import is_artificial
-from histolight.data.table import PARTS, SPLITS
+from histolight.data.table import PARTS, SPLITS, split_note
 from histolight.files import write_atomically
 from histolight.reports.curves import curve_figures, read_curves
 from histolight.reports.model_card import model_card
@@ -287,11 +287,6 @@ def _data(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config:
     words += [f"{part}: {text}." for part, text in metrics.get("origin", {}).items()]
     words += [_sentence(note) for note in metrics.get("notes", [])]
     return Section("The tiles and their split", words, Table(columns, rows, words=1))
-
-
-def split_note(metrics: dict[str, Any]) -> str:
-    """Say what the split of a run protects from; older runs have no sentence of their own."""
-    return str(metrics.get("split_note", SPLITS[metrics["split"]]))
 
 
 def _sentence(text: str) -> str:

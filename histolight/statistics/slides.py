@@ -52,16 +52,16 @@ def sensitivity_at_specificity(predictions: pd.DataFrame, specificity: float = 0
     each at the level ``(1 + level) / 2``, so that both together hold ``level``.
 
     Args:
-        predictions: ``label`` (0/1), ``group`` (slide, or missing) and ``score`` of each tile.
+        predictions: ``label`` (0/1), ``cluster`` (slide, or tiles that overlap; or missing) and ``score`` of each tile.
         specificity: In [0, 1].
         level: Confidence level.
 
-    >>> tiles = pd.DataFrame({"label": [0, 0, 1, 1], "group": None, "score": [0.1, 0.6, 0.5, 0.9]})
+    >>> tiles = pd.DataFrame({"label": [0, 0, 1, 1], "cluster": None, "score": [0.1, 0.6, 0.5, 0.9]})
     >>> sensitivity_at_specificity(tiles).value, sensitivity_at_specificity(tiles, 0.5).value
     (0.5, 1.0)
     """
     scores, positive = check_scores(predictions["score"].to_numpy(), predictions["label"].to_numpy())
-    clusters = find_clusters(predictions["group"].to_numpy(), len(scores))
+    clusters = find_clusters(predictions["cluster"].to_numpy(), len(scores))
     negatives = np.sort(scores[~positive])
     each = (1 + level) / 2
 

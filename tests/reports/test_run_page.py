@@ -229,15 +229,15 @@ def test_slides_are_measured_as_scikit_learn_does() -> None:
 def test_sensitivity_at_a_specificity_is_the_best_point_of_the_curve(ties: int) -> None:
     random = np.random.default_rng(1)
     labels = random.integers(0, 2, 400)
-    table = pd.DataFrame({"label": labels, "score": (labels + random.normal(size=400)).round(ties), "group": None})
+    table = pd.DataFrame({"label": labels, "score": (labels + random.normal(size=400)).round(ties), "cluster": None})
     false, true, _ = roc_curve(table["label"], table["score"], drop_intermediate=False)
     found = sensitivity_at_specificity(table, 0.95)
     assert found.value == pytest.approx(true[false <= 0.05].max())
     assert found.low < found.value < found.high
     assert found.method == "woodruff"
-    slides = table.assign(group=[f"s{number % 40}" for number in range(400)])
+    slides = table.assign(cluster=[f"s{number % 40}" for number in range(400)])
     assert sensitivity_at_specificity(slides).method == "woodruff"
-    one = sensitivity_at_specificity(table.assign(group="one"))
+    one = sensitivity_at_specificity(table.assign(cluster="one"))
     assert np.isnan(one.low)
     assert (one.value, one.method) == (found.value, "none")
 

@@ -1,0 +1,80 @@
+"""Tiles that overlap what trained or chose a run, found in other files; the run is as a training leaves it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tissue import SIZE, canvas, cut
+
+from histolight import runs
+from histolight.config.compose import to_yaml
+from histolight.config.schema import Config, DataConfig
+from histolight.data.prepare import PackedTiles, load_tiles, prepare
+from histolight.data.sources import load_source
+from histolight.inference.recognition import recognise
+
+SLIDES = [canvas(SIZE, 240, seed) for seed in range(30)]
+
+
+def write(root: Path, tiles: list[np.ndarray], suffix: str) -> Path:
+    for number, tile in enumerate(tiles):
+        path = root / str(number % 2) / f"t{number:02d}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tile).save(path, quality=75)
+    return root
+
+
+@pytest.fixture(params=[".png", ".jpg"])
+def run(request, tmp_path: Path) -> Path:
+    """30 tiles, each the left end of a slide of its own: 18 train, 6 validate, 6 test."""
+    root = write(tmp_path / "own", [cut(slide, [(0, 0)])[0] for slide in SLIDES], request.param)
+    data = DataConfig(source="folder", root=str(root), cache=str(tmp_path / "cache"), test_fraction=0.2)
+    directory = tmp_path / "run"
+    directory.mkdir()
+    runs.write_splits(directory, prepare(data).table)
+    (directory / "config.yaml").write_text(to_yaml(Config(data)))
+    (directory / "metrics.json").write_text('{"status": "completed", "split": "overlap"}')
+    return directory
+
+
+def pack(root: Path) -> PackedTiles:
+    data = DataConfig(source="folder", root=str(root), cache=str(root.parent / "cache"))
+    return load_tiles(load_source(data), data)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_neighbours_of_what_trained_or_chose_are_recognised_in_files_of_any_kind(run, tmp_path, suffix) -> None:
+    other = write(tmp_path / "other", [cut(slide, [(0, 32)])[0] for slide in SLIDES], suffix)
+    found = recognise(run, pack(other))
+    splits = runs.read_splits(run)["split"]
+    used = splits[splits != "test"]
+    assert set(found.table["id"]) == set(used.index)  # of one slide, tiles have the same name here and there
+    assert set(found.table["how"]) == {"overlap"}
+    assert (found.table["known_id"] == found.table["id"]).all()
+    assert (found.table["part"].to_numpy() == used[found.table["id"]].to_numpy()).all()
+    assert found.counts == {"trained": 0, "chose": 0, "overlap": 24}
+    assert found.sentence == ("by their pixels, of these 30 tiles 24 overlap a tile that trained or chose it")
+
+
+def test_tiles_beside_them_are_not_recognised(run, tmp_path) -> None:
+    found = recognise(run, pack(write(tmp_path / "other", [cut(slide, [(0, 112)])[0] for slide in SLIDES], ".png")))
+    assert found.table.empty
+    assert found.sentence == (
+        "by their pixels none of these tiles trained or chose the run, and none overlaps one that did"
+    )
+
+
+def test_without_its_own_tiles_overlaps_are_not_looked_for_and_the_sentence_says_so(run, tmp_path) -> None:
+    other = write(
+        tmp_path / "other", [cut(slide, [(0, 32 * (row > 0))])[0] for row, slide in enumerate(SLIDES)], ".png"
+    )
+    packed = pack(other)
+    shutil.rmtree(tmp_path / "own")
+    found = recognise(run, packed)
+    assert not found.overlaps
+    assert found.counts["overlap"] == 0
+    assert "overlaps were not looked for, as its own tiles are not packed here" in found.sentence
