@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -12,9 +13,9 @@ from histolight import files, runs
 from histolight.errors import RequestError, nearest
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from histolight.config.schema import Config, DataConfig
 
-    from histolight.config.schema import Config
+log = logging.getLogger("histolight")
 
 
 def own_keys(overrides: Sequence[str], keys: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -106,15 +107,28 @@ def run_config(run: Path, overrides: Sequence[str], own: Sequence[str], taken: S
     if "data" in given:
         for key in {"image_size", "stain", "batch_size", "cache"} - {key.removeprefix("data.") for key in given}:
             config.data[key] = saved.data[key]
-    _check_pixel_size(config.data, saved.data.mpp, run)
-    return typed(config)
+    result = typed(config)
+    check_pixel_size(result.data, saved.data.mpp, run)
+    return result
 
 
-def _check_pixel_size(data: DictConfig, trained: float | None, run: Path) -> None:
-    """Refuse tiles of another pixel size than the network's: only whole slides are resampled to it."""
-    if data.source == "slides" or data.mpp is None or trained is None:
+def check_pixel_size(data: DataConfig, trained: float | None, run: Path) -> None:
+    """Compare the pixel size of tiles with that of a network: only whole slides are resampled to it.
+
+    Raises:
+        RequestError: The two differ by more than ``data.mpp_tolerance``. Where only the network's is known, a warning
+            says so.
+    """
+    if data.source == "slides" or trained is None:
         return
-    if abs(data.mpp / trained - 1) > data.mpp_tolerance:
+    if data.mpp is None:
+        log.warning(
+            "the pixel size of these tiles is unknown, and taken for the %g µm that %s was trained at; "
+            "data.mpp=MICRONS says it",
+            trained,
+            run,
+        )
+    elif abs(data.mpp / trained - 1) > data.mpp_tolerance:
         raise RequestError(
             f"these tiles have {data.mpp:g} µm a pixel and {run} was trained at {trained:g}: resample them first, or "
             f"correct data.mpp (data.mpp_tolerance={data.mpp_tolerance:g})"

@@ -268,6 +268,11 @@ def _colours(
 def _files(config: DataConfig, size: int) -> Section:
     facts = exploration.file_facts(config)
     words = [f"Every tile has {size}x{size} pixels of 8-bit red, green and blue: anything else is an error."]
+    words.append(
+        "Their pixel size is unknown: data.mpp=MICRONS says it."
+        if config.mpp is None
+        else f"A pixel has {config.mpp:g} µm (data.mpp)."
+    )
     if facts.empty:
         return Section("Files", words)
     rows = [

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histolight import files, runs
-from histolight.config.keys import new_folder, run_config
+from histolight.config.keys import check_pixel_size, new_folder, run_config
 from histolight.config.schema import Config
 from histolight.errors import RequestError
 
@@ -106,9 +106,12 @@ def predict_config(
     Raises:
         RequestError: A key is unknown, a run doesn't exist, or the folder holds files.
     """
+    from histolight.config.compose import saved_config
     from histolight.data.sources import check_source
 
     config = run_config(members[0], overrides, KEYS, TAKEN, "predict")
+    for other in members[1:] if config.data.mpp is not None else []:
+        check_pixel_size(config.data, saved_config(other).data.mpp, other)
     given = {override.partition("=")[0] for override in overrides}
     if check_source(config.data).unlabelled_apart and "data.root" not in given:
         raise RequestError("data.root= is missing: give the folder with what is to be predicted, data.root=FOLDER")

@@ -8,6 +8,7 @@ from histolight import files, runs
 from histolight.config.compose import compose_config, to_yaml, typed
 from histolight.config.keys import run_config
 from histolight.errors import RequestError
+from histolight.inference.predict import predict_config
 from histolight.models.classifier import Classifier
 from histolight.reports.model_card import model_card
 
@@ -56,6 +57,26 @@ def test_tiles_of_another_pixel_size_are_refused(tmp_path: Path, mpp: str) -> No
     run = _run(tmp_path / "run", ["data=kaggle", "data.root=x"])
     with pytest.raises(RequestError, match=rf"{mpp} µm a pixel and .*run was trained at 0.972"):
         run_config(run, ["data=folder", "data.root=y", f"data.mpp={mpp}"], (), TAKEN, "predict")
+
+
+def test_an_unknown_pixel_size_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = _run(tmp_path / "run", ["data=kaggle", "data.root=x"])
+    run_config(run, ["data=folder", "data.root=y"], (), TAKEN, "predict")
+    assert caplog.text.count("pixel size of these tiles is unknown, and taken for the 0.972 µm") == 1
+    caplog.clear()
+    run_config(run, ["data.root=y"], (), TAKEN, "predict")
+    run_config(_run(tmp_path / "other", ["data=folder", "data.root=x"]), ["data.root=y"], (), TAKEN, "predict")
+    assert not caplog.text
+
+
+def test_each_network_of_an_ensemble_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = _run(tmp_path / "first", ["data=folder", "data.root=x"])
+    second = _run(tmp_path / "second", ["data=kaggle", "data.root=x"])
+    tiles = ["data=folder", f"data.root={tmp_path}", "data.mpp=0.25"]
+    assert predict_config([first], tiles).config.data.mpp == 0.25
+    with pytest.raises(RequestError, match="0.25 µm a pixel and .*second was trained at 0.972"):
+        predict_config([first, second], tiles)
 
 
 def test_the_tolerance_can_be_widened_and_an_unknown_size_refuses_nothing(tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ def _files(config: DataConfig) -> list[_File]:
     listed, _ = list_images(root, (".parquet",))
     if listed.empty:
         raise RequestError(f"data.root={root} has no .parquet files")
-    files = [_open(root, row.path, row.size, row.mtime_ns, config.columns) for row in listed.itertuples()]
+    rows = zip(*(listed[name].to_list() for name in ("path", "size", "mtime_ns")), strict=True)
+    files = [_open(root, *row, config.columns) for row in rows]
     for file in files[1:]:
         if set(file.names) != set(files[0].names):
             raise RequestError(
@@ -136,7 +137,7 @@ def _open(root: Path, below: str, size: int, mtime_ns: int, columns: ColumnsConf
         raise RequestError(f"{path} is not a whole Parquet file ({_line(error)}): download it again") from None
     images = [field.name for field in schema if _is_image(field.type)]
     image = columns.image or ("image" if "image" in images else images[0] if len(images) == 1 else None)
-    if image not in images:
+    if image is None or image not in images:
         raise RequestError(
             f"{path} has no column of images"
             + (f" {image}" if image else "")
