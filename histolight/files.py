@@ -131,7 +131,7 @@ def check_unused(directory: Path, own: Collection[str] = ()) -> None:
         RequestError: The folder holds files, or can't be read.
     """
     try:
-        found = sorted(
+        entries = sorted(
             path.name for path in directory.iterdir() if path != lock_file(directory) and not _is_leftover(path)
         )
     except FileNotFoundError:
@@ -142,7 +142,7 @@ def check_unused(directory: Path, own: Collection[str] = ()) -> None:
         raise RequestError(
             f"{directory} can't be used ({error.strerror}): choose another folder with hydra.run.dir=FOLDER"
         ) from error
-    if foreign := [name for name in found if name not in own]:
+    if foreign := [name for name in entries if name not in own]:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise RequestError(
             f"{directory} holds files already ({foreign[0]}{more}): choose another folder with hydra.run.dir=FOLDER, "

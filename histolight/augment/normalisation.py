@@ -95,12 +95,12 @@ def _macenko(density: torch.Tensor, tissue: torch.Tensor, enough: torch.Tensor) 
     amounts = mix_channels(density, unmix, density.new_zeros(len(density), 2)).flatten(2)
     everything = torch.full_like(count, amounts.shape[2])
     most = torch.stack([_upper_percentile(amounts[:, stain], everything) for stain in (0, 1)], 1)
-    found = enough & (common.flatten() < 0.9995) & (most > 0.01).all(1)
+    stained = enough & (common.flatten() < 0.9995) & (most > 0.01).all(1)
 
     scale = _REFERENCE_AMOUNTS.to(density) / most.clamp_min(0.01)
     change = (unmix.unsqueeze(3) * scale.view(-1, 1, 2, 1) * _REFERENCE_STAINS.to(density)).sum(2)
     light = mix_channels(density, -change, density.new_zeros(len(density), 3)).exp_()
-    return light.mul_(LIGHT).clamp_(0, 1), found
+    return light.mul_(LIGHT).clamp_(0, 1), stained
 
 
 def _upper_percentile(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

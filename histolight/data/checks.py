@@ -28,9 +28,9 @@ def describe(problems: pd.DataFrame) -> str:
     'no file: 2 (a, b); wrong size: 1 (c)'
     """
     kinds = []
-    for problem, found in problems.groupby("problem", sort=False):
-        first = ", ".join(name if name.isprintable() and name else repr(name) for name in found["id"].head(3))
-        kinds.append(f"{problem}: {len(found)} ({first}{', …' if len(found) > 3 else ''})")
+    for problem, rows in problems.groupby("problem", sort=False):
+        first = ", ".join(name if name.isprintable() and name else repr(name) for name in rows["id"].head(3))
+        kinds.append(f"{problem}: {len(rows)} ({first}{', …' if len(rows) > 3 else ''})")
     return "; ".join(kinds)
 
 
@@ -54,8 +54,10 @@ def check_table(table: pd.DataFrame, config: DataConfig) -> None:
         if (count := int((table["label"] == label).sum())) < parts
     ]
     if rows:
-        found = " and ".join(f"{problem} ({detail})" for _, problem, detail in rows)
-        raise DataError(f"{found}: give more tiles of it, a larger data.limit or fewer data.folds", problem_frame(rows))
+        detected = " and ".join(f"{problem} ({detail})" for _, problem, detail in rows)
+        raise DataError(
+            f"{detected}: give more tiles of it, a larger data.limit or fewer data.folds", problem_frame(rows)
+        )
 
 
 def find_duplicates(table: pd.DataFrame, hashes: np.ndarray) -> tuple[pd.DataFrame, str]:

@@ -106,11 +106,11 @@ class TileDataModule(L.LightningDataModule):
         batches = -(-len(rows) // size)
         bar = tqdm(self._computed(tiles, rows), f"features of {part}", batches, unit="batch", disable=None)
         values, place = torch.empty(0), 0
-        for found in bar:
+        for features in bar:
             if place == 0:
-                values = found.new_empty((len(rows), *found.shape[1:]))
-            values[place : place + len(found)] = found
-            place += len(found)
+                values = features.new_empty((len(rows), *features.shape[1:]))
+            values[place : place + len(features)] = features
+            place += len(features)
         return values
 
     def _computed(self, tiles: Tiles | DeviceRows, rows: np.ndarray) -> Iterator[torch.Tensor]:

@@ -98,15 +98,15 @@ class FeatureCache:
         values: np.ndarray | None = None
         with tqdm(total=len(rows), desc=f"features of {part}", unit="tile", disable=None) as bar:
             for start, batch in zip(range(0, len(rows), batch_size), compute(rows), strict=True):
-                found = batch.float().cpu().numpy()
+                features = batch.float().cpu().numpy()
                 if values is None:
-                    values = self._open(done, found.shape[1])
-                place = rows[start : start + len(found)]
-                values[place] = found
+                    values = self._open(done, features.shape[1])
+                place = rows[start : start + len(features)]
+                values[place] = features
                 values.flush()  # type: ignore[attr-defined]  # a memmap
                 done[place] = True
                 self._mark(done)
-                bar.update(len(found))
+                bar.update(len(features))
 
     def _open(self, done: np.ndarray, width: int) -> np.ndarray:
         path = self.folder / "values.npy"

@@ -179,7 +179,7 @@ def _check(image: ImageFile.ImageFile, image_size: int) -> None:
         raise TileError("wrong size", f"{width}x{height} pixels where data.image_size={image_size}")
     raw_modes = [tile.args if isinstance(tile.args, str) else str((tile.args or ("",))[0]) for tile in image.tile]
     if image.mode != "RGB" or any("16" in mode for mode in raw_modes):
-        found = next((mode for mode in raw_modes if "16" in mode), image.mode)
-        raise TileError("not 8-bit RGB", f"its pixels are {found}")
+        raw_mode = next((mode for mode in raw_modes if "16" in mode), image.mode)
+        raise TileError("not 8-bit RGB", f"its pixels are {raw_mode}")
     if getattr(image, "is_animated", False):
         raise TileError("several images in one file", "a tile is one image")

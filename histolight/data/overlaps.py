@@ -147,7 +147,7 @@ def _candidates(blocks: np.ndarray, wanted: Callable[[np.ndarray, np.ndarray], A
     twice = np.flatnonzero((values[1:] == values[:-1]) & (tile[1:] == tile[:-1]))
     names = (sizes > 1) & (sizes <= per)  # different tiles hold the same place in different blocks
     names[np.searchsorted(starts, twice, side="right") - 1] = False
-    found: list[np.ndarray] = []
+    kept: list[np.ndarray] = []
     waiting, limit = 0, _CANDIDATES
     for size in np.unique(sizes[names]):
         group_starts = starts[names & (sizes == size)]
@@ -160,12 +160,12 @@ def _candidates(blocks: np.ndarray, wanted: Callable[[np.ndarray, np.ndarray], A
             dy = place_1 // grid - place_2 // grid
             dx = place_1 % grid - place_2 % grid
             key = ((row_1 * count + row_2) * (2 * grid) + (dy + grid)) * (2 * grid) + dx + grid
-            found.append(key[wanted(row_1, row_2)])
+            kept.append(key[wanted(row_1, row_2)])
             waiting += len(key)
             if waiting > limit:
-                found = [np.unique(np.concatenate(found))]
-                waiting, limit = len(found[0]), max(_CANDIDATES, 2 * len(found[0]))
-    keys = np.unique(np.concatenate([np.empty(0, np.int64), *found]))
+                kept = [np.unique(np.concatenate(kept))]
+                waiting, limit = len(kept[0]), max(_CANDIDATES, 2 * len(kept[0]))
+    keys = np.unique(np.concatenate([np.empty(0, np.int64), *kept]))
     keys, dx = np.divmod(keys, 2 * grid)
     keys, dy = np.divmod(keys, 2 * grid)
     row_1, row_2 = np.divmod(keys, count)

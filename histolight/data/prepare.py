@@ -144,11 +144,11 @@ def few_shots(data: PreparedData, shots: int | None, seed: int) -> PreparedData:
 
 def find_warnings(table: pd.DataFrame, pack: Pack) -> pd.DataFrame:
     """Log and list the findings on labelled tiles that stop nothing: columns id, problem, detail."""
-    found = [checks.find_duplicates(table, pack.hashes), checks.find_near_blank(table, pack.contrast)]
-    for _, message in found:
+    results = [checks.find_duplicates(table, pack.hashes), checks.find_near_blank(table, pack.contrast)]
+    for _, message in results:
         if message:
             log.warning("%s", message)
-    return pd.concat([problems for problems, _ in found], ignore_index=True)
+    return pd.concat([problems for problems, _ in results], ignore_index=True)
 
 
 def _fingerprint(table: pd.DataFrame, hashes: np.ndarray) -> str:

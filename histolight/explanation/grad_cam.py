@@ -92,26 +92,26 @@ def explain(
     names = pd.Series("", index=places)
     for name, group in shown.items():
         names[group] = names[group].where(names[group] == "", names[group] + ", ") + name
-    found = table[["id", "label", "score"]].assign(
+    scored = table[["id", "label", "score"]].assign(
         share=centre_share(maps, tiles.image_size), sampled=np.isin(places, sample), shown=names.to_numpy()
     )
-    tumour = found["label"].to_numpy() == 1
+    tumour = scored["label"].to_numpy() == 1
     kinds = {
-        "all": np.ones(len(found), dtype=bool),
+        "all": np.ones(len(scored), dtype=bool),
         "tumour, called tumour": tumour & called,
         "benign, called benign": ~tumour & ~called,
         "benign, called tumour": ~tumour & called,
         "tumour, called benign": tumour & ~called,
     }
-    members = {name: kind & found["sampled"].to_numpy() for name, kind in kinds.items()}
+    members = {name: kind & scored["sampled"].to_numpy() for name, kind in kinds.items()}
     shares = {
-        name: mean_share(found["share"].to_numpy()[rows], table["cluster"].to_numpy()[rows])
+        name: mean_share(scored["share"].to_numpy()[rows], table["cluster"].to_numpy()[rows])
         for name, rows in members.items()
     }
     counts = {name: int(rows.sum()) for name, rows in members.items()}
     last = centre_share(last_maps, tiles.image_size)[members["all"]]
     return Explanation(
-        table=found.reset_index(drop=True),
+        table=scored.reset_index(drop=True),
         maps=maps,
         tiles=pixels,
         layer=layer,
@@ -193,12 +193,12 @@ def grad_cam(
     """
     signs = torch.from_numpy(np.where(called, np.float32(1), np.float32(-1)))
     method = LayerGradCam(lambda batch, sign: classifier(batch) * sign, classifier.backbone.get_submodule(layer))
-    found = []
+    maps = []
     for start in range(0, len(tiles), BATCH):
         batch = to_floats(torch.from_numpy(tiles[start : start + BATCH]), classifier.stain).requires_grad_()
         sign = signs[start : start + BATCH]
-        found.append(method.attribute(batch, additional_forward_args=(sign,), relu_attributions=True).detach()[:, 0])
-    return torch.cat(found).numpy()
+        maps.append(method.attribute(batch, additional_forward_args=(sign,), relu_attributions=True).detach()[:, 0])
+    return torch.cat(maps).numpy()
 
 
 def centre_share(maps: npt.NDArray[np.floating], image_size: int) -> npt.NDArray[np.float64]:

@@ -102,9 +102,9 @@ def measure_summary(measures: pd.DataFrame, labels: np.ndarray) -> pd.DataFrame:
     """
     rows = {}
     for name, values in measures.items():
-        one, other = values[labels == 0], values[labels == 1]
+        benign, tumour = values[labels == 0], values[labels == 1]
         auroc = float(roc_auc_score(labels, values))
-        rows[name] = (one.mean(), one.std(ddof=0), other.mean(), other.std(ddof=0), max(auroc, 1 - auroc))
+        rows[name] = (benign.mean(), benign.std(ddof=0), tumour.mean(), tumour.std(ddof=0), max(auroc, 1 - auroc))
     return pd.DataFrame.from_dict(rows, orient="index", columns=["mean_0", "sd_0", "mean_1", "sd_1", "auroc"])
 
 
@@ -178,23 +178,23 @@ def near_duplicates(pack: Pack, rows: np.ndarray, hashes: np.ndarray) -> pd.Data
         hashes: uint64 (N, 8), from :func:`perceptual_hashes`.
 
     Returns:
-        One row a pair; ``one`` and ``other`` (places in ``rows``), ``correlation``.
+        One row a pair; ``place_1`` and ``place_2`` (in ``rows``), ``correlation``.
     """
     first = np.sort(np.unique(pack.hashes[rows], return_index=True)[1])
     places = first[pack.contrast[rows[first]] >= NEAR_BLANK_CONTRAST]
     pairs = places[alike(hashes[places])]
-    found = [
+    correlations = [
         _correlation(pack.tiles.gather(rows[block[:, 0]]), pack.tiles.gather(rows[block[:, 1]]))
         for block in np.split(pairs, range(_BLOCK, len(pairs), _BLOCK))
     ]
-    table = pd.DataFrame({"one": pairs[:, 0], "other": pairs[:, 1], "correlation": np.concatenate(found)})
+    table = pd.DataFrame({"place_1": pairs[:, 0], "place_2": pairs[:, 1], "correlation": np.concatenate(correlations)})
     return table[table["correlation"] >= LEAST_CORRELATION].reset_index(drop=True)
 
 
 def alike(hashes: np.ndarray) -> np.ndarray:
     """Find the pairs of hashes (n, 8) that are near enough, without repetition: int64 (pairs, 2)."""
     width = np.uint64(64 // _BANDS)
-    found = [np.empty((0, 2), np.int64)]
+    pairs = [np.empty((0, 2), np.int64)]
     for band in range(_BANDS):
         keys = (hashes >> (np.uint64(band) * width)) & ((np.uint64(1) << width) - np.uint64(1))
         order = np.argsort(keys[:, 0], kind="stable")
@@ -202,24 +202,24 @@ def alike(hashes: np.ndarray) -> np.ndarray:
         for turn in range(hashes.shape[1]):
             start, stop = (np.searchsorted(ordered, keys[:, turn], side=side) for side in ("left", "right"))
             counts = stop - start
-            one = np.repeat(np.arange(len(hashes)), counts)
-            other = order[np.arange(len(one)) + np.repeat(start - np.cumsum(counts) + counts, counts)]
-            near = np.bitwise_count(hashes[one, turn] ^ hashes[other, 0]) <= MOST_BITS_APART
-            found.append(np.column_stack([one, other])[near & (one < other)])
-    return np.unique(np.concatenate(found), axis=0)
+            first = np.repeat(np.arange(len(hashes)), counts)
+            second = order[np.arange(len(first)) + np.repeat(start - np.cumsum(counts) + counts, counts)]
+            near = np.bitwise_count(hashes[first, turn] ^ hashes[second, 0]) <= MOST_BITS_APART
+            pairs.append(np.column_stack([first, second])[near & (first < second)])
+    return np.unique(np.concatenate(pairs), axis=0)
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Correlate the greys of pairs of tiles, uint8 (n, S, S, 3), in the best of the eight orientations: (n,)."""
-    grey, turned = (_standardised(pixels) for pixels in (one, other))
+    grey, turned = (_standardised(pixels) for pixels in (first, second))
     mirrors = (1, -1)
-    found = [
+    extremes = [
         (grey * view[:, ::down, ::across]).mean(axis=(1, 2))
         for view in (turned, turned.transpose(0, 2, 1))
         for down in mirrors
         for across in mirrors
     ]
-    return np.max(found, axis=0)
+    return np.max(extremes, axis=0)
 
 
 def _standardised(pixels: np.ndarray) -> np.ndarray:
@@ -241,7 +241,7 @@ def duplicate_sets(table: pd.DataFrame, hashes: np.ndarray, near: pd.DataFrame) 
         has the very same pixels), ``labels`` and ``slides`` (how many different ones the set holds).
     """
     first = pd.Series(np.arange(len(table))).groupby(hashes).transform("first").to_numpy()
-    edges = np.concatenate([np.column_stack([np.arange(len(table)), first]), near[["one", "other"]].to_numpy()])
+    edges = np.concatenate([np.column_stack([np.arange(len(table)), first]), near[["place_1", "place_2"]].to_numpy()])
     graph = coo_array((np.ones(len(edges), bool), tuple(edges.T)), shape=(len(table), len(table)))
     sets = connected_components(graph, directed=False)[1]
     copies = table[["id", "label", "group"]].assign(

@@ -85,8 +85,8 @@ def across_sides(shared: Shared, sides: np.ndarray) -> npt.NDArray[np.bool_]:
         sides: (N,) train, val, test or missing.
     """
     known = ~pd.isna(sides)
-    one, two = shared.pairs[:, 0], shared.pairs[:, 1]
-    return known[one] & known[two] & (sides[one] != sides[two])
+    first, second = shared.pairs[:, 0], shared.pairs[:, 1]
+    return known[first] & known[second] & (sides[first] != sides[second])
 
 
 def label_conflicts(shared: Shared, table: pd.DataFrame) -> pd.DataFrame:

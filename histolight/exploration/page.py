@@ -76,15 +76,15 @@ def write_exploration(
         _copies(copies, near, tiles, folder),
         Section("How this was computed", methods()),
     ]
-    for name, found in (
+    for name, problems in (
         ("slides", slides),
         ("near_blank", blank.drop(columns="row")),
         ("duplicates", copies),
         ("overlaps", pair_table(table, pack.overlaps)),
         ("conflicts", conflicts),
     ):
-        if len(found):
-            write_csv(directory / f"{name}.csv", found)
+        if len(problems):
+            write_csv(directory / f"{name}.csv", problems)
     if len(near):
         write_csv(directory / "near_duplicates.csv", _named(near, table))
     sentences = answer(table, summary, blank, copies, shared, side_of)
@@ -364,7 +364,7 @@ def _near_pictures(near: pd.DataFrame, tiles: PackedTiles, folder: Path) -> Sequ
     if near.empty:
         return []
     shown = near.sort_values("correlation").head(PAIRS)
-    rows = tiles.table["row"].to_numpy()[shown[["one", "other"]].to_numpy()]
+    rows = tiles.table["row"].to_numpy()[shown[["place_1", "place_2"]].to_numpy()]
     pixels = tiles.pack.tiles.gather(rows.ravel())
     captions = [f"correlation {value:.3f}" for value in shown["correlation"]]
     figure = figures.pairs_figure(pixels.reshape(len(shown), 2, *pixels.shape[1:]), captions)
@@ -375,7 +375,7 @@ def _near_pictures(near: pd.DataFrame, tiles: PackedTiles, folder: Path) -> Sequ
 def _named(near: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Put ids, labels and slides in the place of places."""
     named: dict[str, np.ndarray] = {}
-    for side in ("one", "other"):
-        rows = table.iloc[near[side]]
+    for side in (1, 2):
+        rows = table.iloc[near[f"place_{side}"]]
         named |= {f"{name}_{side}": rows[name].to_numpy() for name in ("id", "label", "group")}
     return pd.DataFrame(named).assign(correlation=near["correlation"].to_numpy())

@@ -115,7 +115,7 @@ def prepare(request: EvaluateConfig) -> Evaluation:
     classifiers = load_classifiers([run], config.data.image_size)
     trained = runs.completed_metrics(run)
     temperature = run_temperature(run) if request.calibrate else None
-    tiles = find_tiles(run, trained, config.data, request.other)
+    tiles = find_tiles(run, trained, config.data, request.requested)
     config = dataclasses.replace(config, data=tiles.config)
     return Evaluation(run, trained, config, request.directory, request.tta, temperature, classifiers, tiles)
 
@@ -212,14 +212,14 @@ def record(evaluation: Evaluation, tables: dict[str, pd.DataFrame], measured: di
     )
 
 
-def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, other: Collection[str]) -> EvaluatedTiles:
-    """Find the run's own parts, or, where the keys in ``other`` ask for other tiles, those.
+def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, requested: Collection[str]) -> EvaluatedTiles:
+    """Find the run's own parts, or, where the keys in ``requested`` ask for other tiles, those.
 
     The tiles decide: a run's own, however they are named, are measured by its own parts.
     """
     if config.split not in ("auto", "random"):  # the list may be gone, and says nothing about other tiles
         own = str((run / "splits.csv").absolute())
-        config = dataclasses.replace(config, split="auto" if {"data", "data.root"} & set(other) else own)
+        config = dataclasses.replace(config, split="auto" if {"data", "data.root"} & set(requested) else own)
     with first_problem():
         source = load_source(config)
         packed = load_tiles(source, config)
@@ -230,12 +230,12 @@ def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, other: Co
         parts = {part: packed.table[split == part] for part in ("val", "test") if (split == part).any()}
         own_choice = _own_choice(packed.table.assign(split=split), packed.pack)
         return EvaluatedTiles(config, packed, parts, trained["split"], [], own_choice)
-    if not other:
+    if not requested:
         raise RequestError(
             f"the tiles, their labels or slides are no longer those that {run} was trained and validated on: restore "
             "them, or evaluate other tiles with data=SOURCE data.root=FOLDER"
         )
-    if not {"data", "data.limit"} & set(other):
+    if not {"data", "data.limit"} & set(requested):
         config = dataclasses.replace(config, limit=None)  # the run's own limit says nothing about other tiles
     part = "test" if (source.table["split"] == "test").any() else None
     packed = load_tiles(source, config, part)
@@ -244,10 +244,10 @@ def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, other: Co
         raise RequestError(f"all {len(packed.table)} tiles have the label {labels[0]}: the figures need both classes")
     recognised = recognise(run, packed)
     seen = len(recognised.table)
-    if seen and not {"data", "data.root"} & set(other):
+    if seen and not {"data", "data.root"} & set(requested):
         raise RequestError(
             f"{seen} of these {len(packed.table)} tiles trained or chose {run}, or overlap tiles that did: without "
-            f"{', '.join(sorted(other))} its own validation and test tiles are measured; or give other tiles with "
+            f"{', '.join(sorted(requested))} its own validation and test tiles are measured; or give other tiles with "
             "data=SOURCE data.root=FOLDER"
         )
     notes = []
@@ -317,12 +317,12 @@ def _origin(part: str, tiles: EvaluatedTiles, data: DataConfig, trained: dict[st
     return f"the run's own {part} part, {tiles.choice[part]}; {split_note(trained)}"
 
 
-def _calibration_notes(found: dict[str, Any], tables: dict[str, pd.DataFrame], run: Path, tta: str) -> list[str]:
-    if found["temperature"] is None:
+def _calibration_notes(measured: dict[str, Any], tables: dict[str, pd.DataFrame], run: Path, tta: str) -> list[str]:
+    if measured["temperature"] is None:
         return []
-    notes = [f"temperature {found['temperature']:.4f}, fitted on the validation predictions of {run}"]
+    notes = [f"temperature {measured['temperature']:.4f}, fitted on the validation predictions of {run}"]
     for part in tables:
-        before, after = found[part], found[f"{part}_calibrated"]
+        before, after = measured[part], measured[f"{part}_calibrated"]
         moved = [
             f"{FIGURES[name].heading} {before[name].value:.4f} to {after[name].value:.4f}"
             for name in names_of("scores")

@@ -31,7 +31,7 @@ class EvaluateConfig:
     Attributes:
         run: The run directory.
         config: Its configuration, with the overrides laid over it.
-        other: Those of the given keys that ask for other tiles than the run's own.
+        requested: Those of the given keys that ask for other tiles than the run's own.
         calibrate: Whether to fit a temperature.
         tta: ``none``, ``flips`` or ``dihedral``.
         directory: Where the evaluation goes.
@@ -39,7 +39,7 @@ class EvaluateConfig:
 
     run: Path
     config: Config
-    other: frozenset[str]
+    requested: frozenset[str]
     calibrate: bool
     tta: str
     directory: Path

@@ -154,9 +154,9 @@ def _difference(scorer: TileScorer, path: Path, tiles: npt.NDArray[np.uint8]) ->
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     batches = [tiles[start : start + BATCH] for start in range(0, len(tiles), BATCH)]
-    found = 0.0
+    largest = 0.0
     for batch in (tiles[:1], *batches):
         with torch.inference_mode():
             expected = scorer(torch.from_numpy(batch))[0].numpy()
-        found = np.maximum(found, np.abs(session.run(["score"], {"tiles": batch})[0] - expected).max())
-    return float(found)
+        largest = np.maximum(largest, np.abs(session.run(["score"], {"tiles": batch})[0] - expected).max())
+    return float(largest)

@@ -83,10 +83,10 @@ def inference_device(settings: TrainerConfig) -> torch.device:
     Raises:
         RequestError: A GPU is asked for, and there is none.
     """
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if settings.accelerator == "gpu" and found is None:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if settings.accelerator == "gpu" and accelerator is None:
         raise RequestError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu or trainer=auto")
-    return torch.device("cpu") if settings.accelerator == "cpu" or found is None else found
+    return torch.device("cpu") if settings.accelerator == "cpu" or accelerator is None else accelerator
 
 
 def inference_precision(settings: TrainerConfig, device: torch.device) -> str:
@@ -318,9 +318,9 @@ def _finished_batches(path: Path, header: bytes, tiles: int, batch_size: int, me
     """Read the batches that a file holds, and cut off what follows the last whole one."""
     if not path.exists():
         files.write_atomically(path, memoryview(header))
-    found = path.read_bytes()
+    content = path.read_bytes()
     finished: list[np.ndarray] = []
-    if not found.startswith(header):
+    if not content.startswith(header):
         raise RequestError(
             f"{path} is the beginning of another prediction (other runs, tiles or options): choose another folder with "
             "hydra.run.dir=FOLDER, or delete that file"
@@ -328,9 +328,9 @@ def _finished_batches(path: Path, header: bytes, tiles: int, batch_size: int, me
     end = len(header)
     for start in range(0, tiles, batch_size):
         count = min(batch_size, tiles - start)
-        logits = np.frombuffer(found[end : end + 4 * count * members].ljust(4 * count * members), "<f4")
+        logits = np.frombuffer(content[end : end + 4 * count * members].ljust(4 * count * members), "<f4")
         record = _record(logits)
-        if found[end : end + len(record)] != record:
+        if content[end : end + len(record)] != record:
             break
         finished.append(logits.reshape(count, members).astype(np.float32))
         end += len(record)

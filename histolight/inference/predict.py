@@ -152,7 +152,7 @@ def predict(request: PredictConfig, progress: bool = True) -> list[Path]:
         ensemble = f"{len(classifiers)} network{'s' if len(classifiers) > 1 else ''}"
         views = f"tta={request.tta} ({len(networks.SYMMETRIES[request.tta])} views)"
         print(f"{len(packed.table):,} tiles, {ensemble}, {views}; writing {directory}", file=sys.stderr)
-        print("\n".join(dict.fromkeys(one.sentence for one in known)), file=sys.stderr)
+        print("\n".join(dict.fromkeys(recognised.sentence for recognised in known)), file=sys.stderr)
     with files.claimed(directory, continued=(directory / PARTIAL).is_file()):
         header = networks.request_header(request.runs, packed.fingerprint, data.batch_size, request.tta, precision)
         rows, partial = packed.table["row"].to_numpy(), directory / PARTIAL
@@ -200,11 +200,11 @@ def write_predictions(
     if "order" in table:
         written.append(request.directory / "submission.csv")
         files.write_csv(written[1], predictions[["id", "score"]].rename(columns={"score": "label"}))
-    if any(len(one.table) for one in known):
-        listed = pd.concat([one.table for one in known]).drop_duplicates()
+    if any(len(recognised.table) for recognised in known):
+        listed = pd.concat([recognised.table for recognised in known]).drop_duplicates()
         files.write_csv(request.directory / "recognised.csv", listed)
     about = {
-        "recognised": [one.sentence for one in known],
+        "recognised": [recognised.sentence for recognised in known],
         "runs": [str(run.resolve()) for run in request.runs],
         "mean": request.mean,
         "data": {"source": request.config.data.source, "root": str(Path(request.config.data.root or "").resolve())},

@@ -124,11 +124,11 @@ def _overlaps(config: DataConfig, used: pd.Series, packed: PackedTiles) -> pd.Da
     pairs = [find_overlaps(hashes, blocks, _reader(sides, lambda pack, rows: pack.tiles.gather(rows)), 1, border)]
     if any(pack.stored_luma is not None for pack, _ in sides):
         pairs += [find_overlaps(lumas, luma_blocks, _reader(sides, Pack.luma), 2, border)]
-    found = np.concatenate(pairs)
-    found = found[found[:, 2:].any(axis=1)]  # copies are known by their hashes
-    known = own_table["id"].to_numpy(dtype=object)[found[:, 0]]
+    overlapping = np.concatenate(pairs)
+    overlapping = overlapping[overlapping[:, 2:].any(axis=1)]  # copies are known by their hashes
+    known = own_table["id"].to_numpy(dtype=object)[overlapping[:, 0]]
     table = pd.DataFrame({"known_id": known, "part": used.reindex(known).to_numpy()})
-    table["id"] = packed.table["id"].to_numpy(dtype=object)[found[:, 1] - border]
+    table["id"] = packed.table["id"].to_numpy(dtype=object)[overlapping[:, 1] - border]
     table["how"] = "overlap"
     return table.sort_values("part", kind="stable")[["id", "how", "known_id", "part"]]
 

@@ -129,6 +129,6 @@ def _difference(classifier: Classifier, path: Path, tiles: npt.NDArray[np.uint8]
         largest = torch.zeros(())
         for batch in (tiles[:1], *(tiles[start : start + BATCH] for start in range(0, len(tiles), BATCH))):
             values = to_floats(torch.from_numpy(batch), "none")
-            found = loaded(values.contiguous()).softmax(1)[:, 1]
-            largest = torch.maximum(largest, (found - classifier(values).sigmoid()).abs().max())
+            scores = loaded(values.contiguous()).softmax(1)[:, 1]
+            largest = torch.maximum(largest, (scores - classifier(values).sigmoid()).abs().max())
     return float(largest)

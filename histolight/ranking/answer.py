@@ -111,10 +111,10 @@ def _gap(ranking: Ranking, first: int, second: int) -> str:
     verdict, names = ranking.verdict, [row.name for row in ranking.rows]
     assert verdict is not None
     gap, low, high = (float(matrix[first, second]) for matrix in (verdict.difference, verdict.low, verdict.high))
-    one, other = _subject(ranking, names[first], True), _subject(ranking, names[second], False)
+    better, worse = _subject(ranking, names[first], True), _subject(ranking, names[second], False)
     seeds = " and with other seeds" if ranking.unit == "configuration" else ""
     return (
-        f"{one} scored {gap:.4f} above {other}; expected {population(ranking)}{seeds} {low:.4f} to {high:.4f} "
+        f"{better} scored {gap:.4f} above {worse}; expected {population(ranking)}{seeds} {low:.4f} to {high:.4f} "
         "(simultaneous 95 %)."
     )
 
@@ -175,7 +175,7 @@ def lack(ranking: Ranking) -> str:
     if "among" not in verdict.reason:
         return verdict.reason
     kind = {"slides": "slides", "components": "groups of overlapping tiles", "tiles": "tiles"}[ranking.clusters]
-    count, effective, name = min((_holders(ranking.parts, label) for label in (0, 1)), key=lambda found: found[1])
+    count, effective, name = min((_holders(ranking.parts, label) for label in (0, 1)), key=lambda holders: holders[1])
     equal = f", which count as {effective:.1f} as some hold most of the tiles," if effective < count - 0.5 else ""
     return (
         f"{count} {kind} {name}{equal} cannot rank {len(ranking.rows)} rows: add {kind}, or name up to three rows "

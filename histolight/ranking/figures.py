@@ -110,11 +110,11 @@ def axis_figure(ranking: Ranking, key: str, label: str) -> Figure:
 def heatmap_pairs(ranking: Ranking, keys: Sequence[str]) -> list[tuple[str, str]]:
     """List pairs of swept keys whose values were crossed: at least half of their combinations exist."""
     pairs = []
-    for one, other in combinations(keys, 2):
-        seen = {(row.config[one], row.config[other]) for row in ranking.rows}
+    for first, second in combinations(keys, 2):
+        seen = {(row.config[first], row.config[second]) for row in ranking.rows}
         width, height = (len({pair[side] for pair in seen}) for side in (0, 1))
         if min(width, height) >= 2 and max(width, height) <= CELLS and 2 * len(seen) >= width * height:
-            pairs.append((one, other))
+            pairs.append((first, second))
     return pairs
 
 

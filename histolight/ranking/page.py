@@ -37,32 +37,34 @@ LABEL = 52  # characters of a row's name in a figure: a longer one is cut and le
 
 def notes(ranking: Ranking) -> list[str]:
     """Say what a reader of the table must know."""
-    found = [
+    paragraphs = [
         f"Each row is {unit_text(ranking)}; what is said of the rows holds {population(ranking)}. Measured on "
         f"{where(ranking)}.",
     ]
     if ranking.verdict is not None and len(ranking.rows) > 1:
-        found.append(
+        paragraphs.append(
             "Rank: every rank that the row can have, all rows together with 95 % certainty. AUROC: with "
             "the row's own 95 % interval; intervals of two rows can overlap although one is surely better, as all "
             "were measured on the same tiles. Verdict: how far below the highest row that is surely above it, with a "
             "simultaneous 95 % interval."
         )
     if ranking.uncounted:
-        found.append(
+        paragraphs.append(
             f"{ranking.uncounted} trainings of these rows are not counted: not every ranked row has one with the same "
             "fold and seed."
         )
-    found += [
+    paragraphs += [
         f"The backbone {card['url']}: licence {card['licence']}; cite {card['citation']}."
         for card in map(json.loads, sorted({run.config["model.card"] for run in ranking.runs}))
         if {"url", "licence", "citation"} <= card.keys()
     ]
     if len({str(run.metrics.get("machine")) for run in ranking.runs}) > 1:
-        found.append("The runs were made on different machines: their training seconds and tiles/s do not compare.")
+        paragraphs.append(
+            "The runs were made on different machines: their training seconds and tiles/s do not compare."
+        )
     if len({run.metrics.get("git_commit") for run in ranking.runs}) > 1:
-        found.append("The runs were made with different commits of histolight.")
-    return found
+        paragraphs.append("The runs were made with different commits of histolight.")
+    return paragraphs
 
 
 def methods(ranking: Ranking) -> list[str]:
@@ -126,10 +128,14 @@ def ranking_figures(ranking: Ranking) -> Iterator[tuple[str, Figure, str]]:
         label = short_key(key, swept)
         caption = f"AUROC against {label}: a dot for each row (coloured: may be the best), and the mean of each value."
         yield f"axis_{key}", figures.axis_figure(ranking, key, label), caption
-    for one, other in figures.heatmap_pairs(ranking, swept[:AXES])[:AXES]:
-        labels = (short_key(one, swept), short_key(other, swept))
+    for vertical, horizontal in figures.heatmap_pairs(ranking, swept[:AXES])[:AXES]:
+        labels = (short_key(vertical, swept), short_key(horizontal, swept))
         caption = f"Mean AUROC for each {labels[0]} and {labels[1]}."
-        yield f"heatmap_{one}_{other}", figures.heatmap_figure(ranking, (one, other), labels), caption
+        yield (
+            f"heatmap_{vertical}_{horizontal}",
+            figures.heatmap_figure(ranking, (vertical, horizontal), labels),
+            caption,
+        )
     for cost, label in (("seconds", "training seconds"), ("parameters", "parameters (millions)")):
         if len({row.mean(cost) for row in ranking.rows if not math.isnan(row.mean(cost))}) > 1:
             caption = f"AUROC against {label.partition(' (')[0]}; coloured: may be the best. Up and left is better."

@@ -88,16 +88,16 @@ def scaled(multiple: float, count: int) -> str:
 
 def _notes(ranking: Ranking) -> list[str]:
     where = f"{ranking.tiles:,} tiles" + (f" of {ranking.slides} slides" if ranking.slides else "")
-    found = [
+    notes = [
         f"Chance that a true difference in AUROC between two rows is stated ({where} here), every pair of rows being "
         "compared and all claims together holding at 95 %. More tiles means tiles spread over slides as these are."
     ]
     if len(ranking.rows) == 1:
-        found.append(
+        notes.append(
             f"One configuration cannot tell how alike two are: assumed that the AUROCs of two rows correlate at "
             f"{CORRELATION:g} over other tiles."
         )
     if len(ranking.pairs) == 1 or ranking.folds:
-        found.append(f"One seed cannot tell how seeds differ: assumed a standard deviation of {SEED_SD:g} in AUROC.")
-    found.append("Fewer than three seeds compare trainings, not configurations.")
-    return found
+        notes.append(f"One seed cannot tell how seeds differ: assumed a standard deviation of {SEED_SD:g} in AUROC.")
+    notes.append("Fewer than three seeds compare trainings, not configurations.")
+    return notes

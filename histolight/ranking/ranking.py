@@ -163,7 +163,7 @@ def compare_runs(folders: Sequence[Path], by: str | None = None, among: str | Se
     else:
         rows, chosen_by = best_of_each(rows, by, unranked)
     uncounted = sum(before[row.name] - len(row.runs) - len(chosen_by) for row in rows)
-    unranked.sort(key=lambda one: one.directories[0])
+    unranked.sort(key=lambda row: row.directories[0])
     ranking = Ranking(rows, None, None, part, swept, unranked, by, chosen_by, among is not None, uncounted)
     return judged(ranking) if rows else ranking
 

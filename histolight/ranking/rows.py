@@ -54,8 +54,8 @@ class Row:
 
     def values(self, name: str) -> npt.NDArray[np.float64]:
         """Return one figure or cost of each run, (runs,), NaN where a run does not have it."""
-        found = [run.metrics if name in COSTS else run.metrics[self.part] for run in self.runs]
-        values = [metrics.get(name) if name in COSTS else (metrics.get(name) or {}).get("value") for metrics in found]
+        records = [run.metrics if name in COSTS else run.metrics[self.part] for run in self.runs]
+        values = [metrics.get(name) if name in COSTS else (metrics.get(name) or {}).get("value") for metrics in records]
         return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
     def mean(self, name: str) -> float:
@@ -189,7 +189,7 @@ def named_beforehand(rows: Sequence[Row], among: str | Sequence[str]) -> list[Ro
         for run in row.runs:
             known |= {run.directory.name: number, str(run.directory): number}
         known[row.name] = number
-    names = [name for one in ([among] if isinstance(among, str) else among) for name in _split_names(one, known)]
+    names = [name for group in ([among] if isinstance(among, str) else among) for name in _split_names(group, known)]
     chosen = {known[name] for name in names}
     if len(chosen) < 2:
         raise RequestError(f"among={among if isinstance(among, str) else ','.join(among)} names one row: name two")

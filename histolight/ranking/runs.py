@@ -120,10 +120,10 @@ def find_runs(folder: Path) -> list[Path]:
         raise RequestError(f"{folder} is an evaluation of a run, not a run: give the run's own folder")
     if (folder / "metrics.json").is_file():
         return [folder]
-    found = list(_runs_below(folder, DEPTH))
-    if not found:
+    folders = list(_runs_below(folder, DEPTH))
+    if not folders:
         raise RequestError(f"{folder} holds no run: give a folder with run directories (metrics.json) in it")
-    return found
+    return folders
 
 
 def _runs_below(folder: Path, depth: int) -> Iterator[Path]:

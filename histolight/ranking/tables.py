@@ -24,12 +24,12 @@ def ranked_keys(ranking: Ranking) -> list[str]:
 def main_table(ranking: Ranking) -> Table:
     """Lay out the verdict: possible ranks, what differs, AUROC, how much worse than a better row."""
     assert ranking.verdict is not None
-    names, told = _names(ranking)
+    names, row_cells = _names(ranking)
     words = ["rank", *names, *["best of"] * (ranking.by is not None)]
     rows = []
     for place, row in enumerate(ranking.rows):
         verdict = ranking.verdict
-        cells = [Cell(ranks_text(verdict.ranks[place])), *told[place]]
+        cells = [Cell(ranks_text(verdict.ranks[place])), *row_cells[place]]
         if ranking.by is not None:
             cells.append(Cell(f"{row.chosen_from} point{'s' * (row.chosen_from != 1)}"))
         interval = interval_text(verdict.row_low[place], verdict.row_high[place])
@@ -71,12 +71,12 @@ def other_figures() -> dict[str, str]:
 
 def further_table(ranking: Ranking) -> Table:
     """Lay out the other figures and what the trainings cost: means over the runs, with their standard deviation."""
-    names, told = _names(ranking)
+    names, row_cells = _names(ranking)
     pooled = ranking.rows[0].pooled is not None
     further = other_figures() | COSTS
     rows = []
     for place, row in enumerate(ranking.rows):
-        cells = [*told[place], *(_figure_cell(row, name) for name in further)]
+        cells = [*row_cells[place], *(_figure_cell(row, name) for name in further)]
         if pooled:
             cells.append(Cell("" if row.pooled is None else f"{row.pooled:.4f}"))
         rows.append(cells)
@@ -97,9 +97,9 @@ def _figure_cell(row: Row, name: str) -> Cell:
 def unranked_table(ranking: Ranking) -> Table:
     """List the runs and rows without a place, with status and reason."""
     rows = []
-    for one in ranking.unranked:
-        more = f"and {len(one.directories) - 1} more" if len(one.directories) > 1 else ""
-        rows.append([Cell(one.name), Cell(one.status), Cell(one.reason), Cell(str(one.directories[0]), more)])
+    for row in ranking.unranked:
+        more = f"and {len(row.directories) - 1} more" if len(row.directories) > 1 else ""
+        rows.append([Cell(row.name), Cell(row.status), Cell(row.reason), Cell(str(row.directories[0]), more)])
     return Table(["row or run", "status", "reason", "folder"], rows, words=4)
 
 
@@ -165,12 +165,12 @@ def comparison_data(ranking: Ranking) -> dict[str, Any]:
         "method": method(ranking),
         "not_ranked": [
             {
-                "row": one.name,
-                "status": one.status,
-                "reason": one.reason,
-                "runs": [str(path) for path in one.directories],
+                "row": row.name,
+                "status": row.status,
+                "reason": row.reason,
+                "runs": [str(path) for path in row.directories],
             }
-            for one in ranking.unranked
+            for row in ranking.unranked
         ],
     }
 

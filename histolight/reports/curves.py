@@ -34,11 +34,11 @@ def _from_tensorboard(folder: Path) -> dict[str, pd.Series]:
     kept = {"scalars": 0, "images": 1, "histograms": 1, "compressedHistograms": 1, "tensors": 1}  # 0 is all of them
     events = EventAccumulator(str(folder), size_guidance=kept)
     events.Reload()
-    found = {}
+    curves = {}
     for name in set(CURVES) & set(events.Tags()["scalars"]):
         points = events.Scalars(name)
-        found[name] = pd.Series([point.value for point in points], index=[point.step for point in points])
-    return found
+        curves[name] = pd.Series([point.value for point in points], index=[point.step for point in points])
+    return curves
 
 
 def _from_csv(path: Path) -> dict[str, pd.Series]:

@@ -61,7 +61,7 @@ def measure_part(part: str, table: pd.DataFrame, threshold: float) -> dict[str, 
 
 
 def draw_part(
-    part: str, table: pd.DataFrame, rows: np.ndarray, tiles: Tiles, found: dict[str, Any], split: str
+    part: str, table: pd.DataFrame, rows: np.ndarray, tiles: Tiles, measured: dict[str, Any], split: str
 ) -> dict[str, Figure]:
     """Draw ROC, precision-recall, reliability, confusion and the worst calls of one part.
 
@@ -70,30 +70,32 @@ def draw_part(
         table: Its predictions.
         rows: ``(N,)`` int64, where the tiles of the table lie.
         tiles: The tile store.
-        found: From :func:`measure_part`, and ``threshold``.
+        measured: From :func:`measure_part`, and ``threshold``.
         split: How the tiles were chosen, for the titles: ``random``, ``slide``, ``given`` or ``other``.
     """
     scores, labels = table["score"].to_numpy(), table["label"].to_numpy()
     where = f"{part}, {'other tiles' if split == 'other' else f'{split} split'}"
-    wrong = figures.worst_calls(scores, labels, found["threshold"])
+    wrong = figures.worst_calls(scores, labels, measured["threshold"])
     shown = wrong[:WORST]
     captions = [f"{'tumour' if labels[i] else 'benign'}, score {scores[i]:.2f}" for i in shown]
-    calls = f"threshold {found['threshold']:.3f} calls {len(wrong):,} of {len(labels):,} tiles wrong"
+    calls = f"threshold {measured['threshold']:.3f} calls {len(wrong):,} of {len(labels):,} tiles wrong"
     if len(shown) < len(wrong):
         calls += f"; the {len(shown)} worst"
     return {
-        "roc": figures.roc_figure(scores, labels, f"{where}\n{_figure_text('auroc', found[part])}"),
+        "roc": figures.roc_figure(scores, labels, f"{where}\n{_figure_text('auroc', measured[part])}"),
         "precision_recall": figures.precision_recall_figure(
-            scores, labels, f"{where}\n{_figure_text('average_precision', found[part])}"
+            scores, labels, f"{where}\n{_figure_text('average_precision', measured[part])}"
         ),
-        "reliability": figures.reliability_figure(scores, labels, f"{where}\n{_figure_text('ece', found[part])}"),
-        "confusion": figures.confusion_figure(scores, labels, found["threshold"], where),
+        "reliability": figures.reliability_figure(scores, labels, f"{where}\n{_figure_text('ece', measured[part])}"),
+        "confusion": figures.confusion_figure(scores, labels, measured["threshold"], where),
         "worst_calls": figures.tile_grid_figure(tiles.gather(rows[shown]), captions, f"{where}: {calls}"),
     }
 
 
-def _figure_text(name: str, found: dict[str, Interval]) -> str:
-    return f"{FIGURES[name].heading} {found[name].value:.4f} {interval_text(found[name].low, found[name].high)}"
+def _figure_text(name: str, measured: dict[str, Interval]) -> str:
+    return (
+        f"{FIGURES[name].heading} {measured[name].value:.4f} {interval_text(measured[name].low, measured[name].high)}"
+    )
 
 
 def save_figures(drawn: dict[str, Figure], part: str, directory: Path) -> None:

@@ -35,10 +35,12 @@ def problem_table(problems: pd.DataFrame) -> Table:
         problems: Columns id, problem and detail.
     """
     rows = []
-    for kind, found in problems.groupby("problem", sort=False):
-        first = found.head(NAMED).to_dict("records")
+    for kind, rows_of_kind in problems.groupby("problem", sort=False):
+        first = rows_of_kind.head(NAMED).to_dict("records")
         names = ", ".join(f"{row['id']} ({row['detail']})" if row["detail"] else row["id"] for row in first)
-        rows.append([Cell(str(kind)), Cell(f"{names}{', …' * (len(found) > NAMED)}"), Cell(f"{len(found):,}")])
+        rows.append(
+            [Cell(str(kind)), Cell(f"{names}{', …' * (len(rows_of_kind) > NAMED)}"), Cell(f"{len(rows_of_kind):,}")]
+        )
     return Table(["what", "such as", "tiles"], rows, words=2)
 
 

@@ -152,7 +152,7 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
         if path.stat().st_size == 0:
             raise SlideError("is empty: copy it again")
         with _silence("tifffile"):
-            slide, found = _open(path)
+            slide, stated = _open(path)
     except SlideError as error:
         raise SlideError(f"{path.name} {error}") from error
     except Exception as error:  # whatever a reader meets in a damaged file
@@ -160,7 +160,7 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
             f"{path.name} can't be read as a slide ({_line(error)}): copy it again, or convert it"
         ) from error
     try:
-        return Slide(slide_name(path), _pixel_size(path, found, mpp), *slide)
+        return Slide(slide_name(path), _pixel_size(path, stated, mpp), *slide)
     except SlideError:
         slide[-1]()
         raise
@@ -270,16 +270,20 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
     return ((colours * opacity + 255 * (255 - opacity)) // 255).astype(np.uint8)
 
 
-def _pixel_size(path: Path, found: tuple[float | None, float | None], given: float | None) -> float:
+def _pixel_size(path: Path, stated: tuple[float | None, float | None], given: float | None) -> float:
     """Choose the pixel size: what is given, else what the file says."""
-    wide, high = (value if value and PLAUSIBLE[0] <= value <= PLAUSIBLE[1] else None for value in found)
+    wide, high = (value if value and PLAUSIBLE[0] <= value <= PLAUSIBLE[1] else None for value in stated)
     if given is not None:
         if wide and high and abs(math.sqrt(wide * high) / given - 1) > SQUARE:
             log.warning("%s says %.4g µm a pixel, and data.mpp=%g is taken", path.name, math.sqrt(wide * high), given)
         return given
     if wide is None or high is None:
-        said = next((value for value in found if value is not None and math.isfinite(value)), None)
-        what = "does not say its pixel size" if said is None else f"says {said:.4g} µm a pixel, which can't be true"
+        stated_value = next((value for value in stated if value is not None and math.isfinite(value)), None)
+        what = (
+            "does not say its pixel size"
+            if stated_value is None
+            else f"says {stated_value:.4g} µm a pixel, which can't be true"
+        )
         raise SlideError(f"{path.name} {what}: give it, data.mpp=MICRONS at full resolution (40x is about 0.25)")
     if abs(wide / high - 1) > SQUARE:
         raise SlideError(

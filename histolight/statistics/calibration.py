@@ -51,13 +51,13 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     1.443
     """
     values, positive = check_scores(logits, labels)
-    found = minimize_scalar(
+    minimum = minimize_scalar(
         lambda log_temperature: negative_log_likelihood(values, positive, math.exp(log_temperature)),
         bounds=(-math.log(LARGEST), math.log(LARGEST)),
         method="bounded",
         options={"xatol": 1e-9},
     )
-    temperature = math.exp(found.x)
+    temperature = math.exp(minimum.x)
     if not 1.01 / LARGEST < temperature < LARGEST / 1.01:
         why = "no better than chance" if temperature > 1 else "all on the right side of 0.5"
         raise RequestError(

@@ -145,7 +145,7 @@ def rate(batches: Iterator[Any], device: torch.device, seconds: float, burn_in: 
 
 
 def _input_rates(config: Config, data: PreparedData, trainer: L.Trainer, folder: Path) -> dict[str, float]:
-    """Measure the notebook's loader and ours, each up to float tiles on the device."""
+    """Measure the notebook's loader and histolight's, each up to float tiles on the device."""
     device, paths = trainer.strategy.root_device, tile_files(data, folder)
     datamodule = TileDataModule(data, config)
     datamodule.trainer = trainer
@@ -156,23 +156,23 @@ def _input_rates(config: Config, data: PreparedData, trainer: L.Trainer, folder:
         loader = DataLoader(tiles, config.data.batch_size, sampler=sampler, num_workers=workers)
         return rate((batch.to(device) for batch in loader), device, SECONDS)
 
-    def ours(geometry: str) -> float:
+    def histolight_input(geometry: str) -> float:
         return rate(_input(datamodule, AugmentConfig(geometry=geometry)), device, SECONDS, steps)
 
     cores = os.cpu_count() or 1
     return _medians(
         {
             "notebook": lambda: notebook(0),
-            "input_flips": lambda: ours("flips"),
+            "input_flips": lambda: histolight_input("flips"),
             "notebook_workers": lambda: notebook(cores),
-            "input_dihedral": lambda: ours("dihedral"),
+            "input_dihedral": lambda: histolight_input("dihedral"),
         }
     )
 
 
 def _medians(measures: dict[str, Callable[[], float]]) -> dict[str, float]:
-    found = [{name: measure() for name, measure in measures.items()} for _ in range(ROUNDS)]
-    return {name: statistics.median(rates[name] for rates in found) for name in measures}
+    rounds = [{name: measure() for name, measure in measures.items()} for _ in range(ROUNDS)]
+    return {name: statistics.median(rates[name] for rates in rounds) for name in measures}
 
 
 def _input(datamodule: TileDataModule, augment: AugmentConfig) -> Iterator[torch.Tensor]:
@@ -214,8 +214,8 @@ def _training_rates(config: Config, data: PreparedData, trainer: L.Trainer, spee
     trainer.callbacks.append(watch)  # type: ignore[attr-defined]  # a list, declared in a connector
     with quiet_lightning():
         trainer.fit(classifier, datamodule)
-    found = {"step": watch.step, "epoch": watch.epoch, "validation": watch.validation}
-    return {name: statistics.median(rates) for name, rates in found.items()}
+    watched = {"step": watch.step, "epoch": watch.epoch, "validation": watch.validation}
+    return {name: statistics.median(rates) for name, rates in watched.items()}
 
 
 def _bare_steps(config: Config, batch: Batch, weight: float, device: torch.device) -> Iterator[torch.Tensor]:

@@ -291,7 +291,7 @@ def measure_parts(training: Training) -> dict[str, Any]:
     data, trainer, directory = training.data, training.trainer, training.directory
     classifier, datamodule = training.classifier, training.datamodule
     best = directory / "checkpoints" / "best.ckpt"
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for part in ("val", "test"):
         if data.part(part).empty:
             continue
@@ -303,17 +303,17 @@ def measure_parts(training: Training) -> dict[str, Any]:
         files.write_csv(directory / "predictions" / f"{part}.csv", table)
         if part == "val":
             scores, labels = (torch.tensor(table[name].to_numpy()) for name in ("score", "label"))
-            found["threshold"] = best_threshold(scores, labels)
-        found |= measure.measure_part(part, table, found["threshold"])
-        runs.update_metrics(directory, **found)  # before anything is drawn, which can fail
+            measured["threshold"] = best_threshold(scores, labels)
+        measured |= measure.measure_part(part, table, measured["threshold"])
+        runs.update_metrics(directory, **measured)  # before anything is drawn, which can fail
         if files.is_main_process():
             drawn = measure.draw_part(
-                part, table, data.part(part)["row"].to_numpy(), data.tiles, found, data.split_kind
+                part, table, data.part(part)["row"].to_numpy(), data.tiles, measured, data.split_kind
             )
             measure.save_figures(drawn, part, directory)
             for name, figure in drawn.items():
                 loggers.log_figure(trainer.logger, f"{part}/{name}", figure, trainer.global_step)
-    return found
+    return measured
 
 
 def record(training: Training, figures: dict[str, Any], cost: dict[str, Any], compared: Collection[str] | None) -> None:
@@ -341,7 +341,7 @@ def report(directory: Path) -> None:
 
 
 def _log_hyperparameters(
-    trainer: L.Trainer, config: Config, found: dict[str, Any], compared: Collection[str] | None
+    trainer: L.Trainer, config: Config, measured: dict[str, Any], compared: Collection[str] | None
 ) -> None:
     """Log the final figures with the hyperparameters; TensorBoard's table of them shows only those compared."""
     flat = {"seed": config.seed} | {
@@ -352,6 +352,6 @@ def _log_hyperparameters(
     }
     if compared is not None and config.logger.name == "tensorboard":
         flat = {key: value for key, value in flat.items() if key in compared}
-    parts = [part for part in ("val", "test") if part in found]
-    final = {f"final/{part}_{name}": figure.value for part in parts for name, figure in found[part].items()}
+    parts = [part for part in ("val", "test") if part in measured]
+    final = {f"final/{part}_{name}": figure.value for part in parts for name, figure in measured[part].items()}
     loggers.log_final(trainer.logger, flat, final, trainer.global_step)

@@ -68,10 +68,12 @@ def show_learning_rates(
     if logger is not None:
         for step, (rate, loss) in enumerate(zip(rates, losses, strict=True)):
             logger.log_metrics({"lr_finder/learning_rate": rate, "lr_finder/loss": loss}, step)
-    found = "no learning rate, as the loss falls nowhere" if suggested is None else f"optimizer.lr={suggested:.1e}"
+    suggestion = "no learning rate, as the loss falls nowhere" if suggested is None else f"optimizer.lr={suggested:.1e}"
     if progress:
         print(
-            f"the learning rate finder suggests {found}; this training takes {current:g}", file=sys.stderr, flush=True
+            f"the learning rate finder suggests {suggestion}; this training takes {current:g}",
+            file=sys.stderr,
+            flush=True,
         )
 
 

@@ -32,7 +32,7 @@ def near(pixels: np.ndarray, rows: np.ndarray | None = None) -> list[tuple[int, 
     pack = memory_pack(pixels)
     hashes = exploration.perceptual_hashes(pack.tiles.gather(rows))
     found = exploration.near_duplicates(pack, rows, hashes)
-    return list(zip(found["one"], found["other"], strict=True))
+    return list(zip(found["place_1"], found["place_2"], strict=True))
 
 
 def jpeg(tile: np.ndarray) -> np.ndarray:
@@ -129,7 +129,7 @@ def test_sets_join_exact_and_near_copies() -> None:
         {"id": list("abcdefg"), "label": [0, 1, 0, 0, 1, 1, 0], "group": ["s", "s", "t", None, "u", "u", None]}
     )
     hashes = np.array([1, 2, 1, 3, 4, 4, 5], np.uint64)
-    pairs = pd.DataFrame({"one": [0], "other": [1], "correlation": [0.95]})
+    pairs = pd.DataFrame({"place_1": [0], "place_2": [1], "correlation": [0.95]})
     found = exploration.duplicate_sets(table, hashes, pairs).set_index("id")
     assert found["set"].to_dict() == {"a": 1, "b": 1, "c": 1, "e": 2, "f": 2}
     assert found["exact"].to_dict() == {"a": True, "b": False, "c": True, "e": True, "f": True}

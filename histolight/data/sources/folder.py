@@ -99,11 +99,11 @@ def class_folders(root: Path, classes: list[str] | None) -> list[str]:
     """
     entries = _visible(root)
     folders = [name for name in entries if (root / name).is_dir()]
-    found = f"folders found: {', '.join(folders) or 'none'}"
+    present = f"folders found: {', '.join(folders) or 'none'}"
     if classes is not None:
         if len(set(classes)) != 2 or not set(classes) <= set(folders):
             raise RequestError(
-                f"data.classes=[{','.join(classes)}] does not name two folders in data.root={root}; {found}"
+                f"data.classes=[{','.join(classes)}] does not name two folders in data.root={root}; {present}"
             )
         return list(classes)
     negative = [name for name in folders if name.lower() in NEGATIVE]
@@ -115,7 +115,7 @@ def class_folders(root: Path, classes: list[str] | None) -> list[str]:
         )
     if len(folders) != 2 or len(negative) != 1 or len(positive) != 1:
         raise RequestError(
-            f"data.root={root} has no two class folders such as 0 and 1; {found}; "
+            f"data.root={root} has no two class folders such as 0 and 1; {present}; "
             "name them with data.classes=[NEGATIVE,POSITIVE]"
         )
     return negative + positive

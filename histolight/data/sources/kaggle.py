@@ -60,12 +60,12 @@ def load_unlabelled(config: DataConfig) -> Source:
 
 def find_groups(config: DataConfig) -> Path | None:
     """Find the one ``patch_id_wsi*.csv``, under which name lists of the tiles' slides are passed around."""
-    found = sorted(data_root(config).glob("patch_id_wsi*.csv"))
-    if len(found) == 1:
-        log.info("slides are read from %s", found[0])
-        return found[0]
-    if found:
-        log.warning("%d lists of slides in %s: choose one with data.groups=FILE", len(found), found[0].parent)
+    lists = sorted(data_root(config).glob("patch_id_wsi*.csv"))
+    if len(lists) == 1:
+        log.info("slides are read from %s", lists[0])
+        return lists[0]
+    if lists:
+        log.warning("%d lists of slides in %s: choose one with data.groups=FILE", len(lists), lists[0].parent)
     return None
 
 

@@ -47,10 +47,10 @@ def model_file(name: str, place: tuple[str, Path | None], *candidates: str) -> P
     """
     repository, folder = place
     if folder is not None:
-        found = next((folder / file for file in candidates if (folder / file).is_file()), None)
-        if found is None:
+        path = next((folder / file for file in candidates if (folder / file).is_file()), None)
+        if path is None:
             raise RequestError(f"model.name={name}: the folder {folder} holds no {' or '.join(candidates)}")
-        return found
+        return path
     with hub_faults(name, repository):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

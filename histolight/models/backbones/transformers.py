@@ -142,7 +142,7 @@ def _loaded(kind: Any, source: str | None, **options: Any) -> dict[str, torch.Te
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model, found = kind.from_pretrained(
+        model, loading_info = kind.from_pretrained(
             source,
             weights_only=True,
             dtype="float32",
@@ -152,7 +152,7 @@ def _loaded(kind: Any, source: str | None, **options: Any) -> dict[str, torch.Te
         )
     finally:
         logging.set_verbosity(verbosity)
-    absent = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    absent = {*loading_info["missing_keys"], *(key for key, *_ in loading_info["mismatched_keys"])}
     return {key: value for key, value in model.state_dict().items() if key not in absent}
 
 
