@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,9 @@ from histolight.slides.reader import open_slide
 
 SIDE = 1122  # pixels: a block of 16 x 16 tiles of a 20x slide
 BLOCKS = 40
-BATCHES = 8  # of the run's own size, alone and from the slide
+SPEED_SIDE = 7000  # pixels of the slide of which the command's speed is measured
+BATCHES = 16  # of the run's own size, before and after each command
+ROUNDS = 3
 
 
 def made(side: int, mpp: float, radius: float) -> MadeSlide:
@@ -87,36 +89,48 @@ def memory(folder: Path) -> None:
         path.unlink()
 
 
-def timed(batches: Iterable[torch.Tensor], score: Callable[[torch.Tensor], np.ndarray]) -> np.ndarray:
-    """Score batches; return tiles, seconds and CPU seconds, those of reader threads included."""
-    begun, cpu, tiles = time.perf_counter(), time.process_time(), 0
-    for batch in batches:
-        tiles += len(score(batch))
-    return np.array([tiles, time.perf_counter() - begun, time.process_time() - cpu])
-
-
 def speed(folder: Path, run: Path) -> None:
-    print_row = csv_printer("what", "tiles", "tiles_per_second", "tiles_per_cpu_second")
+    """The whole command and the network alone in turns, so that both see the same of what else the machine does."""
+    print_row = csv_printer("what", "tiles", "tiles_per_second", "low", "high", "tiles_per_cpu_second")
     slides = folder / "slides"
     slides.mkdir()
-    path = made(2500, 0.4, 1200).write(slides / "made.tif")
+    path = made(SPEED_SIDE, 0.4, 0.48 * SPEED_SIDE).write(slides / "made.tif")
     config = typed(saved_config(run))
     score = tile_scorer([load_classifier(run)], config.trainer)
     slide, size = open_slide(path), config.data.batch_size
     grid = lay_grid(slide, 0.972, 0.1, config.data.image_size, 32)
-    cells = in_blocks(np.argwhere(np.ones((grid.rows, grid.columns), bool)))[: size * BATCHES]
-    resident = torch.from_numpy(next(tile_batches(slide, grid, cells, size)))
+    cells = in_blocks(np.argwhere(np.ones((grid.rows, grid.columns), bool)))
+    resident = torch.from_numpy(next(tile_batches(slide, grid, cells[len(cells) // 2 :], size)))
     score(resident)
-    streamed = map(torch.from_numpy, tile_batches(slide, grid, cells, size))
-    before = timed([resident] * (BATCHES // 2), score)
-    from_slide = timed(streamed, score)
-    alone = before + timed([resident] * (BATCHES // 2), score)
-    for what, (tiles, seconds, cpu) in (("network alone", alone), ("network on tiles from a slide", from_slide)):
-        print_row(what, int(tiles), f"{tiles / seconds:.1f}", f"{tiles / cpu:.1f}")
-    words = [f"run={run}", "data=slides", f"data.root={slides}", f"hydra.run.dir={folder / 'out'}"]
-    seconds, cpu, _ = command(*words)
-    tiles = int(pd.read_csv(folder / "out" / "slides.csv")["tiles"][0])
-    print_row("whole command", tiles, f"{tiles / seconds:.1f}", f"{tiles / cpu:.1f}")
+    measured: dict[str, list[tuple[int, float, float]]] = {"network alone": [], "whole command": []}
+    for number in range(ROUNDS):
+        alone = [_alone(score, resident)]
+        out = folder / f"out{number}"
+        seconds, cpu, _ = command(f"run={run}", "data=slides", f"data.root={slides}", f"hydra.run.dir={out}")
+        measured["whole command"].append((int(pd.read_csv(out / "slides.csv")["tiles"][0]), seconds, cpu))
+        alone.append(_alone(score, resident))
+        tiles, seconds, cpu = (sum(values) for values in zip(*alone, strict=True))
+        measured["network alone"].append((int(tiles), seconds, cpu))
+    rates = {
+        what: np.array([[tiles / seconds, tiles / cpu] for tiles, seconds, cpu in rounds])
+        for what, rounds in measured.items()
+    }
+    for what, rate in rates.items():
+        print_row(what, measured[what][0][0], *_summary(rate[:, 0]), f"{np.median(rate[:, 1]):.1f}")
+    ratio = rates["whole command"] / rates["network alone"]
+    print_row("command / network", "", *_summary(ratio[:, 0], 3), f"{np.median(ratio[:, 1]):.3f}")
+
+
+def _alone(score: Callable[[torch.Tensor], np.ndarray], batch: torch.Tensor) -> tuple[float, float, float]:
+    begun, cpu = time.perf_counter(), time.process_time()
+    tiles = sum(len(score(batch)) for _ in range(BATCHES))
+    return tiles, time.perf_counter() - begun, time.process_time() - cpu
+
+
+def _summary(rates: np.ndarray, digits: int = 1) -> tuple[str, str, str]:
+    """Median, lowest and highest of the rounds."""
+    low, middle, high = (f"{value:.{digits}f}" for value in np.percentile(rates, (0, 50, 100)))
+    return middle, low, high
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from histolight.errors import RequestError
 from histolight.inference import networks
 from histolight.inference.predict import PARTIAL, PredictConfig
 from histolight.models.classifier import Classifier
-from histolight.slides.page import SlideReport, write_report
+from histolight.slides.page import SlideReport, names_of_files, write_report
 from histolight.slides.reader import check_packages, list_slides
 from histolight.slides.score import Batches, Predict, SlideSettings, score_slides, slides_table
 
@@ -53,6 +53,8 @@ def predict_slides(request: PredictConfig, options: SlidesConfig) -> tuple[list[
         f"{settings.model_mpp:g} µm a pixel, a tile every {settings.stride} pixels; writing {directory}",
         file=sys.stderr,
     )
+    if others:
+        print(f"left out     {names_of_files(others)}: no slides", file=sys.stderr)
     with files.claimed(directory, continued=(directory / PARTIAL).is_file()):
         _begin(directory / PARTIAL, header)
         predict = _predictor(classifiers, request, settings.batch_size)
@@ -119,7 +121,7 @@ def _model_mpp(members: Sequence[Path], classifiers: Sequence[Classifier], toler
 
 def _begin(partial: Path, header: bytes) -> None:
     """Mark the folder as one to go on with; refuse one that was begun with another request."""
-    if partial.is_file() and partial.read_bytes() not in (b"", header):
+    if partial.is_file() and partial.read_bytes() != header:
         raise RequestError(
             f"{partial} is the beginning of another prediction (other runs, slides or options): choose another folder "
             "with hydra.run.dir=FOLDER, or delete that file"

@@ -27,7 +27,7 @@ class SlideReport:
         settings: How the slides were scored.
         rows: A row for each slide.
         problems: What is wrong with each file that could not be scored, by its name.
-        others: Names of the files that are no slides.
+        others: Names of the files that lie beside the slides.
     """
 
     runs: list[str]
@@ -78,8 +78,17 @@ def answer(report: SlideReport) -> list[str]:
         if report.problems:
             lines.append(f"{len(report.problems)} files could not be scored.")
     if report.others:
-        lines.append(f"No slides, and left out: {', '.join(report.others[:5])}{', …' * (len(report.others) > 5)}.")
+        lines.append(f"No slides, and left out: {names_of_files(report.others)}.")
     return lines
+
+
+def names_of_files(names: list[str]) -> str:
+    """Name the first files of a list.
+
+    >>> names_of_files(["a.csv", "b.txt"])
+    'a.csv, b.txt'
+    """
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def slides_table(report: SlideReport) -> Table:

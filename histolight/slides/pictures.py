@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from PIL import Image
 
 from histolight.reports.figures import ACCENT, INK, QUIET
 from histolight.slides.grid import Grid
@@ -23,12 +24,14 @@ def tissue_figure(picture: np.ndarray, mask: np.ndarray | None, mpp: float) -> F
 
     Args:
         picture: uint8 (H, W, 3).
-        mask: bool, of any size: stretched over the picture. None outlines nothing.
+        mask: bool, of any size: laid over the picture, made smaller where it has more pixels. None outlines nothing.
         mpp: Microns per pixel of the picture.
     """
     figure, axes = _axes(picture, mpp)
     if mask is not None and mask.any():
         height, width = picture.shape[:2]
+        if mask.shape[0] > height:  # matplotlib takes tens of bytes for each pixel
+            mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
         extent = (-0.5, width - 0.5, height - 0.5, -0.5)
         axes.imshow(np.ma.masked_where(mask, ~mask), cmap=ListedColormap(["white"]), alpha=0.55, extent=extent)
         if not mask.all():

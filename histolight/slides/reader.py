@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,24 @@ PACKAGES = {"openslide": "openslide-python", "tiffslide": "tiffslide", "pyarrow"
 SUFFIXES = (
     *(".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu", ".tif", ".tiff", ".btf"),
     *(".png", ".jpg", ".jpeg"),
+)
+COMPANIONS = (  # what people keep beside slides: annotations, labels, notes, and what desktops leave
+    *(
+        ".geojson",
+        ".json",
+        ".xml",
+        ".ndpa",
+        ".qpproj",
+        ".qpdata",
+        ".csv",
+        ".tsv",
+        ".txt",
+        ".md",
+        ".pdf",
+        ".xls",
+        ".xlsx",
+    ),
+    *(".yaml", ".yml", ".html", ".log", ".md5", ".sha256", ".ini", ".db"),
 )
 TIFF = (".tif", ".tiff", ".btf")
 OME = (".ome.tif", ".ome.tiff", ".ome.btf")
@@ -100,8 +119,8 @@ def list_slides(root: Path) -> tuple[list[Path], dict[str, str], list[str]]:
         root: The folder.
 
     Returns:
-        The slides by name; what keeps a file from being scored, by its name; and the names of the files that are no
-        slides. Hidden files are not looked at.
+        The slides by name; what keeps a file from being scored, by its name; and the names of the files that belong
+        beside slides (:data:`COMPANIONS`). Any other file is a problem. Hidden files are not looked at.
 
     Raises:
         RequestError: There is no such folder, or no slide in it.
@@ -124,7 +143,9 @@ def list_slides(root: Path) -> tuple[list[Path], dict[str, str], list[str]]:
         if len(same) > 1
         for path in same
     }
-    others = [path.name for path in files if path.suffix.lower() not in SUFFIXES]
+    others = [path.name for path in files if path.suffix.lower() in COMPANIONS]
+    foreign = [path.name for path in files if path.suffix.lower() not in SUFFIXES + COMPANIONS]
+    problems |= dict.fromkeys(foreign, "is no slide by its name: move it elsewhere, or convert it to a pyramidal TIFF")
     return [path for path in slides if path.name not in problems], problems, others
 
 
@@ -197,10 +218,12 @@ def _open_openslide(path: Path) -> tuple[_Parts, tuple[float | None, float | Non
 
 
 def _open_tiff(path: Path) -> tuple[_Parts, tuple[float | None, float | None]]:
+    import tifffile
     import tiffslide
 
+    with tifffile.TiffFile(path) as file:
+        _check_whole(file, path)
     slide = tiffslide.TiffSlide(str(path))
-    _check_whole(slide.ts_tifffile, path)
 
     def region(x: int, y: int, level: int, width: int, height: int) -> np.ndarray:
         return _on_white(slide.read_region((x, y), level, (width, height), as_array=True))
@@ -213,10 +236,11 @@ def _open_tiff(path: Path) -> tuple[_Parts, tuple[float | None, float | None]]:
 
 
 def _check_whole(file: TiffFile, path: Path) -> None:
-    """Refuse a file that was cut short: tiffslide opens it, and what is lost would be black or missing."""
-    pages = [page for level in file.series[0].levels for page in level.pages if page is not None]
-    if any(page.parent is not file for page in pages):
+    """Refuse part of a set, and a file that was cut short: tiffslide opens it, and what is lost is black or missing."""
+    metadata = file.ome_metadata or ""
+    if "<BinaryOnly" in metadata or len(set(re.findall(r'FileName="([^"]*)"', metadata))) > 1:
         raise SlideError("is spread over several files: join them into one")
+    pages = [page for level in file.series[0].levels for page in level.pages if page is not None]
     end = max(
         offset + count for page in pages for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
     )

@@ -26,6 +26,7 @@ from histolight.slides.reader import Slide, SlideError, open_slide, slide_name
 log = logging.getLogger("histolight")
 
 PARTIAL = "logits.partial"
+OUTPUTS = ("slide.json", "scores.parquet", "heatmap.ome.tif", "regions.geojson", "tissue.png", "heatmap.png")
 ENDS = 2**20  # bytes at each end of a file by which it is recognised
 PICTURE = 1200  # pixels of the longer side of a picture, where the slide has them
 TOP = 0.01  # part of the tiles whose mean score is reported
@@ -84,6 +85,7 @@ def score_slides(
             request = json.dumps(identity | asdict(settings) | _identity(path, settings)).encode() + b"\n"
             row = _finished(place / "slide.json", request)
             if row is None:
+                _check_own(place, settings)
                 files.clear_leftovers(place)
                 row = _score_slide(path, settings, place, predict, request, f"{number}/{len(slides)} {place.name}")
                 done = {"request": hashlib.blake2b(request, digest_size=16).hexdigest(), "row": row}
@@ -94,6 +96,24 @@ def score_slides(
             problems[path.name] = str(error)
             log.warning("%s", error)
     return rows, problems
+
+
+def _check_own(place: Path, settings: SlideSettings) -> None:
+    """Refuse to overwrite files in a slide's folder that nothing shows to be of an earlier call."""
+    taken = [name for name in (PARTIAL, *OUTPUTS) if (place / name).exists()]
+    own = _begun(place / PARTIAL, settings) if PARTIAL in taken else _finished(place / "slide.json") is not None
+    if taken and not own:
+        raise SlideError(f"{place} holds {taken[0]}, which histolight did not write: move it, or choose another folder")
+
+
+def _begun(partial: Path, settings: SlideSettings) -> bool:
+    """Whether a file is the beginning of a slide's logits, whatever was asked for."""
+    try:
+        with open(partial, "rb") as file:
+            found = json.loads(file.readline(2**16))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and asdict(settings).keys() <= found.keys()
 
 
 def _score_slide(
@@ -208,15 +228,18 @@ def _identity(path: Path, settings: SlideSettings) -> dict[str, Any]:
     return {"file": path.name, "bytes": size, "ends": digest.hexdigest()}
 
 
-def _finished(path: Path, request: bytes) -> dict[str, Any] | None:
-    """Read the row of a slide that an earlier call finished with the same request."""
+def _finished(path: Path, request: bytes | None = None) -> dict[str, Any] | None:
+    """Read the row of a slide that an earlier call finished, with the same request where one is given."""
     try:
         done = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    if not isinstance(done, dict) or done.get("request") != hashlib.blake2b(request, digest_size=16).hexdigest():
+    if not isinstance(done, dict) or not isinstance(done.get("row"), dict):
         return None
-    return done["row"]
+    if request is not None and done.get("request") != hashlib.blake2b(request, digest_size=16).hexdigest():
+        return None
+    row: dict[str, Any] = done["row"]
+    return row
 
 
 def slides_table(rows: list[dict[str, Any]], problems: dict[str, str]) -> pd.DataFrame:

@@ -101,17 +101,19 @@ def test_what_fails_is_listed_at_the_end_with_exit_status_1_and_mended_it_goes_o
     folder = here / "folder"
     folder.mkdir()
     shutil.copy(slides / "one.tif", folder)
-    for name, content in (("empty.svs", b""), ("twice.png", b"x"), ("twice.tif", b"x")):
+    for name, content in (("empty.svs", b""), ("twice.png", b"x"), ("twice.tif", b"x"), ("film.mp4", b"x")):
         (folder / name).write_bytes(content)
+    (folder / "one.geojson").write_text("{}")
     request = ["predict", f"run={members[0]}", "data=slides", f"data.root={folder}", "hydra.run.dir=out"]
     assert cli(request) == 1
-    last = capsys.readouterr().err.splitlines()[-3:]
-    assert [line.split(":")[0] for line in last] == [
-        f"not scored   {n}" for n in ("twice.png", "twice.tif", "empty.svs")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines[-4:]] == [
+        f"not scored   {name}" for name in ("twice.png", "twice.tif", "film.mp4", "empty.svs")
     ]
-    assert pd.read_csv("out/slides.csv")["problem"].notna().tolist() == [False, True, True, True]
+    assert "left out     one.geojson: no slides" in lines
+    assert pd.read_csv("out/slides.csv")["problem"].notna().tolist() == [False, True, True, True, True]
     before = Path("out/slides/one/slide.json").stat().st_mtime_ns
-    for name in ("empty.svs", "twice.png", "twice.tif"):
+    for name in ("empty.svs", "twice.png", "twice.tif", "film.mp4"):
         (folder / name).unlink()
     assert cli(request) == 0
     assert Path("out/slides/one/slide.json").stat().st_mtime_ns == before

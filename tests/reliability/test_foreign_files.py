@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_slides import Ellipse, MadeSlide
 from odd_names import overrides, write_tiles
+from untrained_runs import untrained_run
 
 from histolight import cli, files, runs
 from histolight.errors import RequestError
@@ -157,6 +159,37 @@ def test_a_continued_prediction_touches_no_file_of_others(
     before = {path: content for path, content in picture(watched).items() if path not in own}
     assert cli.main(command) == 0
     assert (tmp_path / "out" / "predictions.csv").is_file()
+    assert picture(watched, before) == before
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["a slide failed", "a slide was cut off"])
+def test_continued_whole_slides_touch_no_file_of_others(
+    killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from histolight.inference import networks
+
+    run = untrained_run(tmp_path / "run", [*overrides(tmp_path, tmp_path / "cache"), "data.mpp=0.972"])
+    folder, out = tmp_path / "folder of slides", tmp_path / "out"
+    folder.mkdir()
+    MadeSlide((600, 500), [Ellipse(300, 250, 280, 230)], mpp=0.972).write(folder / "one.tif", levels=1)
+    command = ["predict", f"run={run}", "data=slides", f"data.root={folder}", f"hydra.run.dir={out}"]
+    original = networks._record
+
+    def cut(logits: Any) -> bytes:
+        raise KeyboardInterrupt
+
+    if killed:
+        monkeypatch.setattr(networks, "_record", cut)
+    else:
+        (folder / "two.svs").write_bytes(b"no slide")
+    assert cli.main(command) == 1
+    monkeypatch.setattr(networks, "_record", original)
+    (folder / "two.svs").unlink(missing_ok=True)
+    own = picture([out])
+    watched = [folder, *write_decoys(out), *write_decoys(out / "slides" / "one")]
+    before = {path: content for path, content in picture(watched).items() if path not in own}
+    assert cli.main(command) == 0
+    assert (out / "slides" / "one" / "scores.parquet").is_file()
     assert picture(watched, before) == before
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,29 @@ def test_a_file_that_is_no_slide_is_one_line(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_an_ome_set_over_several_files_is_one_line(tmp_path: Path) -> None:
+    """Each plane in a file of its own; of the files but the first, the metadata lie elsewhere."""
+    plane = np.full((64, 64, 3), 200, np.uint8)
+    tifffile.imwrite(tmp_path / "set_0.ome.tif", plane, photometric="rgb", metadata={"axes": "YXS"})
+    with tifffile.TiffFile(tmp_path / "set_0.ome.tif") as file:
+        text = file.ome_metadata
+    assert text is not None
+    first = '<TiffData IFD="0" PlaneCount="1"><UUID FileName="set_0.ome.tif">urn:uuid:0</UUID></TiffData>'
+    second = '<TiffData IFD="0" FirstZ="1" PlaneCount="1"><UUID FileName="set_1.ome.tif">urn:uuid:1</UUID></TiffData>'
+    start, end = text.index("<TiffData"), text.index("</Pixels>")
+    text = text[:start] + first + second + text[end:]
+    text = text.replace('SizeZ="1"', 'SizeZ="2"')
+    text = re.sub(r'(<OME [^>]*UUID=")[^"]*', r"\1urn:uuid:0", text)
+    elsewhere = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1">'
+        '<BinaryOnly MetadataFile="set_0.ome.tif" UUID="urn:uuid:0"/></OME>'
+    )
+    for name, description in (("set_0.ome.tif", text), ("set_1.ome.tif", elsewhere)):
+        tifffile.imwrite(tmp_path / name, plane, photometric="rgb", description=description.encode(), metadata=None)
+        with pytest.raises(SlideError, match=rf"^{name} is spread over several files: join them into one$"):
+            open_slide(tmp_path / name, 0.5)
+
+
 def test_damage_inside_a_slide_is_one_line_where_it_is_read(tmp_path: Path) -> None:
     path = MADE.write(tmp_path / "a.tif", levels=1)
     with tifffile.TiffFile(path) as file:
@@ -128,7 +152,7 @@ def test_other_than_8_bit_rgb_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_folder_is_looked_through(tmp_path: Path) -> None:
-    for name in ("b.svs", "a.ome.tif", "twice.svs", "twice.tif", "notes.txt", ".hidden.svs"):
+    for name in ("b.svs", "a.ome.tif", "twice.svs", "twice.tif", "notes.txt", "film.mp4", ".hidden.svs"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "b").mkdir()
     slides, problems, others = list_slides(tmp_path)
@@ -137,6 +161,7 @@ def test_a_folder_is_looked_through(tmp_path: Path) -> None:
     assert problems == {
         "twice.svs": "has the name of twice.tif: rename one of them",
         "twice.tif": "has the name of twice.svs: rename one of them",
+        "film.mp4": "is no slide by its name: move it elsewhere, or convert it to a pyramidal TIFF",
     }
     assert others == ["notes.txt"]
 

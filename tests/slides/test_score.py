@@ -184,3 +184,14 @@ def test_a_denser_stride_gives_a_finer_map(tmp_path: Path) -> None:
         rows, _ = score_slides([path], settings, tmp_path / str(stride), Perfect(), {})
         errors.append(abs(rows[0]["tumour_mm2"] / area - 1))
     assert errors[1] < 0.03 < errors[0]
+
+
+@pytest.mark.parametrize("name", ["logits.partial", "scores.parquet", "slide.json", "heatmap.png"])
+def test_a_file_of_others_in_a_slides_folder_is_left_alone(made: Path, tmp_path: Path, name: str) -> None:
+    place = tmp_path / "slides" / "made"
+    place.mkdir(parents=True)
+    (place / name).write_bytes(b"[1]")
+    rows, problems = score_slides([made], SETTINGS, tmp_path, Perfect(), {})
+    assert rows == []
+    assert f"made holds {name}, which histolight did not write" in problems["made.tif"]
+    assert [(path.name, path.read_bytes()) for path in place.iterdir()] == [(name, b"[1]")]
