@@ -111,3 +111,32 @@ def test_a_wheel_brings_its_configuration_and_its_templates(tmp_path: Path) -> N
     assert str(site / "histolight" / "reports" / "page.py") in result.stdout
     assert "<h1>a title</h1>" in result.stdout
     assert "--accent:" in result.stdout
+
+
+def test_a_request_that_is_seen_to_be_wrong_is_refused_before_pytorch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    requests = {
+        "train data=kaggle data.root=nowhere": "data.root=nowhere is not a folder",
+        "train data=kaggle data.root=empty": "train_labels.csv is missing",
+        "train data=pcam data.root=empty": "lacks camelyonpatch_level_2_split_test_x.h5",
+        "train data=folder data.root=empty data.groups=slides.csv": "slides.csv is not a file",
+        "train data=folder data.root=empty data.split=split.csv": "split.csv is not a file",
+        "train model.weights=weights.pth": "model.weights=weights.pth is not a file",
+        "train run=nowhere": "nowhere is not a folder",
+        "bench data=kaggle data.root=nowhere": "data.root=nowhere is not a folder",
+        "explore data=kaggle data.root=nowhere": "data.root=nowhere is not a folder",
+        "embed data=kaggle data.root=nowhere": "data.root=nowhere is not a folder",
+        "explain run=nowhere": "nowhere is not a folder",
+        "export run=nowhere": "nowhere is not a folder",
+        "evaluate run=nowhere": "nowhere is not a folder",
+        "predict run=nowhere data=kaggle data.root=empty": "nowhere is not a folder",
+    }
+    program = (
+        "import sys; from histolight.cli import main\n"
+        "print(*[main(words.split()) for words in sys.argv[1:]], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *requests], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["2"] * len(requests) + ["False"]
+    for line, message in zip(done.stderr.splitlines(), requests.values(), strict=True):
+        assert message in line
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]

@@ -51,13 +51,17 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     before = read_figures(read_path(values["against"])) if "against" in values else None
     if any(override.startswith(("run=", "sweep=")) for override in others):
         raise RequestError("histolight bench measures a configuration: to take that of a run use like=DIR")
+    from histolight.config.checks import check_weights_file
     from histolight.config.compose import typed
     from histolight.config.request import requested_config
+    from histolight.data.sources import check_labelled
 
     config = typed(requested_config(others))
     if config.trainer.strategy != "auto" or config.trainer.devices != "1" or config.trainer.num_nodes != 1:
         raise RequestError("histolight bench measures one device: use trainer=cpu, gpu or auto with trainer.devices=1")
     directory = new_folder(values.get("hydra.run.dir"), "bench", config.name)
+    check_labelled(config.data)
+    check_weights_file(config.model.weights)
     from histolight.training.bench import bench
 
     with files.claimed(directory):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from histolight.config.checks import check_weights_file
 from histolight.config.compose import compose_config, typed
 from histolight.config.keys import new_folder
 from histolight.config.schema import Config
@@ -33,6 +34,11 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     if multirun:
         raise RequestError("-m sweeps over trainings: use it with histolight train")
     config, directory = parse_request(overrides)
+    from histolight.data.sources import check_source, data_root
+
+    if check_source(config.data).needs_root:
+        data_root(config.data)
+    check_weights_file(config.model.weights)
     from histolight.training.embed import embed
 
     try:

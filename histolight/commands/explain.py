@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from histolight import runs
 from histolight.config.keys import read_run_and_folder
 from histolight.errors import RequestError
 
@@ -21,6 +22,7 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     part, count = values.get("part", "val"), values.get("tiles", "8")
     if not count.isdecimal():
         raise RequestError(f"tiles={count} is out of range: it is a whole number, such as tiles=8")
+    runs.completed_metrics(run)
     from histolight.explanation.page import answer
     from histolight.inference.explain import explain_run
 

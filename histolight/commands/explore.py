@@ -90,9 +90,11 @@ def explore(request: ExploreConfig) -> list[str]:
     """
     config, title, directory = request.data, request.title, request.directory
     sides = None if request.run is None else runs.read_splits(request.run)["split"]
+    from histolight.data.sources import check_labelled, load_source
+
+    check_labelled(config)
     from histolight.data.checks import check_table
     from histolight.data.prepare import load_tiles
-    from histolight.data.sources import load_source
     from histolight.exploration.page import write_exploration, write_problems
 
     table = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from histolight import runs
 from histolight.config.compose import typed_section
 from histolight.config.keys import choice, read_run_and_folder
 from histolight.config.schema import SlidesConfig
@@ -25,6 +26,7 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     options = typed_section(SlidesConfig, values, "slides.")
     if kind == "onnx" and options.model_mpp is not None:
         raise RequestError("slides.model_mpp= is for format=wsinfer: ONNX needs no pixel size")
+    runs.completed_metrics(run)
     from histolight.inference.export_run import export_run
 
     export = export_run(run, directory, kind, options.model_mpp)

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histolight import files, runs
-from histolight.data.table import PARTS, split_note
 from histolight.errors import command_line
-from histolight.reports.parts import interval_text
 from histolight.training.run import train_run
 
 if TYPE_CHECKING:
@@ -31,6 +29,9 @@ def main(overrides: list[str], multirun: bool = False) -> int:
 
 def summary(metrics: dict[str, Any], directory: Path) -> str:
     """Say in a few lines how good the model is, how sure that is, on which tiles, and where everything lies."""
+    from histolight.data.table import PARTS, split_note  # imports pandas, which a wrong request need not wait for
+    from histolight.reports.parts import interval_text
+
     lines = []
     for part in PARTS:
         if part in metrics:
@@ -63,6 +64,8 @@ def _curves(directory: Path) -> str:
 
 def sweep_summary(result: SweepResult) -> str:
     """Say how many points are completed, which failed and why, which is the best, and how to go on."""
+    from histolight.reports.parts import interval_text
+
     completed = [point for point in result.points if point.status == "completed"]
     failed = [point for point in result.points if point.status != "completed"]
     lines = [f"sweep        {result.directory}: {len(completed)} completed, {len(failed)} failed"]

@@ -5,10 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 from histolight.config.schema import Config
 from histolight.errors import RequestError, nearest
+
+DOWNLOADED = ("imagenet", "hub")  # what model.weights names besides a file
+
+
+def check_weights_file(weights: str | None) -> None:
+    """Raise :class:`RequestError` for the path of a weights file that isn't there."""
+    if weights not in (None, "auto", *DOWNLOADED) and not Path(str(weights)).expanduser().is_file():
+        raise RequestError(
+            f"model.weights={weights} is not a file: give imagenet, hub, null, or the path of a state dict (.pth, "
+            ".safetensors)"
+        )
 
 
 def check_values(config: Any, prefix: str = "") -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from histolight import files
+from histolight.config.checks import check_weights_file
 from histolight.config.request import BEGINNING, training_request
 
 
@@ -22,7 +23,11 @@ def train_run(overrides: Sequence[str], progress: bool = True) -> Path:
         HistolightError: The request or the data are wrong (:class:`RequestError`), or the training failed.
     """
     config, directory, resume = training_request(overrides)
-    from histolight.training import fit as training  # imports torch: not before it must
+    from histolight.data.sources import check_labelled
+
+    check_labelled(config.data)
+    check_weights_file(config.model.weights)
+    from histolight.training import fit as training  # imports torch, which takes seconds: not before it must
 
     config = training.check_request(config)
     held = files.claimed(directory, continued=resume, own=BEGINNING)

@@ -26,6 +26,8 @@ class Kind:
     Attributes:
         load: Lists the labelled tiles; None where there are none.
         load_unlabelled: Lists the tiles to predict, whose table has no ``label``; None where there are none.
+        check: Refuses a ``data.root`` that lacks files that ``load`` needs, by a glance at their names; None looks only
+            whether the folder is there.
         find_groups: Finds a list of slides, as ``data.groups`` names one, that lies beside the tiles.
         list_files: Lists the files of the labelled tiles (columns ``path`` and ``size`` in bytes); None where a tile is
             no file.
@@ -38,6 +40,7 @@ class Kind:
 
     load: Callable[[DataConfig], Source] | None
     load_unlabelled: Callable[[DataConfig], Source] | None = None
+    check: Callable[[DataConfig], object] | None = None
     find_groups: Callable[[DataConfig], Path | None] | None = None
     list_files: Callable[[DataConfig], pd.DataFrame] | None = None
     needs_root: bool = True
@@ -78,6 +81,26 @@ def check_source(config: DataConfig) -> Kind:
     if kind.needs_root and not config.root:
         raise RequestError(f"data={config.source} needs data.root=FOLDER, the folder with the tiles")
     return kind
+
+
+def check_labelled(config: DataConfig) -> None:
+    """Refuse what a glance at the labelled tiles shows to be wrong, before PyTorch is imported.
+
+    Raises:
+        RequestError: As :func:`check_source`, or a folder or file that the configuration names is missing.
+    """
+    kind = check_source(config)
+    try:
+        if kind.needs_root and kind.load is not None:
+            data_root(config)
+        if kind.check is not None:
+            kind.check(config)
+        if config.groups is not None:
+            read_groups(Path(config.groups).expanduser().absolute())
+        if config.split not in ("auto", "random"):
+            read_parts(Path(config.split).expanduser())
+    except OSError as error:
+        raise RequestError(f"{error.filename or config.root} cannot be read: {error.strerror or error}") from error
 
 
 def load_source(config: DataConfig, labelled: bool = True) -> Source:

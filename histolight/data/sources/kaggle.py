@@ -18,6 +18,26 @@ from histolight.errors import DataError, RequestError
 log = logging.getLogger("histolight")
 
 
+def check(config: DataConfig) -> Path:
+    """Return the folder, which holds labelled tiles as far as its names tell.
+
+    Raises:
+        RequestError: A file or the folder is missing.
+    """
+    root = data_root(config)
+    if not (root / "train_labels.csv").exists() and (root / "sample_submission.csv").exists():
+        raise RequestError(
+            f"{root / 'train_labels.csv'} is missing: the test tiles beside it have no labels and can only be "
+            "predicted, with histolight predict"
+        )
+    for name in ("train_labels.csv", "train"):
+        if not (root / name).exists():
+            raise RequestError(
+                f"{root / name} is missing: data.root must hold train_labels.csv and the folder train with the tiles"
+            )
+    return root
+
+
 def load(config: DataConfig) -> Source:
     """List the labelled tiles.
 
@@ -26,12 +46,7 @@ def load(config: DataConfig) -> Source:
         DataError: Ids that are no file names or stand there twice, labels other than 0 and 1, ids without a tile, and
             tiles without an id: all of them.
     """
-    root = data_root(config)
-    if not (root / "train_labels.csv").exists() and (root / "sample_submission.csv").exists():
-        raise RequestError(
-            f"{root / 'train_labels.csv'} is missing: the test tiles beside it have no labels and can only be "
-            "predicted, with histolight predict"
-        )
+    root = check(config)
     labels = read_csv(root / "train_labels.csv", ("id", "label"))
     rows = _id_problems(labels["id"])
     rows += [
@@ -111,4 +126,4 @@ def _with_files(
     return table.merge(files, on="id")
 
 
-KIND = Kind(load, load_unlabelled, find_groups, list_files)
+KIND = Kind(load, load_unlabelled, check, find_groups, list_files)

@@ -30,6 +30,15 @@ _PREFIX = "camelyonpatch_level_2_split_"
 _PARTS = {"test": "test", "train": "train", "val": "valid"}
 
 
+def check(config: DataConfig) -> dict[tuple[str, str], Path]:
+    """Find the six files: the path of each (part, x or y).
+
+    Raises:
+        RequestError: Files are missing; all of them are named.
+    """
+    return _find(data_root(config), [(part, kind) for part in _PARTS.values() for kind in "xy"])
+
+
 def load(config: DataConfig) -> Source:
     """List the tiles of the three parts; an id is the split and the row in its file, such as ``train_0000012``.
 
@@ -39,7 +48,7 @@ def load(config: DataConfig) -> Source:
         HistolightError: A ``.gz`` can't be unpacked into the cache.
     """
     root = data_root(config)
-    paths = _find(root, [(part, kind) for part in _PARTS.values() for kind in "xy"])
+    paths = check(config)
     tables, arrays = [], []
     for split, part in _PARTS.items():
         array = _open_tiles(_plain(paths[part, "x"], config), config.image_size)
@@ -181,4 +190,4 @@ def _read_slides(path: Path, count: int) -> pd.Series:
     return slides.mask(slides == "", None)
 
 
-KIND = Kind(load, load_unlabelled)
+KIND = Kind(load, load_unlabelled, check)

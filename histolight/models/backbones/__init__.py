@@ -16,11 +16,12 @@ import pkgutil
 import torch
 from torch import nn
 
+from histolight.config.checks import check_weights_file
 from histolight.config.schema import ModelConfig
 from histolight.errors import RequestError, nearest
 from histolight.models.backbones.family import IMAGENET, PIXELS, Backbone, Family, too_small
 from histolight.models.backbones.pooling import centre_weights, pool_centre
-from histolight.models.backbones.weights import check_weights_file, fitted_state, log_taken, read_weights
+from histolight.models.backbones.weights import fitted_state, log_taken, read_weights
 
 __all__ = [
     "IMAGENET",

@@ -13,27 +13,18 @@ from urllib.error import URLError
 import torch
 from torch import nn
 
+from histolight.config.checks import DOWNLOADED
 from histolight.config.schema import ModelConfig
 from histolight.errors import HistolightError, RequestError, unreadable_reason
 from histolight.models.backbones.family import Family
 from histolight.models.backbones.tokens import TRUNK
 
-DOWNLOADED = ("imagenet", "hub")
 WRAPPERS = ("state_dict", "model", "teacher")  # what training codes keep a state dict under
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.", TRUNK, "dinov2.", "vit.")  # ... and call its keys
 LEFT_OUT = ("mask_token",)  # of the pretraining only
 DEPTH = 4
 
 log = logging.getLogger("histolight")
-
-
-def check_weights_file(weights: str | None) -> None:
-    """Raise :class:`RequestError` for the path of a weights file that isn't there."""
-    if weights not in (None, "auto", *DOWNLOADED) and not Path(str(weights)).expanduser().is_file():
-        raise RequestError(
-            f"model.weights={weights} is not a file: give imagenet, hub, null, or the path of a state dict (.pth, "
-            ".safetensors)"
-        )
 
 
 def read_weights(family: Family, config: ModelConfig) -> dict[str, torch.Tensor]:
