@@ -36,17 +36,18 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = "captum.attr h5py hydra lightning matplotlib.figure pandas scipy.optimize sklearn.metrics torch torchmetrics"
 IMPORTED += " sklearn.linear_model sklearn.model_selection tensorboard.backend.event_processing.event_accumulator"
-RUN_REPORT = "tests/reports/test_run_page.py::"
 FILES = {
-    "histolight/data/splits.py": ["tests/data/test_splits.py"],
-    "histolight/statistics/metrics.py": ["tests/statistics/test_metrics.py"],
-    "histolight/statistics/calibration.py": ["tests/statistics/test_calibration.py"],
-    "histolight/reports/measure.py": ["tests/reports/test_figures.py", "tests/reports/test_measure.py"],
-    "histolight/statistics/slides.py": [
-        "tests/statistics/test_slides.py",
-        RUN_REPORT + "test_slides_are_measured_as_scikit_learn_does",
-        RUN_REPORT + "test_sensitivity_at_a_specificity_is_the_best_point_of_the_curve",
-    ],
+    "histolight/data/splits.py": ["tests/data/test_splits.py", "tests/data/test_given_splits.py"],
+    **{
+        f"histolight/statistics/{name}.py": [f"tests/statistics/test_{name}.py"]
+        for name in ("calibration", "figures", "intervals", "metrics", "slides", "verdict")
+    },
+    "histolight/statistics/clusters.py": ["tests/statistics/test_intervals.py", "tests/statistics/test_verdict.py"],
+    "histolight/statistics/planning.py": ["tests/statistics/test_verdict.py", "tests/ranking/test_ranking.py"],
+    **{
+        f"histolight/ranking/{name}.py": ["tests/ranking/test_ranking.py", "tests/ranking/test_runs.py"]
+        for name in ("answer", "plan", "ranking", "rows", "runs", "tables")
+    },
 }
 OPPOSITE = [
     "Lt",
