@@ -16,12 +16,18 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import platformdirs
 from filelock import FileLock, Timeout
 
 from histolight.errors import HistolightError, RequestError
 
 if TYPE_CHECKING:
     import pandas as pd  # half a second, which --help and --cfg need not pay
+
+
+def cache_folder(cache: str | Path | None) -> Path:
+    """Say where packs, features and unpacked downloads go: ``data.cache``, or the user's cache folder."""
+    return Path(cache or platformdirs.user_cache_dir("histolight")).expanduser().absolute()
 
 
 def is_main_process() -> bool:

@@ -16,6 +16,7 @@ ORDER = [
     "files",
     "runs",
     "config",
+    "diagnosis",
     "process",
     "statistics",
     "augment",

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 from filelock import FileLock
 
 from histolight.data.overlaps import Pairs, jpeg_luma
@@ -23,6 +22,7 @@ from histolight.data.packing import MEASURES, build_pack, pack_index
 from histolight.data.store import UNREADABLE, Tiles
 from histolight.data.table import Source
 from histolight.errors import HistolightError
+from histolight.files import cache_folder
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,6 @@ class Pack:
     def luma(self, rows: np.ndarray) -> np.ndarray:
         """Return the luma of tiles, uint8 (n, S, S), of which ``lumas`` are the hashes."""
         return jpeg_luma(self.tiles.gather(rows)) if self.stored_luma is None else np.asarray(self.stored_luma[rows])
-
-
-def cache_folder(cache: str | Path | None) -> Path:
-    """Say where packs and unpacked downloads go: ``data.cache``, or the user's cache folder."""
-    return Path(cache or platformdirs.user_cache_dir("histolight")).expanduser().absolute()
 
 
 def open_pack(source: Source, cache: Path | None, image_size: int, workers: int | None = None) -> Pack:

@@ -6,7 +6,8 @@ import dataclasses
 
 from histolight.config.schema import Config
 from histolight.data.features import FeatureCache, features_key
-from histolight.data.pack import Tiles, cache_folder
+from histolight.data.pack import Tiles
+from histolight.files import cache_folder
 from histolight.models.classifier import Classifier
 
 # Of the model's keys, what its weights don't tell of the features.

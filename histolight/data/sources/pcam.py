@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from histolight.config.schema import DataConfig
 from histolight.data.checks import describe, problem_frame
-from histolight.data.pack import cache_folder
 from histolight.data.sources import Kind, data_root
 from histolight.data.table import Source, fingerprint, read_csv
 from histolight.errors import DataError, HistolightError, RequestError
+from histolight.files import cache_folder
 
 _PREFIX = "camelyonpatch_level_2_split_"
 # In the order of the split's names, which start the ids: so the rows are those of the table sorted by id.
