@@ -34,7 +34,7 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     print(f"parity       {export.tiles} validation tiles: score differs from torch by at most {export.difference:.1e}")
     if kind == "onnx":
         print(f"input        tiles (N, {side}, {side}, 3) uint8, RGB, any N")
-        print("output       score (N,), the probability of tumour in the centre; logit (N,)")
+        print("output       score (N,), the probability of tumour in the centre; logit (N,); features (N, F) of most")
         print(f"model        {export.path} ({size})")
     else:
         print(f"model        {export.path} ({size}), config.json")

@@ -23,6 +23,8 @@ from histolight.models.classifier import Classifier
 
 TOLERANCE = 1e-4  # largest difference in probability that is let through
 BATCH = 48  # tiles run through both at once; the rest is a smaller batch, which must work too
+FEATURES_TOLERANCE = 1e-3  # largest difference of a feature, in standard deviations of all features
+OUTPUTS = ["score", "logit", "features"]
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -40,18 +42,24 @@ class TileScorer(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
+        self.outputs = OUTPUTS if classifier.ends_in_head() else OUTPUTS[:2]
 
-    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map tiles ``(N, S, S, 3)`` uint8 to scores in [0, 1] and logits, float32 ``(N,)`` each."""
-        logits = self.classifier(to_floats(tiles, self.classifier.stain))
-        return logits.sigmoid(), logits
+    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Map tiles ``(N, S, S, 3)`` uint8 to scores in [0, 1] and logits, float32 ``(N,)`` each, and features."""
+        pixels = to_floats(tiles, self.classifier.stain)
+        if "features" not in self.outputs:
+            logits = self.classifier(pixels)
+            return logits.sigmoid(), logits
+        features = self.classifier.features(pixels)
+        logits = self.classifier(features)
+        return logits.sigmoid(), logits, features
 
 
 def export_onnx(classifier: Classifier, tiles: npt.NDArray[np.uint8], path: Path, metadata: dict[str, Any]) -> float:
     """Write a network as ONNX; a file that differs from torch on real tiles is not written.
 
     Its input is ``tiles`` (N, S, S, 3) uint8 with any N of at least 1, its outputs are ``score`` and ``logit``, (N,)
-    float32.
+    float32, and ``features`` (N, F) float32, what enters the last layer, where that is one layer on vectors.
 
     Args:
         classifier: In evaluation mode, on the CPU.
@@ -64,7 +72,8 @@ def export_onnx(classifier: Classifier, tiles: npt.NDArray[np.uint8], path: Path
 
     Raises:
         RequestError: A package is missing, or ONNX can't express the network's stain normalisation.
-        HistolightError: The network can't be exported, the difference is above 1e-4, or the file can't be written.
+        HistolightError: The network can't be exported, the difference is above 1e-4 (of features above a thousandth of
+            their standard deviation), or the file can't be written.
     """
     check_packages()
     if classifier.stain == "macenko":
@@ -85,7 +94,7 @@ def export_onnx(classifier: Classifier, tiles: npt.NDArray[np.uint8], path: Path
                 (example,),
                 dynamo=True,
                 input_names=["tiles"],
-                output_names=["score", "logit"],
+                output_names=scorer.outputs,
                 dynamic_shapes={"tiles": {0: torch.export.Dim("batch")}},
                 verbose=False,
             )
@@ -102,11 +111,16 @@ def export_onnx(classifier: Classifier, tiles: npt.NDArray[np.uint8], path: Path
         with files.temporary_folder(path.parent) as folder:
             beside = folder / path.name
             program.save(beside, external_data=False)
-            difference = _difference(scorer, beside, tiles)
+            difference, of_features = _differences(scorer, beside, tiles)
             if not difference <= TOLERANCE:
                 raise HistolightError(
                     f"the exported network differs from torch by {difference:.1e} in probability, above "
                     f"{TOLERANCE:.0e}: nothing was written; another version of torch or onnxruntime may agree"
+                )
+            if not of_features <= FEATURES_TOLERANCE:
+                raise HistolightError(
+                    f"the exported features differ from torch's by {of_features:.1e} of their standard deviation, "
+                    f"above {FEATURES_TOLERANCE:.0e}: nothing was written; another version of torch may agree"
                 )
             beside.replace(path)
     except OSError as error:
@@ -148,15 +162,20 @@ def describe(classifier: Classifier, run: str, metrics: dict[str, Any]) -> dict[
     }
 
 
-def _difference(scorer: TileScorer, path: Path, tiles: npt.NDArray[np.uint8]) -> float:
-    """Largest difference in probability, over batches and over a tile alone; NaN where one side is not a number."""
+def _differences(scorer: TileScorer, path: Path, tiles: npt.NDArray[np.uint8]) -> tuple[float, float]:
+    """Largest difference in probability, and of features, over batches and a tile alone; NaN where one is no number."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     batches = [tiles[start : start + BATCH] for start in range(0, len(tiles), BATCH)]
-    largest = 0.0
+    found = [0.0, 0.0]
     for batch in (tiles[:1], *batches):
         with torch.inference_mode():
-            expected = scorer(torch.from_numpy(batch))[0].numpy()
-        largest = np.maximum(largest, np.abs(session.run(["score"], {"tiles": batch})[0] - expected).max())
-    return float(largest)
+            expected = dict(zip(scorer.outputs, scorer(torch.from_numpy(batch)), strict=True))
+        given = dict(zip(scorer.outputs, session.run(scorer.outputs, {"tiles": batch}), strict=True))
+        found[0] = np.maximum(found[0], np.abs(given["score"] - expected["score"].numpy()).max())
+        if "features" in given:
+            features = expected["features"].numpy()
+            apart = np.abs(given["features"] - features).max() / max(features.std(), np.finfo(np.float32).tiny)
+            found[1] = np.maximum(found[1], apart)
+    return float(found[0]), float(found[1])

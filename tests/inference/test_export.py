@@ -49,7 +49,7 @@ def classifier(name: str) -> Classifier:
 def tiny() -> Classifier:
     """A network that is exported in a second."""
     network = classifier("resnet18")
-    network.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 1, SIZE), torch.nn.Flatten())
+    network.backbone, network.head = torch.nn.Sequential(torch.nn.Conv2d(3, 1, SIZE), torch.nn.Flatten()), "1"
     return network.eval()
 
 
@@ -78,9 +78,14 @@ def test_a_network_of_another_family_is_exported_with_parity(tiles: np.ndarray, 
 @pytest.mark.parametrize("count", [1, 2, 7, 53])
 def test_any_number_of_tiles_gives_torchs_scores(count: int, exported: Path, tiles: np.ndarray) -> None:
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
-    score, logit = session.run(["score", "logit"], {"tiles": tiles[:count]})
+    score, logit, features = session.run(["score", "logit", "features"], {"tiles": tiles[:count]})
     with torch.inference_mode():
-        expected = classifier("resnet18")(torch.from_numpy(tiles[:count]).permute(0, 3, 1, 2).float() / 255).numpy()
+        pixels = torch.from_numpy(tiles[:count]).permute(0, 3, 1, 2).float() / 255
+        expected = classifier("resnet18")(pixels).numpy()
+        backbone = classifier("resnet18").backbone
+        backbone.fc = torch.nn.Identity()
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+        np.testing.assert_allclose(features, backbone((pixels - mean) / std), atol=1e-4)
     assert score.shape == logit.shape == (count,)
     np.testing.assert_allclose(logit, expected, atol=1e-4)
     np.testing.assert_allclose(score, 1 / (1 + np.exp(-expected)), atol=1e-5)
