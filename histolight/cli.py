@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from histolight.errors import HistolightError, RequestError, nearest
+from histolight.errors import HistolightError, RequestError, nearest, one_line, system_reason
 from histolight.interrupts import signals_interrupt
 
 COMMANDS = {
@@ -74,6 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of our output, head or less, has gone
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the interpreter flushes it at exit
+        return 1
+    except OSError as error:
+        if error.errno is None or debug:
+            raise
+        where = f"{error.filename} can't be used: " if error.filename else ""
+        print(f"histolight: {one_line(where + system_reason(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("histolight: interrupted: the same command does it again", file=sys.stderr)

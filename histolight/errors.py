@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import shlex
@@ -74,6 +75,37 @@ def unreadable_reason(error: Exception) -> str:
         name = match[1] or match[2]
         return f"it asks for {name}, which tensors do not need: it may be meant to run code, and was not loaded"
     return f"{error} ".splitlines()[0].strip() or type(error).__name__
+
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def system_reason(error: OSError) -> str:
+    """Say why the operating system refused, in its own words, whichever library asked it.
+
+    >>> system_reason(PermissionError(13, "Permission denied", "config.yaml"))
+    'Permission denied'
+    >>> system_reason(OSError(524, "Unable to synchronously open file (errno = 524)"))
+    'Unknown error 524'
+    """
+    if error.errno is None:
+        return " ".join(str(error).split()) or type(error).__name__
+    of_hdf5 = "synchronously" in (error.strerror or "")
+    return os.strerror(error.errno) if of_hdf5 or not error.strerror else error.strerror
+
+
+def cannot_write(path: object, error: OSError, otherwise: str = "make that place writable for you") -> str:
+    """Say what couldn't be written, why, and what helps: room where room is missing, else what ``otherwise`` says.
+
+    >>> cannot_write("out", OSError(28, "No space left on device"), "choose another folder with data.cache=FOLDER")
+    "out can't be written (No space left on device): make room there, or choose another folder with data.cache=FOLDER"
+    >>> cannot_write("out", OSError(30, "Read-only file system"))
+    "out can't be written (Read-only file system): make that place writable for you"
+    """
+    remedy = otherwise
+    if error.errno in NO_ROOM or error.errno is None:
+        remedy = "make room there" + (f", or {otherwise}" if otherwise.startswith("choose") else "")
+    return f"{path} can't be written ({system_reason(error)}): {remedy}"
 
 
 def command_line(*words: str) -> str:

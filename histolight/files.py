@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING
 import platformdirs
 from filelock import FileLock, Timeout
 
-from histolight.errors import HistolightError, RequestError
+from histolight.errors import HistolightError, RequestError, cannot_write, system_reason
 
 if TYPE_CHECKING:
     import pandas as pd  # half a second, which --help and --cfg need not pay
+
+
+ANOTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER"
 
 
 def cache_folder(cache: str | Path | None) -> Path:
@@ -54,9 +57,24 @@ def write_atomically(path: Path, content: str | memoryview) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise HistolightError(
-            f"{path} can't be written ({error.strerror}): make room, or choose another folder with hydra.run.dir=FOLDER"
-        ) from error
+        raise HistolightError(cannot_write(path, error)) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of a file, or a folder, why the operating system does not give it.
+
+    An error without a number is a library's, of bytes that were read and are wrong: it passes.
+
+    Raises:
+        RequestError: The system's reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise RequestError(f"{error.filename or path} can't be read: {system_reason(error)}") from error
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -83,7 +101,9 @@ def file_name(text: str, also: str = "", longest: int = 120) -> str:
 
 
 @contextlib.contextmanager
-def claimed(directory: Path, continued: bool = False, own: Collection[str] = ()) -> Iterator[None]:
+def claimed(
+    directory: Path, continued: bool = False, own: Collection[str] = (), otherwise: str = ANOTHER_FOLDER
+) -> Iterator[None]:
     """Make a folder and hold it: no other process can work in it meanwhile.
 
     Folders that were made here and are still empty at the end, because the request was refused, are removed again.
@@ -92,6 +112,7 @@ def claimed(directory: Path, continued: bool = False, own: Collection[str] = ())
         directory: The folder.
         continued: Whether the work in it goes on: then files of others may lie in it, and none is touched.
         own: As in :func:`check_unused`.
+        otherwise: What helps where the folder can't be used.
 
     Raises:
         RequestError: Another process holds the folder, it can't be written, or new work finds files in it.
@@ -99,7 +120,7 @@ def claimed(directory: Path, continued: bool = False, own: Collection[str] = ())
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     new_lock = not lock_file(directory).exists()
     if not continued and new_lock:
-        check_unused(directory, own)
+        check_unused(directory, own, otherwise)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(lock_file(directory), timeout=0)
@@ -107,13 +128,11 @@ def claimed(directory: Path, continued: bool = False, own: Collection[str] = ())
     except Timeout as error:
         raise RequestError(f"{directory} is in use by another process: wait for it, or use another folder") from error
     except OSError as error:
-        raise RequestError(
-            f"{directory} can't be written ({error.strerror}): choose another folder with hydra.run.dir=FOLDER"
-        ) from error
+        raise RequestError(cannot_write(directory, error, otherwise)) from error
     refused = True
     try:
         if not continued:
-            check_unused(directory, own)
+            check_unused(directory, own, otherwise)
         refused = False
         clear_leftovers(directory)
         yield
@@ -126,12 +145,13 @@ def claimed(directory: Path, continued: bool = False, own: Collection[str] = ())
                 path.rmdir()
 
 
-def check_unused(directory: Path, own: Collection[str] = ()) -> None:
+def check_unused(directory: Path, own: Collection[str] = (), otherwise: str = ANOTHER_FOLDER) -> None:
     """Refuse a folder for new work that holds anything, hidden or not, but what histolight leaves for a moment.
 
     Args:
         directory: The folder; it need not exist.
         own: Names that may be there: what earlier work that is begun anew has left.
+        otherwise: What helps where the folder can't be used.
 
     Raises:
         RequestError: The folder holds files, or can't be read.
@@ -143,17 +163,12 @@ def check_unused(directory: Path, own: Collection[str] = ()) -> None:
     except FileNotFoundError:
         if not directory.is_symlink():
             return
-        raise RequestError(f"{directory} is a link that leads nowhere: choose another folder") from None
+        raise RequestError(f"{directory} is a link that leads nowhere: {otherwise}") from None
     except OSError as error:
-        raise RequestError(
-            f"{directory} can't be used ({error.strerror}): choose another folder with hydra.run.dir=FOLDER"
-        ) from error
+        raise RequestError(f"{directory} can't be used ({system_reason(error)}): {otherwise}") from error
     if foreign := [name for name in entries if name not in own]:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-        raise RequestError(
-            f"{directory} holds files already ({foreign[0]}{more}): choose another folder with hydra.run.dir=FOLDER, "
-            "for a sweep another name=NAME"
-        )
+        raise RequestError(f"{directory} holds files already ({foreign[0]}{more}): {otherwise}")
 
 
 def clear_leftovers(directory: Path) -> None:

@@ -30,7 +30,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from histolight import files
-from histolight.errors import HistolightError, InterruptionError, RequestError
+from histolight.errors import HistolightError, InterruptionError, RequestError, system_reason
 
 if TYPE_CHECKING:
     import pandas as pd  # half a second, which --help and --cfg need not pay
@@ -65,12 +65,14 @@ def read_metrics(directory: Path) -> dict[str, Any]:
         RequestError: The folder holds no run, or the file is damaged.
     """
     path = directory / "metrics.json"
-    if not directory.is_dir():
-        raise RequestError(f"{directory} is not a folder: give a run directory such as outputs/runs/NAME")
-    if not path.is_file():
-        raise RequestError(f"{directory} is not a run directory: it has no metrics.json")
+    with files.reading(path):
+        if not directory.is_dir():
+            raise RequestError(f"{directory} is not a folder: give a run directory such as outputs/runs/NAME")
+        if not path.is_file():
+            raise RequestError(f"{directory} is not a run directory: it has no metrics.json")
+        content = path.read_bytes()
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = json.loads(content)
     except ValueError as error:
         raise RequestError(f"{path} is damaged: {error}") from error
     if not isinstance(metrics, dict) or "status" not in metrics:
@@ -144,7 +146,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise RequestError(f"{path.parent} is not a run directory: it has no {path.name}") from None
     except OSError as error:
-        raise RequestError(f"{path} can't be read: {error.strerror or error}") from error
+        raise RequestError(f"{path} can't be read: {system_reason(error)}") from error
     except (yaml.YAMLError, ValueError, RecursionError, RequestError) as error:
         raise RequestError(f"{path} is damaged: {error or type(error).__name__}") from error
     return config
@@ -258,7 +260,7 @@ def _read_table(path: Path, types: dict[str, type], more: Mapping[str, type] = M
     except FileNotFoundError:
         raise RequestError(f"{path} is missing: the run can't be used without it") from None
     except OSError as error:
-        raise RequestError(f"{path} can't be read: {error.strerror or error}") from error
+        raise RequestError(f"{path} can't be read: {system_reason(error)}") from error
     except (ValueError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors too
         raise RequestError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if lacking := [name for name in types if name not in table]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from histolight import files
 from histolight.config.keys import new_folder, own_keys, read_path
-from histolight.errors import RequestError
+from histolight.errors import RequestError, system_reason
 
 KEYS = ("hydra.run.dir", "against")
 USAGE = """\
@@ -86,7 +86,7 @@ def read_figures(path: Path) -> dict[str, dict[str, Any]]:
         if not complete or not isinstance(figures["machine"], dict):
             raise ValueError("it has figures that are no numbers")
     except OSError as error:
-        raise RequestError(f"against={path} can't be read: {error.strerror}") from error
+        raise RequestError(f"against={path} can't be read: {system_reason(error)}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"against={path} is not a whole bench.json: {error}") from error
     return figures

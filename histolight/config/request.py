@@ -54,6 +54,8 @@ def training_request(overrides: Sequence[str]) -> tuple[Config, Path, bool]:
     if not composed.hydra.run.dir:
         raise RequestError("hydra.run.dir is empty: give the folder for this run")
     directory = Path(composed.hydra.run.dir).expanduser()
+    if any(override.lstrip("+").startswith("hydra.sweep.") for override in overrides):
+        raise RequestError("hydra.sweep.dir is the folder of a sweep, with -m: that of a run is hydra.run.dir=FOLDER")
     named = any(override.lstrip("+").startswith("hydra.run.dir=") for override in overrides)
     begun = (directory / "metrics.json").exists() and (directory / "config.yaml").exists()
     if named and begun and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":

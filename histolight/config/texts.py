@@ -95,7 +95,7 @@ def _text(key: str, text: str) -> str:
         found = override.value()
     except hydra.HydraException:
         return quoted(text)
-    in_quotes = text[0] in "'\"" and isinstance(found, str)
+    in_quotes = text[:1] in "'\"" and isinstance(found, str)
     as_it_is = found == text and not text.endswith("\\")  # which would take the comma behind it along
     return text if in_quotes or as_it_is else quoted(text)
 

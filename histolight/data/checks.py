@@ -24,13 +24,17 @@ def problem_frame(rows: list[tuple[str, str, str]]) -> pd.DataFrame:
 def describe(problems: pd.DataFrame) -> str:
     """Say in one line how many findings of each kind there are, and name the first three tiles of each.
 
-    >>> describe(problem_frame([("a", "no file", ""), ("b", "no file", ""), ("c", "wrong size", "")]))
-    'no file: 2 (a, b); wrong size: 1 (c)'
+    Where findings have a detail, that of the first follows.
+
+    >>> describe(problem_frame([("a", "no file", ""), ("b", "no file", ""), ("c", "wrong size", "9x9 pixels")]))
+    'no file: 2 (a, b); wrong size: 1 (c): 9x9 pixels'
     """
     kinds = []
     for problem, rows in problems.groupby("problem", sort=False):
         first = ", ".join(name if name.isprintable() and name else repr(name) for name in rows["id"].head(3))
-        kinds.append(f"{problem}: {len(rows)} ({first}{', …' if len(rows) > 3 else ''})")
+        detail = next(iter(rows["detail"]))
+        more = ", …" if len(rows) > 3 else ""
+        kinds.append(f"{problem}: {len(rows)} ({first}{more}){f': {detail}' if detail else ''}")
     return "; ".join(kinds)
 
 
@@ -86,7 +90,8 @@ def find_duplicates(table: pd.DataFrame, hashes: np.ndarray) -> tuple[pd.DataFra
     )
     message = (
         f"{len(tiles)} tiles in {sets.ngroups} sets have exactly the same pixels as another; "
-        f"{tiles.loc[mixed, 'pixels'].nunique()} of the sets carry both labels: {describe(problems)}"
+        f"{tiles.loc[mixed, 'pixels'].nunique()} of the sets carry both labels: "
+        f"{describe(problems.assign(detail=''))}"
     )
     return problems, message
 
@@ -112,4 +117,5 @@ def find_near_blank(table: pd.DataFrame, contrast: np.ndarray) -> tuple[pd.DataF
             for name, value, one in zip(tiles["id"], tiles["contrast"], positive, strict=True)
         ]
     )
-    return problems, f"{len(tiles)} tiles are near-blank, {int(positive.sum())} labelled 1: {describe(problems)}"
+    without_detail = describe(problems.assign(detail=""))
+    return problems, f"{len(tiles)} tiles are near-blank, {int(positive.sum())} labelled 1: {without_detail}"

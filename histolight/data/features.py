@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from histolight.data.store import UNREADABLE
-from histolight.errors import HistolightError
+from histolight.errors import HistolightError, cannot_write
 
 Compute = Callable[[np.ndarray], Iterator[torch.Tensor]]
 
@@ -82,9 +82,8 @@ class FeatureCache:
                 values: np.ndarray = np.load(self.folder / "values.npy", mmap_mode="r")
                 return values
         except OSError as error:
-            raise HistolightError(
-                f"{self.folder} can't be written ({error.strerror or error}): make room, or choose another data.cache"
-            ) from error
+            otherwise = "choose another folder with data.cache=FOLDER"
+            raise HistolightError(cannot_write(self.folder, error, otherwise)) from error
 
     def _done(self) -> np.ndarray:
         try:

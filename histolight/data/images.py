@@ -11,6 +11,7 @@ import pandas as pd
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from histolight.data.table import Source, TileError, fingerprint
+from histolight.errors import system_reason
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
@@ -117,7 +118,7 @@ def _read(path: str, size: int, mtime_ns: int) -> bytes:
     except FileNotFoundError:
         raise TileError("file missing", path) from None
     except OSError as error:
-        raise TileError("file unreadable", f"{path}: {error.strerror}") from None
+        raise TileError("file unreadable", f"{path}: {system_reason(error)}") from None
 
 
 def decode(data: bytes, image_size: int, headers: set[bytes]) -> np.ndarray:

@@ -9,6 +9,7 @@ block in ``checksums.npy`` (CRC-32), ``hashes.npy``, ``lumas.npy``, ``contrast.n
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from histolight.data.overlaps import Pairs, jpeg_luma
 from histolight.data.packing import MEASURES, build_pack, pack_index
 from histolight.data.store import UNREADABLE, Tiles
 from histolight.data.table import Source
-from histolight.errors import HistolightError
+from histolight.errors import HistolightError, cannot_write, system_reason
 from histolight.files import cache_folder
 
 
@@ -82,9 +83,9 @@ def open_pack(source: Source, cache: Path | None, image_size: int, workers: int 
                     waiting = 0 if source.read_tiles else 4
                     build_pack(source, folder, image_size, workers or min(32, (os.cpu_count() or 1) + waiting))
         except OSError as error:
+            otherwise = "choose another folder with data.cache=FOLDER"
             raise HistolightError(
-                f"cannot pack the tiles in {folder.parent}: {error.strerror or error}; "
-                "make room there, or choose another folder with data.cache=FOLDER"
+                f"the tiles can't be packed: {cannot_write(folder.parent, error, otherwise)}"
             ) from error
     return _load(source, folder, image_size)
 
@@ -108,6 +109,9 @@ def _load(source: Source, folder: Path, image_size: int) -> Pack:
         luma = np.load(folder / "luma.npy", mmap_mode="r", allow_pickle=False) if source.read_luma else None
         expected = pack_index(source, folder, image_size)
     except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            place = f"{error.filename or folder} can't be read: {system_reason(error)}"
+            raise HistolightError(f"{place}; choose another folder with data.cache=FOLDER") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise HistolightError(f"{folder} is damaged ({reason}): delete this folder to have it made again") from error
     count = len(source.table)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from histolight.errors import DataError, RequestError
+from histolight.errors import DataError, RequestError, system_reason
 
 # Part of every fingerprint: raise it when the pack's files or the way tiles are decoded change, and packs are rebuilt.
 PACK_FORMAT = 3
@@ -170,7 +170,7 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     except FileNotFoundError:
         raise RequestError(f"{path} is missing") from None
     except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+        raise RequestError(f"{path} cannot be read: {system_reason(error)}") from None
     except UnicodeDecodeError:
         raise RequestError(f"{path} is not UTF-8 text: save it as a CSV in UTF-8") from None
     except pd.errors.EmptyDataError:

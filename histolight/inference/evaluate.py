@@ -24,7 +24,7 @@ from histolight.data.sources import load_source
 from histolight.data.table import split_note
 from histolight.errors import RequestError
 from histolight.inference.evaluate_request import EvaluateConfig
-from histolight.inference.networks import first_problem, load_classifiers, predict_logits
+from histolight.inference.networks import load_classifiers, predict_logits
 from histolight.inference.recognition import Recognised, recognise
 from histolight.models.classifier import Classifier
 from histolight.reports import figures, measure
@@ -220,9 +220,8 @@ def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, requested
     if config.split not in ("auto", "random"):  # the list may be gone, and says nothing about other tiles
         own = str((run / "splits.csv").absolute())
         config = dataclasses.replace(config, split="auto" if {"data", "data.root"} & set(requested) else own)
-    with first_problem():
-        source = load_source(config)
-        packed = load_tiles(source, config)
+    source = load_source(config)
+    packed = load_tiles(source, config)
     if packed.fingerprint == trained["data_fingerprint"]:
         split = packed.table["id"].map(runs.read_splits(run)["split"])
         if split.isna().any():

@@ -18,7 +18,7 @@ from torch import nn
 
 from histolight import files
 from histolight.data.datamodule import to_floats
-from histolight.errors import HistolightError, RequestError
+from histolight.errors import HistolightError, RequestError, cannot_write
 from histolight.models.classifier import Classifier
 
 TOLERANCE = 1e-4  # largest difference in probability that is let through
@@ -124,10 +124,7 @@ def export_onnx(classifier: Classifier, tiles: npt.NDArray[np.uint8], path: Path
                 )
             beside.replace(path)
     except OSError as error:
-        raise HistolightError(
-            f"{path} can't be written ({error.strerror or error}): make room, or choose another folder with "
-            "hydra.run.dir=FOLDER"
-        ) from error
+        raise HistolightError(cannot_write(path, error, files.ANOTHER_FOLDER)) from error
     return difference
 
 

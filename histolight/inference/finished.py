@@ -43,7 +43,6 @@ def read_part(run: Path, part: str) -> FinishedPart:
     from histolight.config.compose import saved_config, typed
     from histolight.data.prepare import load_tiles
     from histolight.data.sources import load_source
-    from histolight.inference.networks import first_problem
 
     metrics = runs.completed_metrics(run)
     if part not in metrics:
@@ -52,8 +51,7 @@ def read_part(run: Path, part: str) -> FinishedPart:
     own = config.data
     if own.split not in ("auto", "random"):  # the list may be gone
         own = dataclasses.replace(own, split=str((run / "splits.csv").absolute()))
-    with first_problem():
-        data = load_tiles(load_source(own), own)
+    data = load_tiles(load_source(own), own)
     table = runs.read_predictions(run / "predictions" / f"{part}.csv")
     places = data.table.set_index("id")["row"].reindex(table["id"])
     if data.fingerprint != metrics.get("data_fingerprint") or places.isna().any():

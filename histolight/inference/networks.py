@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import pickle
@@ -21,7 +20,7 @@ from histolight.config.schema import TrainerConfig
 from histolight.data.datamodule import to_floats
 from histolight.data.loader import TileLoader
 from histolight.data.pack import Tiles
-from histolight.errors import DataError, HistolightError, RequestError, unreadable_reason
+from histolight.errors import NO_ROOM, HistolightError, RequestError, system_reason, unreadable_reason
 from histolight.hardware import resolve_precision
 from histolight.models.classifier import Classifier
 
@@ -41,10 +40,13 @@ def load_classifier(directory: Path) -> Classifier:
     """
     runs.completed_metrics(directory)
     path = directory / "checkpoints" / "best.ckpt"
-    if not path.is_file():
-        raise RequestError(f"{path} is missing: the run can't be used without its best epoch")
+    with files.reading(path):
+        if not path.is_file():
+            raise RequestError(f"{path} is missing: the run can't be used without its best epoch")
+        path.open("rb").close()
     try:
-        classifier = Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        with files.reading(path):
+            classifier = Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
         reason = unreadable_reason(error)
         raise RequestError(f"{path} can't be read as a checkpoint of histolight ({reason})") from error
@@ -65,16 +67,6 @@ def load_classifiers(directories: Sequence[Path], image_size: int) -> list[Class
                 "give tiles of that size"
             )
     return classifiers
-
-
-@contextlib.contextmanager
-def first_problem() -> Iterator[None]:
-    """Say of damaged data what is wrong with the first tile: no folder of a run lists all of them."""
-    try:
-        yield
-    except DataError as error:
-        first = error.problems.iloc[0]
-        raise DataError(f"{error}; the first: {first['id']}, {first['detail']}", error.problems) from error
 
 
 def inference_device(settings: TrainerConfig) -> torch.device:
@@ -303,8 +295,9 @@ def resumed(
                 file.flush()
                 finished.append(logits)
     except OSError as error:
+        again = "make that place writable for you" if error.errno not in NO_ROOM else "make room there"
         raise HistolightError(
-            f"{path} can't be written ({error.strerror or error}): make room, then give the same command again"
+            f"{path} can't be written ({system_reason(error)}): {again}, then give the same command again"
         ) from error
     return np.concatenate(finished)
 

@@ -143,8 +143,7 @@ def predict(request: PredictConfig, progress: bool = True) -> list[Path]:
     data, settings, directory = request.config.data, request.config.trainer, request.directory
     classifiers = networks.load_classifiers(request.runs, data.image_size)
     precision = networks.inference_precision(settings, networks.inference_device(settings))
-    with networks.first_problem():
-        packed = load_tiles(load_source(data, labelled=False), data)
+    packed = load_tiles(load_source(data, labelled=False), data)
     # Members that were trained on the same split know the same tiles.
     by_split = {(run / "splits.csv").read_bytes(): run for run in request.runs if (run / "splits.csv").is_file()}
     known = [recognise(run, packed) for run in by_split.values()]

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from histolight import files
 from histolight.data.datamodule import to_floats
-from histolight.errors import HistolightError, RequestError
+from histolight.errors import HistolightError, RequestError, cannot_write
 from histolight.inference.export import BATCH, TOLERANCE
 from histolight.models.classifier import Classifier
 
@@ -113,10 +113,7 @@ def export_wsinfer(classifier: Classifier, tiles: npt.NDArray[np.uint8], directo
                 )
             beside.replace(directory / NAMES[0])
     except OSError as error:
-        raise HistolightError(
-            f"{directory} can't be written ({error.strerror or error}): make room, or choose another folder with "
-            "hydra.run.dir=FOLDER"
-        ) from error
+        raise HistolightError(cannot_write(directory, error, files.ANOTHER_FOLDER)) from error
     files.write_atomically(directory / NAMES[1], json.dumps(wsinfer_config(classifier, mpp), indent=2) + "\n")
     return difference
 

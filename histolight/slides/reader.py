@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histolight.errors import RequestError
+from histolight.errors import RequestError, system_reason
 
 if TYPE_CHECKING:
     from tifffile import TiffFile
@@ -129,7 +129,7 @@ def list_slides(root: Path) -> tuple[list[Path], dict[str, str], list[str]]:
         files = sorted(path for path in root.iterdir() if path.is_file() and not path.name.startswith("."))
     except OSError as error:
         raise RequestError(
-            f"data.root={root} can't be read ({error.strerror}): give the folder with the slides, data.root=FOLDER"
+            f"data.root={root} can't be read ({system_reason(error)}): give the slides' folder, data.root=FOLDER"
         ) from error
     slides = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not slides:

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.special import expit
 
 from histolight import files
+from histolight.errors import system_reason
 from histolight.reports.figures import CENTRE
 from histolight.reports.parts import save_figure
 from histolight.slides import grid as grids
@@ -224,7 +225,7 @@ def _identity(path: Path, settings: SlideSettings) -> dict[str, Any]:
             mask = Path(settings.tissue) / f"{slide_name(path)}.png"
             digest.update(mask.read_bytes() if mask.is_file() else b"")
     except OSError as error:
-        raise SlideError(f"{path.name} can't be read ({error.strerror or error})") from error
+        raise SlideError(f"{path.name} can't be read ({system_reason(error)})") from error
     return {"file": path.name, "bytes": size, "ends": digest.hexdigest()}
 
 

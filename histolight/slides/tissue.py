@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from histolight.errors import system_reason
 from histolight.slides.reader import SlideError
 
 GLASS = 99  # percentile of each channel that is taken for the light through glass ...
@@ -98,8 +99,9 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
             grey = picture.convert("RGB").convert("L").point(lambda value: 255 if value else 0)
             return np.asarray(grey.resize((shape[1], shape[0]), Image.Resampling.NEAREST)) > 0
     except (OSError, ValueError, Image.DecompressionBombError) as error:
+        reason = system_reason(error) if isinstance(error, OSError) else error
         raise SlideError(
-            f"{path} can't be read as a mask of tissue ({error}): give a PNG of the slide's name"
+            f"{path} can't be read as a mask of tissue ({reason}): give a PNG of the slide's name"
         ) from error
 
 

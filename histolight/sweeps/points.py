@@ -180,10 +180,12 @@ def read_index(directory: Path) -> dict[str, Any]:
         RequestError: It is damaged, or names a folder outside the sweep.
     """
     path = directory / "sweep.json"
-    if not path.exists():
-        return {"base": {}, "swept": [], "points": {}}
+    with files.reading(path):
+        if not path.exists():
+            return {"base": {}, "swept": [], "points": {}}
+        content = path.read_bytes()
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(content)
         index = {"base": dict(index["base"]), "swept": list(index["swept"]), "points": dict(index["points"])}
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{path} is damaged: choose another name=NAME") from error

@@ -49,7 +49,9 @@ def run_sweep(overrides: Sequence[str], progress: bool = True) -> SweepResult:
         HistolightError: The launcher itself failed.
     """
     plan = plan_sweep(overrides)
-    with files.claimed(plan.directory, continued=(plan.directory / "sweep.json").is_file()):
+    with files.reading(plan.directory):
+        continued = (plan.directory / "sweep.json").is_file()
+    with files.claimed(plan.directory, continued, otherwise="choose another folder with hydra.sweep.dir=FOLDER"):
         sweep = open_sweep(plan)
         total = len(sweep.points) or int(plan.master.hydra.sweeper.n_trials)
         with signals_interrupt(), live_line(sweep, total, progress):
@@ -149,6 +151,8 @@ def _fixed_and_swept(overrides: Sequence[str]) -> tuple[list[str], list[hydra.Ov
         key = override.key_or_group
         if key in ("run", "like"):
             raise RequestError(f"{key}= is about a single run: leave -m out (a sweep is continued by its name=)")
+        if key == "hydra.run.dir":
+            raise RequestError("hydra.run.dir is the folder of a single run: that of a sweep is hydra.sweep.dir=FOLDER")
     for override in swept:
         key = override.key_or_group
         if key == "name" or key.startswith("hydra"):

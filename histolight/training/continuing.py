@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from histolight import runs
+from histolight import files, runs
 from histolight.data.prepare import PreparedData
 from histolight.errors import RequestError, unreadable_reason
 
@@ -39,7 +39,8 @@ def _check_checkpoint(path: Path) -> None:
     if not path.is_file():
         return
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with files.reading(path):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise RequestError(f"{path} can't be read as a checkpoint ({unreadable_reason(error)}): {again}") from error
     needed = {"state_dict", "hyper_parameters", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch"}

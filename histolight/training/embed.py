@@ -21,8 +21,8 @@ from histolight.data.checks import check_table
 from histolight.data.datamodule import compute_features
 from histolight.data.prepare import load_tiles
 from histolight.data.sources import load_source
-from histolight.errors import HistolightError, RequestError
-from histolight.inference.networks import first_problem, inference_device, inference_precision
+from histolight.errors import HistolightError, RequestError, cannot_write
+from histolight.inference.networks import inference_device, inference_precision
 from histolight.models.classifier import Classifier
 from histolight.training.fit import check_request
 from histolight.training.kept_features import kept_features
@@ -66,10 +66,9 @@ def embed(config: Config, directory: Path, progress: bool = True) -> Embedding:
     settings = config.trainer
     device = inference_device(settings)
     precision = inference_precision(settings, device)
-    with first_problem():
-        source = load_source(config.data)
-        check_table(source.table, config.data)
-        packed = load_tiles(source, config.data)
+    source = load_source(config.data)
+    check_table(source.table, config.data)
+    packed = load_tiles(source, config.data)
     if progress:
         print(f"{len(packed.table):,} tiles; writing {directory}", file=sys.stderr)
     L.seed_everything(config.seed, verbose=False)  # decides random weights
@@ -142,7 +141,4 @@ def write_features(path: Path, table: pd.DataFrame, values: np.ndarray, precisio
                     writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
             beside.replace(path)
     except OSError as error:
-        raise HistolightError(
-            f"{path} can't be written ({error.strerror or error}): make room, or choose another folder with "
-            "hydra.run.dir=FOLDER"
-        ) from error
+        raise HistolightError(cannot_write(path, error, files.ANOTHER_FOLDER)) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import logging
 import os
 from collections.abc import Collection, Iterator
@@ -24,11 +23,13 @@ from histolight.data.prepare import PreparedData, few_shots, prepare
 from histolight.data.sources import check_source
 from histolight.data.table import describe_split
 from histolight.errors import (
+    NO_ROOM,
     DataError,
     HistolightError,
     InterruptionError,
     RequestError,
     command_line,
+    system_reason,
 )
 from histolight.hardware import compile_module
 from histolight.models.backbones import check_name, resolve_model
@@ -44,8 +45,6 @@ from histolight.training.kept_features import kept_features
 from histolight.training.learning_rates import range_test, show_learning_rates
 from histolight.training.probes import check_probe, fit_probe
 from histolight.training.trainer import build_trainer, quiet_lightning
-
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 log = logging.getLogger("histolight")
 
@@ -257,11 +256,11 @@ def _faults_in_one_line(directory: Path) -> Iterator[None]:
             "or data.residency=memmap"
         ) from error
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno is None:
             raise
-        raise HistolightError(
-            f"{error.filename or directory} can't be written ({error.strerror}): make room, then continue with {again}"
-        ) from error
+        done, remedy = ("written", "make room") if error.errno in NO_ROOM else ("used", "mend that")
+        what = f"{error.filename or directory} can't be {done} ({system_reason(error)})"
+        raise HistolightError(f"{what}: {remedy}, then continue with {again}") from error
 
 
 def _write_beginning(config: Config, data: PreparedData, directory: Path) -> None:

@@ -30,7 +30,8 @@ def train_run(overrides: Sequence[str], progress: bool = True) -> Path:
     from histolight.training import fit as training  # imports torch, which takes seconds: not before it must
 
     config = training.check_request(config)
-    held = files.claimed(directory, continued=resume, own=BEGINNING)
+    otherwise = f"make it writable for you, or use like={directory} hydra.run.dir=FOLDER" if resume else ""
+    held = files.claimed(directory, continued=resume, own=BEGINNING, otherwise=otherwise or files.ANOTHER_FOLDER)
     with held if files.is_main_process() else contextlib.nullcontext():
         data = training.prepare_data(config, directory)
         if progress:

@@ -45,7 +45,7 @@ def test_ids_twice_and_wrong_labels_are_listed_together():
     with pytest.raises(DataError) as caught:
         check_table(table([0, 1, 2, 1, 0], ["a", "b", "c", "a", "d"]), DataConfig())
     assert caught.value.problems["id"].tolist() == ["a", "a", "c"]
-    assert str(caught.value) == "3 problems in the table of tiles: id twice: 2 (a, a); label is not 0 or 1: 1 (c)"
+    assert str(caught.value) == "3 problems in the table of tiles: id twice: 2 (a, a); label is not 0 or 1: 1 (c): 2"
 
 
 @pytest.mark.parametrize(

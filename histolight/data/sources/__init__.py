@@ -14,7 +14,7 @@ import pandas as pd
 
 from histolight.config.schema import DataConfig
 from histolight.data.table import UNUSED, Source, read_groups, read_parts, with_groups
-from histolight.errors import RequestError, nearest
+from histolight.errors import RequestError, nearest, system_reason
 
 log = logging.getLogger("histolight")
 
@@ -126,7 +126,7 @@ def load_source(config: DataConfig, labelled: bool = True) -> Source:
         source = load(config)
         groups = _groups_file(config, kind) if labelled else None
     except OSError as error:
-        raise RequestError(f"{error.filename or config.root} cannot be read: {error.strerror or error}") from error
+        raise RequestError(f"{error.filename or config.root} cannot be read: {system_reason(error)}") from error
     if labelled and config.split not in ("auto", "random"):
         source = dataclasses.replace(source, table=_with_parts(source.table, Path(config.split)))
     if groups is None:

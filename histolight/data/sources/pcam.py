@@ -6,6 +6,7 @@ holds ``y`` (N, 1, 1, 1); ``_meta.csv``, where present, names the slide of each 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import sys
 import zlib
@@ -18,11 +19,12 @@ import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
+from histolight import files
 from histolight.config.schema import DataConfig
 from histolight.data.checks import describe, problem_frame
 from histolight.data.sources import Kind, data_root
 from histolight.data.table import Source, fingerprint, read_csv
-from histolight.errors import DataError, HistolightError, RequestError
+from histolight.errors import DataError, HistolightError, RequestError, cannot_write, system_reason
 from histolight.files import cache_folder
 
 _PREFIX = "camelyonpatch_level_2_split_"
@@ -96,7 +98,8 @@ def _plain(path: Path, config: DataConfig) -> Path:
     """Return the file itself, or what is in it where it is gzipped: unpacked once, into the cache."""
     if path.suffix != ".gz":
         return path
-    stat = path.stat()
+    with files.reading(path):
+        stat = path.stat()
     identity = fingerprint("gzip", 0, [(str(path), stat.st_size, stat.st_mtime_ns)])
     plain = cache_folder(config.cache) / "pcam" / f"{path.stem.removesuffix('.h5')}-{identity}.h5"
     if plain.exists():
@@ -109,15 +112,15 @@ def _plain(path: Path, config: DataConfig) -> Path:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise RequestError(f"{path} is damaged ({error}): download it again") from error
     except OSError as error:
-        raise HistolightError(
-            f"cannot unpack {path.name} into {plain.parent}: {error.strerror or error}; "
-            "make room there, or choose another folder with data.cache=FOLDER"
-        ) from error
+        otherwise = "choose another folder with data.cache=FOLDER"
+        raise HistolightError(f"{path.name} is not unpacked: {cannot_write(plain.parent, error, otherwise)}") from error
     return plain
 
 
 def _unpack(path: Path, plain: Path) -> None:
     partial = plain.with_suffix(".partial")
+    with files.reading(path):
+        packed = open(path, "rb")  # noqa: SIM115
     bar = tqdm(
         total=path.stat().st_size,
         desc=f"unpacking {path.name}",
@@ -126,8 +129,8 @@ def _unpack(path: Path, plain: Path) -> None:
         mininterval=0.1 if sys.stderr.isatty() else 30,
     )
     try:
-        with bar, open(path, "rb") as packed, gzip.open(packed) as unpacked, open(partial, "wb") as out:
-            while chunk := unpacked.read(2**20):
+        with bar, packed, gzip.open(packed) as unpacked, open(partial, "wb") as out:
+            while chunk := _read_some(unpacked, path):
                 out.write(chunk)
                 bar.update(packed.tell() - bar.n)
         partial.rename(plain)
@@ -135,11 +138,20 @@ def _unpack(path: Path, plain: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _read_some(unpacked: gzip.GzipFile, path: Path) -> bytes:
+    with files.reading(path):
+        return unpacked.read(2**20)
+
+
 def _dataset(path: Path, name: str) -> Any:
     """Open a dataset that lies whole in its file: links and virtual datasets could name any file of this machine."""
+    with files.reading(path):
+        path.open("rb").close()
     try:
         file = h5py.File(path, "r")
     except OSError as error:
+        if error.errno is not None:
+            raise RequestError(f"{path} can't be read: {_why_not_opened(error)}") from error
         raise RequestError(f"{path} is not a whole HDF5 file ({error}): download it again") from None
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise RequestError(f"{path} has no dataset {name} of its own; it has: {', '.join(file) or 'nothing'}")
@@ -147,6 +159,19 @@ def _dataset(path: Path, name: str) -> Any:
     if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
         raise RequestError(f"{path}: {name} must be a plain dataset that lies in this file")
     return dataset
+
+
+def _why_not_opened(error: OSError) -> str:
+    """Say why HDF5 doesn't open a file that the system gives to read: most often a lock."""
+    reason = system_reason(error)
+    if "lock" not in str(error):
+        return reason
+    ignoring = "set the environment variable HDF5_USE_FILE_LOCKING=FALSE"
+    if error.errno in (errno.EAGAIN, errno.EACCES):
+        return (
+            f"another program has it open for writing ({reason}): close it there, or, if nothing changes it, {ignoring}"
+        )
+    return f"its file system gives no locks ({reason}): {ignoring}"
 
 
 def _open_tiles(path: Path, image_size: int) -> Any:

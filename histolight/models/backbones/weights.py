@@ -13,6 +13,7 @@ from urllib.error import URLError
 import torch
 from torch import nn
 
+from histolight import files
 from histolight.config.checks import DOWNLOADED
 from histolight.config.schema import ModelConfig
 from histolight.errors import HistolightError, RequestError, unreadable_reason
@@ -127,7 +128,9 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         RequestError: It is neither, or no state dict.
     """
     try:
-        content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        with files.reading(path):
+            path.open("rb").close()  # what the system refuses is not damage
+            content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = unreadable_reason(error)
         raise RequestError(f"model.weights={path} can't be read as a plain state dict of tensors ({reason})") from error

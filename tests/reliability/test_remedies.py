@@ -1,0 +1,109 @@
+"""Every remedy that a message names is tried in the situation that prints it, and works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from histolight import cli, runs
+from histolight.config.compose import compose_config
+from histolight.config.request import training_request
+from histolight.errors import RequestError
+from histolight.sweeps.sweep import plan_sweep
+
+Said = Callable[..., str]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Said:
+    """Run a command that must be refused, in an empty working directory, and return its line."""
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*words: str) -> str:
+        capsys.readouterr()
+        assert cli.main(list(words)) == 2
+        [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("histolight: ")]
+        return line
+
+    return refused
+
+
+def test_a_sweep_that_cannot_be_written_names_the_folder_of_a_sweep(said: Said, small: list[str], undrawn) -> None:
+    Path("outputs").write_text("a file in the place of the folder")
+    request = ["train", "-m", *small, "trainer.max_epochs=1", "seed=0,1", "name=s"]
+    line = said(*request)
+    assert "(Not a directory): choose another folder with hydra.sweep.dir=FOLDER" in line
+    assert "that of a sweep is hydra.sweep.dir=FOLDER" in said(*request, "hydra.run.dir=ok")
+    assert cli.main([*request, "hydra.sweep.dir=ok"]) == 0
+    assert len(list(Path("ok").glob("*/report.html")) + list(Path("ok").glob("*/metrics.json"))) >= 2
+
+
+def test_a_run_that_cannot_be_written_names_the_folder_of_a_run(said: Said, small: list[str]) -> None:
+    Path("outputs").write_text("a file in the place of the folder")
+    assert "(Not a directory): choose another folder with hydra.run.dir=FOLDER" in said("train", *small)
+    assert "that of a run is hydra.run.dir=FOLDER" in said("train", *small, "hydra.sweep.dir=ok")
+    assert training_request([*small, "hydra.run.dir=ok"])[1] == Path("ok")
+
+
+def test_a_foreign_run_that_cannot_be_continued_is_a_pattern_for_a_new_one(said: Said, place: Path) -> None:
+    shutil.copytree(place / "run", "theirs")
+    runs.update_metrics(Path("theirs"), status="interrupted")
+    Path("theirs", ".histolight.lock").unlink(missing_ok=True)
+    Path("theirs", ".histolight.lock").mkdir()  # stands for a folder in which no file can be made
+    line = said("train", "run=theirs")
+    found = re.search(r"theirs can't be written \(.*\): make it writable for you, or use (.*)", line)
+    assert found is not None
+    remedy = [word.replace("FOLDER", "ok") for word in shlex.split(found[1])]
+    assert remedy == ["like=theirs", "hydra.run.dir=ok"]
+    config, directory, resume = training_request(remedy)
+    assert (config.data.root, directory, resume) == (str(place / "tiles"), Path("ok"), False)
+
+
+@pytest.mark.parametrize("key", ["data.root", "hydra.run.dir"])
+def test_a_path_with_a_comma_is_quoted_as_the_message_says(key: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        compose_config(["data=folder", "data.root=x", f"{key}=/a,b (1)"])
+    if key == "hydra.run.dir":
+        return
+    found = re.search(r"if the comma is part of it, (.*)$", str(caught.value))
+    assert found is not None
+    assert compose_config(["data=folder", *shlex.split(found[1])]).data.root == "/a,b (1)"
+
+
+def test_several_values_are_swept_as_the_message_says() -> None:
+    with pytest.raises(RequestError, match="sweep over them with `histolight train -m`"):
+        compose_config(["optimizer.lr=1e-4,3e-4"])
+    assert len(plan_sweep(["optimizer.lr=1e-4,3e-4"]).configs) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["optimizer.lr=1e-4,", "3e-4"], ["model=resnet18,", "resnet34,", "densenet121"], ["model.name=vgg11,", "vgg13"]],
+)
+def test_values_with_a_space_behind_the_comma_are_joined_as_the_message_says(words: list[str]) -> None:
+    for compose in (compose_config, plan_sweep):
+        with pytest.raises(RequestError) as caught:
+            compose(words)
+        found = re.search(r"histolight train -m (.*)$", str(caught.value))
+        assert found is not None
+        assert len(plan_sweep(shlex.split(found[1])).configs) == len(words)
+
+
+@pytest.mark.parametrize("word", ["model.kwargs.x=a(b", "model.kwargs.x=it's", 'model.kwargs.x=a"(b'])
+def test_special_characters_are_quoted_as_the_message_says(word: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        compose_config([word])
+    found = re.search(r"quote its special characters, (.*)$", str(caught.value))
+    assert found is not None
+    assert compose_config(shlex.split(found[1])).model.kwargs.x == word.partition("=")[2]
+
+
+def test_what_there_is_of_hydra_is_shown_as_the_message_says(said: Said, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "histolight train --cfg hydra shows what there is" in said("train", "hydra.run.dirr=x")
+    assert cli.main(["train", "--cfg", "hydra"]) == 0
+    assert "run:\n  dir: " in capsys.readouterr().out

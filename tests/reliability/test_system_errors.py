@@ -1,0 +1,200 @@
+"""Whatever the operating system refuses, at whichever file of a command: one line with the true cause and the file."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from histolight import cli
+
+NUMBERS = [errno.EACCES, errno.EPERM, errno.ENOLCK, errno.EAGAIN, errno.ESTALE, errno.EIO, errno.ENOSPC]
+NUMBERS += [errno.EROFS, errno.ENAMETOOLONG, 524]
+COMMANDS = {
+    "evaluate": ["evaluate", "run=RUN", "hydra.run.dir=out"],
+    "explain": ["explain", "run=RUN", "hydra.run.dir=out"],
+    "compare": ["compare", "runs=RUN", "hydra.run.dir=out"],
+    "explore": ["explore", "data=folder", "data.root=TILES", "data.image_size=32", "data.cache=c", "hydra.run.dir=out"],
+    "predict": ["predict", "run=RUN", "data=folder", "data.root=TILES/0", "data.cache=c", "hydra.run.dir=out"],
+}
+_opened: list[str] = []
+_refused: dict[str, int] = {}  # by the end of a path
+
+
+def _hook(event: str, arguments: tuple[object, ...]) -> None:
+    """Refuse to open a file as the system would: Python asks its audit hooks before it asks the system."""
+    if event == "open" and isinstance(arguments[0], str | os.PathLike) and (_refused or _opened):
+        path = os.fspath(arguments[0])
+        if isinstance(path, str):
+            _opened.append(path)
+            for end, number in _refused.items():
+                if path.endswith(end):
+                    raise OSError(number, os.strerror(number), path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hooked() -> None:
+    sys.addaudithook(_hook)
+
+
+@pytest.fixture
+def refusing() -> Iterator[Callable[[str, int], None]]:
+    def refuse(end: str, number: int) -> None:
+        _refused[end] = number
+
+    yield refuse
+    _refused.clear()
+    _opened.clear()
+
+
+def words(command: str, run: Path, place: Path) -> list[str]:
+    return [word.replace("RUN", str(run)).replace("TILES", str(place / "tiles")) for word in COMMANDS[command]]
+
+
+def kinds_of_files(command: str, run: Path, place: Path) -> list[str]:
+    """The files of one undisturbed command, one of each kind, by what their path ends with."""
+    _opened.append("")
+    assert cli.main(words(command, run, place)) == 0
+    here = (str(run), str(place), str(Path.cwd()), "out", "c/")
+    found = {}
+    for path in _opened:
+        own = "/.histolight-" in path or Path(path).is_relative_to("out") or path.startswith(str(Path("out").resolve()))
+        if path.startswith(here) and not own and not path.endswith(".lock"):
+            found[re.sub(r"\d+", "", Path(path).name)] = "/" + "/".join(Path(path).parts[-2:])
+    _opened.clear()
+    return [*sorted(found.values()), ".tmp"]  # under such a name everything is written
+
+
+def test_a_run_that_cannot_be_read_is_not_called_damaged(run: Path, place: Path, one_line, refusing) -> None:
+    for name, number in zip(
+        ["metrics.json", "config.yaml", "splits.csv", "predictions/val.csv", "checkpoints/best.ckpt"],
+        itertools.cycle([errno.EACCES, errno.EIO, errno.ESTALE, 524]),
+        strict=False,
+    ):
+        refusing(name, number)
+        line = one_line("evaluate", f"run={run}", "hydra.run.dir=out")
+        _refused.clear()
+        assert name in line
+        assert f"can't be read: {os.strerror(number)}" in line
+        assert "damaged" not in line
+        assert not Path("out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_number_at_every_file(command: str, run: Path, place: Path, refusing, capsys) -> None:
+    import shutil
+
+    numbers = itertools.cycle(NUMBERS)
+    names = kinds_of_files(command, run, place)
+    own_pack = next((place / "cache" / "packs").glob("*[!k]")).name
+    assert any(name.endswith("metrics.json") for name in names) or command in ("explore",)
+    for end in names:
+        for folder in ("out", "c"):
+            shutil.rmtree(folder, ignore_errors=True)
+        number = next(numbers)
+        refusing(end, number)
+        capsys.readouterr()
+        status = cli.main(words(command, run, place))
+        shown = capsys.readouterr().err
+        _refused.clear()
+        assert "Traceback" not in shown
+        if command == "predict" and Path(end).parent.name == own_pack:
+            assert status == 0  # the run's own tiles, with which those to predict are only compared
+            continue
+        lines = [line for line in shown.splitlines() if line.startswith("histolight: ")]
+        assert status in (1, 2), (end, number, status, shown)
+        assert len(lines) == 1, (end, number, status, shown)
+        assert os.strerror(number) in lines[0], (end, lines)
+        assert Path(end).name in lines[0] or "packs" in lines[0] or end == ".tmp", (end, lines)
+        assert not re.search("damaged|download", lines[0]), (end, lines)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+@needs_root
+@pytest.mark.parametrize("closed", ["metrics.json", "config.yaml", ""])
+def test_the_run_of_another_user(run: Path, closed: str, tmp_path: Path) -> None:
+    """A colleague's run, umask 077: every command names the file."""
+    shared = run.rename(tmp_path / "shared")
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o055 != 0o055 and "pytest" in str(folder):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    (shared / closed).chmod(0o700 if not closed else 0o600)
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from histolight import cli; import histolight.ranking.runs\n"
+        "import histolight.inference.evaluate, histolight.commands.evaluate, histolight.commands.compare\n"
+        "os.chdir(sys.argv[2]); os.setuid(12345)\n"
+        "for words in (['evaluate', 'run=shared'], ['compare', 'runs=shared']):\n"
+        "    print(cli.main([*words, 'hydra.run.dir=/tmp/nowhere/out']), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parents[2]), str(tmp_path)],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("histolight: ")]
+    assert len(said) == 2, done.stderr
+    assert all("Permission denied" in line and f"shared/{closed or 'metrics.json'}" in line for line in said), said
+    assert not any("damaged" in line or "Traceback" in line for line in lines)
+
+
+def pcam(folder: Path) -> Path:
+    import h5py
+
+    folder.mkdir()
+    for part in ("train", "valid", "test"):
+        with h5py.File(folder / f"camelyonpatch_level_2_split_{part}_x.h5", "w") as file:
+            file["x"] = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
+        with h5py.File(folder / f"camelyonpatch_level_2_split_{part}_y.h5", "w") as file:
+            file["y"] = np.arange(8, dtype=np.uint8).reshape(-1, 1, 1, 1) % 2
+    return folder
+
+
+def test_an_h5_file_that_another_program_writes_is_not_called_damaged(tmp_path, monkeypatch, one_line) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = pcam(tmp_path / "data")
+    name = root / "camelyonpatch_level_2_split_train_x.h5"
+    code = "import sys, time, h5py; f = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, str(name)], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        request = ["explore", "data=pcam", f"data.root={root}", "data.cache=cache", "hydra.run.dir=out"]
+        line = one_line(*request)
+        writer.kill()
+    assert f"{name} can't be read: another program has it open for writing" in line
+    assert "HDF5_USE_FILE_LOCKING=FALSE" in line
+    assert "download" not in line
+
+
+@pytest.mark.parametrize("name", ["split_train_x.h5", "split_valid_y.h5"])
+def test_an_h5_file_that_cannot_be_opened_is_named(name, tmp_path, monkeypatch, one_line, refusing) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = pcam(tmp_path / "data")
+    refusing(name, errno.EACCES)
+    line = one_line("explore", "data=pcam", f"data.root={root}", "data.cache=cache", "hydra.run.dir=out")
+    assert f"{name} can't be read: Permission denied" in line
+    assert "download" not in line
+
+
+def test_a_packed_h5_file_that_cannot_be_opened_is_named(tmp_path, monkeypatch, one_line, refusing) -> None:
+    import gzip
+
+    monkeypatch.chdir(tmp_path)
+    root = pcam(tmp_path / "data")
+    plain = root / "camelyonpatch_level_2_split_train_x.h5"
+    packed = plain.with_name(f"{plain.name}.gz")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    refusing(packed.name, errno.EACCES)
+    line = one_line("explore", "data=pcam", f"data.root={root}", "data.cache=cache", "hydra.run.dir=out")
+    assert f"{packed} can't be read: Permission denied" in line
