@@ -16,7 +16,7 @@ USAGE = """\
 keys (KEY=VALUE):
   run=DIR            the tiles of a run, with the sides that its split gave them
   data=SOURCE data.root=DIR data.groups=FILE data.classes=[NEGATIVE,POSITIVE] data.limit=N data.image_size=N
-                     the tiles: synthetic, kaggle, pcam, folder or parquet
+                     the tiles: synthetic, kaggle, pcam, folder, parquet or wilds
   data.seed=N        draws the tiles that are shown, and those of data.limit
   data.cache=DIR     folder for packs
   name=NAME          name of the folder; the source's name unless given

@@ -137,7 +137,7 @@ def decode(data: bytes, image_size: int, headers: set[bytes]) -> np.ndarray:
         uint8 (image_size, image_size, 3), red-green-blue.
 
     Raises:
-        TileError: Anything but one whole 8-bit RGB image of that size.
+        TileError: Anything but one whole 8-bit RGB image of that size; an alpha channel must be opaque.
     """
     pixels = image_size * image_size * 3
     header = data[:-pixels]
@@ -149,7 +149,12 @@ def decode(data: bytes, image_size: int, headers: set[bytes]) -> np.ndarray:
             plain = image.tile == [("raw", (0, 0, image_size, image_size), len(header), ("RGB", 0, 1))]
             if plain and 0 < len(header) < 4096 and len(headers) < 4096 and image.getexif().get(_ORIENTATION, 1) == 1:
                 headers.add(header)
-            return np.asarray(image)
+            tile = np.asarray(image)
+            if image.mode == "RGBA":
+                if (tile[..., 3] != 255).any():
+                    raise TileError("not 8-bit RGB", "some of its pixels are transparent")
+                tile = np.ascontiguousarray(tile[..., :3])
+            return tile
     except TileError:
         raise
     except Image.DecompressionBombError:
@@ -179,7 +184,7 @@ def _check(image: ImageFile.ImageFile, image_size: int) -> None:
         width, height = image.size
         raise TileError("wrong size", f"{width}x{height} pixels where data.image_size={image_size}")
     raw_modes = [tile.args if isinstance(tile.args, str) else str((tile.args or ("",))[0]) for tile in image.tile]
-    if image.mode != "RGB" or any("16" in mode for mode in raw_modes):
+    if image.mode not in ("RGB", "RGBA") or any("16" in mode for mode in raw_modes):
         raw_mode = next((mode for mode in raw_modes if "16" in mode), image.mode)
         raise TileError("not 8-bit RGB", f"its pixels are {raw_mode}")
     if getattr(image, "is_animated", False):

@@ -105,7 +105,7 @@ def _files(config: DataConfig) -> list[_File]:
     if listed.empty:
         raise RequestError(f"data.root={root} has no .parquet files")
     rows = zip(*(listed[name].to_list() for name in ("path", "size", "mtime_ns")), strict=True)
-    files = [_open(root, *row, config.columns) for row in rows]
+    files = [_open(root, below, size, mtime_ns, config.columns) for below, size, mtime_ns in rows]
     for file in files[1:]:
         if set(file.names) != set(files[0].names):
             raise RequestError(
