@@ -138,7 +138,8 @@ def claimed(
         yield
     finally:
         if list(directory.iterdir()) == [lock_file(directory)] or (refused and new_lock):
-            lock_file(directory).unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # on Windows the release deletes it
+                lock_file(directory).unlink(missing_ok=True)
         lock.release()
         with contextlib.suppress(OSError):  # not empty
             for path in made:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -93,7 +94,11 @@ def test_it_runs_as_a_module_from_any_folder(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv builds the wheel")
 def test_a_wheel_brings_its_configuration_and_its_templates(tmp_path: Path) -> None:
-    subprocess.run(["uv", "build", "--wheel", "--out-dir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    """The wheel is built from the sdist, which therefore has all that it needs."""
+    subprocess.run(["uv", "build", "--out-dir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"tests/conftest.py", "conf/config.yaml", "docs/api.md", "benchmarks/tables.py", "CITATION.cff"} <= packed
     wheel = next(tmp_path.glob("*.whl"))
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:

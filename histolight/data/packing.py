@@ -211,8 +211,8 @@ def _open_store(path: Path, shape: tuple[int, ...], journal: Path) -> tuple[np.n
     A journal line that a kill cut short fails its block's CRC-32, or is no line at all: that block is done again.
     """
     try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
         lines = [line.split() for line in journal.read_text(errors="replace").splitlines()]
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
         finished = {int(words[0]): int(words[1]) for words in lines if len(words) == 2 and "".join(words).isdecimal()}
     except UNREADABLE:
         finished = {}

@@ -69,6 +69,7 @@ def is_malicious(name: str) -> bool:
 
 
 def _extras(requirements: list[Requirement]) -> Iterator[Finding]:
+    absent = False
     for extra in metadata("histolight").get_all("Provides-Extra") or []:
         of_extra = [it for it in requirements if it.marker is not None and it.marker.evaluate({"extra": extra})]
         missing = [it.name for it in of_extra if _installed(it.name) is None]
@@ -79,11 +80,14 @@ def _extras(requirements: list[Requirement]) -> Iterator[Finding]:
         ]
         purpose = EXTRAS.get(extra, "")
         if missing:
-            yield Finding("extras", f"{extra:<9} no   {purpose}", install_extra(extra))
+            absent = True
+            yield Finding("extras", f"{extra:<9} no   {purpose}")
         elif old:
             yield Finding("extras", f"{extra:<9} old  {purpose}: {', '.join(old)}", install_extra(extra))
         else:
             yield Finding("extras", f"{extra:<9} yes  {purpose}")
+    if absent:
+        yield Finding("extras", "to install one, such as slides:", install_extra("slides"))
 
 
 def _installed(name: str) -> str | None:

@@ -24,10 +24,11 @@ def examine_caches(cache: str | None = None) -> Iterator[Finding]:
     packs = [path for path in _entries(folder / "packs") if path.is_dir()]
     unfinished = [path for path in packs if path.suffix == ".partial"]
     more = f", {len(unfinished)} of them unfinished: the next run goes on with it" if unfinished else ""
+    sources = f"{len(packs)} source{'' if len(packs) == 1 else 's'}"
     features = [path for path in _entries(folder / "features") if path.is_dir()]
-    yield _cache("packs", folder / "packs", f"tiles of {len(packs)} sources{more}", "they are packed again when needed")
+    yield _cache("packs", folder / "packs", f"tiles of {sources}{more}", "they are packed again when needed")
     yield _cache(
-        "features", folder / "features", f"of {len(features)} backbones and sources", "they are computed again"
+        "features", folder / "features", f"{len(features)} of a backbone and a source", "they are computed again"
     )
     if (folder / "pcam").is_dir():
         yield _cache("unpacked", folder / "pcam", "PatchCamelyon's files", "they are unpacked again")
