@@ -36,11 +36,12 @@ class Cell:
     slides: int
     tumour: int
     unequal: bool
+    prevalence: float = 0.4
 
     @property
     def population(self) -> Population:
         """Where its tiles come from."""
-        return Population(self.unit, self.tiles, self.slides, self.tumour, self.unequal)
+        return Population(self.unit, self.tiles, self.slides, self.tumour, self.unequal, self.prevalence)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -49,17 +50,17 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """Every cell."""
+    """Every cell, those near an AUROC of 1 first."""
     slides = [(count, 0, unequal) for count in (3, 8, 22, 60) for unequal in (False, True)]
     slides += [(60, tumour, unequal) for tumour in (3, 5, 10) for unequal in (False, True)]
-    found = []
-    for auroc in (0.8, 0.95, 0.99):
+    listed = [Cell(auroc, 1.0, "tiles", 800, 0, 0, False, 0.05) for auroc in (0.995, 0.99, 0.95)]
+    for auroc in (0.99, 0.95, 0.8):
         for tiles in (100, 800):
-            found += [Cell(auroc, temperature, "tiles", tiles, 0, 0, False) for temperature in (1.0, 0.7)]
-        found.append(Cell(auroc, 1.0, "components", 800, 0, 0, False))
-        found += [Cell(auroc, 1.0, "slides", 800, *one) for one in slides]
-        found += [Cell(auroc, 1.0, "slides", 100, *one) for one in slides if one[0] in (8, 22)]
-    return found
+            listed += [Cell(auroc, temperature, "tiles", tiles, 0, 0, False) for temperature in (1.0, 0.7)]
+        listed.append(Cell(auroc, 1.0, "components", 800, 0, 0, False))
+        listed += [Cell(auroc, 1.0, "slides", 800, *kind) for kind in slides]
+        listed += [Cell(auroc, 1.0, "slides", 100, *kind) for kind in slides if kind[0] in (8, 22)]
+    return listed
 
 
 def draw(cell: Cell, prevalence: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -81,10 +82,10 @@ def simulate(cell: Cell, studies: int) -> dict[str, object]:
     held, given = dict.fromkeys(truth, 0), dict.fromkeys(truth, 0)
     for _ in range(studies):
         logits, labels, clusters = draw(cell, prevalence, rng)
-        found = metric_intervals(logits, labels, groups=clusters if cell.population.has_clusters else None)
-        for name, one in found.items():
-            given[name] += one.method != "none"
-            held[name] += one.low <= truth[name] <= one.high
+        intervals = metric_intervals(logits, labels, groups=clusters if cell.population.has_clusters else None)
+        for name, interval in intervals.items():
+            given[name] += interval.method != "none"
+            held[name] += interval.low <= truth[name] <= interval.high
     figures = {}
     for name in truth:
         figures[f"{name}_given"] = given[name] / studies

@@ -28,6 +28,7 @@ class Population:
         slides: In a study, or in a fold of it; 0 where ``unit`` is not ``slides``.
         tumour: Slides with tumour (half of their tiles, the others having none); 0: every slide has some of both.
         unequal: Slides' sizes spread (log-normal, sigma 1) instead of being equal.
+        prevalence: Share of tumour among independent tiles.
     """
 
     unit: str
@@ -35,6 +36,7 @@ class Population:
     slides: int = 0
     tumour: int = 0
     unequal: bool = False
+    prevalence: float = 0.4
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Labels and clusters of one study, drawn again until both classes lie in two clusters."""
@@ -45,7 +47,7 @@ class Population:
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         if self.unit == "tiles":
-            return (rng.random(self.tiles) < 0.4).astype(int), np.arange(self.tiles)
+            return (rng.random(self.tiles) < self.prevalence).astype(int), np.arange(self.tiles)
         if self.unit == "components":
             sizes = np.where(rng.random(self.tiles) < 0.75, 1, 1 + rng.geometric(0.4, self.tiles))
             clusters = np.repeat(np.arange(self.tiles), sizes)[: self.tiles]

@@ -58,11 +58,12 @@ class Cell:
     slides: int
     tumour: int
     unequal: bool
+    prevalence: float = 0.4
 
     @property
     def population(self) -> Population:
         """Where its tiles come from."""
-        return Population(self.unit, self.tiles, self.slides, self.tumour, self.unequal)
+        return Population(self.unit, self.tiles, self.slides, self.tumour, self.unequal, self.prevalence)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -75,12 +76,21 @@ def cells() -> list[Cell]:
     tiles, components = Population("tiles"), Population("components")
     few = [Population("slides", 600, 60, tumour, unequal) for tumour in (3, 5, 10) for unequal in (False, True)]
     slides = [Population("slides", 600, count, 0, unequal) for count in (3, 8, 22, 60) for unequal in (False, True)]
-    found: list[Cell] = []
+    listed: list[Cell] = []
 
-    def add(populations: list[Population], rows: int, seeds: int, spread: str, difference: float = 0.0, folds: int = 1):
-        for one in populations:
-            place = (one.unit, one.tiles, one.slides, one.tumour, one.unequal)
-            found.append(Cell(rows, seeds, spread, difference, 0.92, folds, *place))
+    def add(
+        populations: list[Population],
+        rows: int,
+        seeds: int,
+        spread: str,
+        difference: float = 0.0,
+        folds: int = 1,
+        auroc: float = 0.92,
+    ):
+        listed.extend(
+            Cell(rows, seeds, spread, difference, auroc, folds, *asdict(population).values())
+            for population in populations
+        )
 
     for rows in (3, 10, 27):
         add([tiles, components, *few, *slides], rows, 1, "none")
@@ -104,7 +114,15 @@ def cells() -> list[Cell]:
         for difference in (0.01, 0.03):
             add([tiles, slides[4], slides[7]], rows, 3, "unequal", difference)
             add([tiles, slides[4], slides[7]], rows, 5, "equal", difference)
-    return found
+    for rows in (3, 10):
+        add([slides[4], slides[5], slides[6]], rows, 1, "none", 0.06)
+        add([slides[4], slides[5], slides[6]], rows, 3, "equal", 0.06)
+    rare = [Population("tiles", 800, prevalence=0.05), Population("tiles", 2000, prevalence=0.05)]
+    for rows in (2, 3, 10):
+        add(rare, rows, 1, "none", 0.02, auroc=0.97)
+        add(rare, rows, 1, "none", auroc=0.99)
+    add([tiles, slides[4]], 2, 3, "one")  # the known limit
+    return listed
 
 
 def verdict_of_study(cell: Cell, truths: np.ndarray, spread: np.ndarray, rng: np.random.Generator) -> Verdict:
@@ -115,10 +133,11 @@ def verdict_of_study(cell: Cell, truths: np.ndarray, spread: np.ndarray, rng: np
         scores = draw_scores(labels, clusters, shifts, cell.population.has_clusters, rng)
         parts.append(auroc_covariance(scores, labels, clusters if cell.population.has_clusters else None))
     whole = combine_folds(parts) if cell.folds > 1 else parts[0]
+    given = (whole.covariance, whole.degrees_of_freedom)
     if cell.seeds == 1:
-        return verdict_of_trainings(whole.aurocs, whole.covariance, whole.degrees_of_freedom, hardest=whole.hardest)
+        return verdict_of_trainings(whole.aurocs, *given, hardest=whole.hardest, share=whole.share)
     aurocs = whole.aurocs.reshape(cell.rows, cell.seeds)
-    return verdict_of_configurations(aurocs, whole.covariance, whole.degrees_of_freedom, hardest=whole.hardest)
+    return verdict_of_configurations(aurocs, *given, hardest=whole.hardest, share=whole.share)
 
 
 def known_variance_power(aurocs: np.ndarray) -> float:
@@ -138,13 +157,13 @@ def simulate(cell: Cell, studies: int) -> dict[str, object]:
     truths[0] += cell.difference
     spread = np.asarray(spread_of_shift(cell.auroc, spread))
     true_difference = truths[:, None] - truths
-    found = [verdict_of_study(cell, truths, spread, rng) for _ in range(studies)]
-    false = sum(bool((one.better & (true_difference <= 0)).any()) for one in found)
-    given = [one for one in found if not one.reason]
+    verdicts = [verdict_of_study(cell, truths, spread, rng) for _ in range(studies)]
+    false = sum(bool((verdict.better & (true_difference <= 0)).any()) for verdict in verdicts)
+    given = [verdict for verdict in verdicts if not verdict.reason]
     off = ~np.eye(cell.rows, dtype=bool)
-    held = [((one.low <= true_difference) & (true_difference <= one.high))[off].all() for one in given]
-    rows = np.array([(one.row_low <= truths) & (truths <= one.row_high) for one in found])
-    has_row = np.array([~np.isnan(one.row_low) for one in found])
+    held = [((verdict.low <= true_difference) & (true_difference <= verdict.high))[off].all() for verdict in given]
+    rows = np.array([(verdict.row_low <= truths) & (truths <= verdict.row_high) for verdict in verdicts])
+    has_row = np.array([~np.isnan(verdict.row_low) for verdict in verdicts])
     share = float if cell.difference else lambda value: ""
     return asdict(cell) | {
         "studies": studies,
@@ -153,8 +172,10 @@ def simulate(cell: Cell, studies: int) -> dict[str, object]:
         "false_low": round(stats.binomtest(false, studies, 0.05, "greater").proportion_ci(0.999).low, 4),
         "coverage": round(float(np.mean(held)), 4) if given else "",
         "row_coverage": round(float(rows[has_row].mean()), 4) if has_row.any() else "",
-        "power": share(np.mean([one.better[0, 1:].mean() for one in found])),
-        "known_power": share(known_variance_power(np.array([one.auroc for one in found]))) if cell.difference else "",
+        "power": share(np.mean([verdict.better[0, 1:].mean() for verdict in verdicts])),
+        "known_power": share(known_variance_power(np.array([verdict.auroc for verdict in verdicts])))
+        if cell.difference
+        else "",
         "seconds": round(time.perf_counter() - start, 1),
     }
 

@@ -220,11 +220,8 @@ def _mean_over_trainings(part: AurocCovariance, rows: int) -> AurocCovariance:
 
 def verdict_on(covariance: AurocCovariance, rows: int, unit: str) -> Verdict:
     """Compare rows, each with each, with the covariance of :func:`covariance_of`."""
-    if unit == "configuration":
-        aurocs = covariance.aurocs.reshape(rows, -1)
-        return verdict_of_configurations(
-            aurocs, covariance.covariance, covariance.degrees_of_freedom, LEVEL, covariance.hardest
-        )
-    return verdict_of_trainings(
-        covariance.aurocs, covariance.covariance, covariance.degrees_of_freedom, LEVEL, covariance.hardest
+    aurocs = covariance.aurocs.reshape(rows, -1) if unit == "configuration" else covariance.aurocs
+    verdict_of = verdict_of_configurations if unit == "configuration" else verdict_of_trainings
+    return verdict_of(
+        aurocs, covariance.covariance, covariance.degrees_of_freedom, LEVEL, covariance.hardest, covariance.share
     )

@@ -172,12 +172,13 @@ def auroc_with_variance(
 def auroc_interval(
     scores: npt.ArrayLike, labels: npt.ArrayLike, groups: npt.ArrayLike | None = None, level: float = 0.95
 ) -> Interval:
-    """AUROC with its interval, symmetric on the logit scale.
+    """AUROC with its interval, symmetric on the logit scale but for a lower end that few errors would put too high.
 
     The logit keeps the interval inside (0, 1) and, near 1, close to the stated level, where the plain (Wald) interval
     is too short. The variance is DeLong's, with slides Obuchowski's; the quantile that of the t distribution with
     ``n_eff - 1`` degrees of freedom, n_eff being the effective number of tiles (slides) of the scarcer class. With
-    slides, the lower end allows for one more slide like the hardest (:func:`logit_interval`).
+    slides, the lower end allows for one more slide like the hardest (:func:`logit_interval`); it is never above that
+    of the score interval (:func:`auroc_ends`).
 
     An AUROC of exactly 0 or 1 has an estimated variance of 0. Then k pairs of a positive and a negative tile that share
     nothing are all in order, which an AUROC of A allows with probability A^k at most: the interval ends at
@@ -205,10 +206,74 @@ def auroc_interval(
         return Interval(auroc, low, high, "clopper-pearson", clusters.note)
     variance = auroc_variance(components, positive, clusters)
     hardest = hardest_share(components[None], positive, clusters)[0] if clusters.slides else 0.0
-    low, high = logit_interval(auroc, variance, scarcer_clusters(positive, clusters) - 1, hardest, level)
+    freedom = scarcer_clusters(positive, clusters) - 1
+    [low], [high] = auroc_ends(*map(np.atleast_1d, (auroc, variance, freedom, hardest)), tile_share(positive), level)
     if math.isnan(low):
         return no_interval(auroc, "no interval: the scores do not vary from tile to tile")
-    return Interval(auroc, low, high, "obuchowski" if clusters.slides else "delong", clusters.note)
+    return Interval(auroc, float(low), float(high), "obuchowski" if clusters.slides else "delong", clusters.note)
+
+
+def tile_share(positive: Bools) -> float:
+    """1 / positives + 1 / negatives: what :func:`normal_variance` is multiplied by."""
+    positives = np.count_nonzero(positive)
+    return 1 / positives + 1 / (len(positive) - positives)
+
+
+def normal_variance(aurocs: Array) -> Array:
+    """Variance of AUROCs of normal scores of equal spread, but for the factor :func:`tile_share`.
+
+    It is that of DeLong's structural components: the probability that a positive tile is above both of two negative
+    ones, less the AUROC's square. The former is Phi(d) - 2 T(d, 1 / sqrt(3)) with Phi(d) the AUROC and Owen's T.
+
+    >>> normal_variance(np.array([0.5, 0.99])).round(4).tolist()
+    [0.0833, 0.0012]
+    """
+    distance = special.ndtri(aurocs)
+    variance: Array = np.maximum(aurocs - 2 * special.owens_t(distance, math.sqrt(1 / 3)) - aurocs**2, 0)
+    return variance
+
+
+def auroc_ends(
+    aurocs: Array, variance: Array, freedom: Array, hardest: Array, share: float = 0.0, level: float = 0.95
+) -> tuple[Array, Array]:
+    """Ends of intervals of AUROCs: those of :func:`logit_interval`, or of the score interval where it reaches further.
+
+    With few errors an AUROC that is high by chance has a small variance by chance, and 20 to 100 positive tiles near
+    0.99 leave the logit interval with a coverage of 0.88 to 0.90. The score interval takes the variance at its end
+    instead of at the estimate: (estimate - end)^2 = t^2 V(end), V having the shape of :func:`normal_variance`, through
+    the estimated variance. As Newcombe (Statistics in Medicine 25 (2006), 559-573, his method 5), who takes Hanley and
+    McNeil's shape.
+
+    Args:
+        aurocs: (K,).
+        variance: (K,).
+        freedom: (K,) degrees of freedom.
+        hardest: (K,) as in :func:`logit_interval`.
+        share: :func:`tile_share` of the tiles; the variance counts as that of independent tiles with normal scores at
+            least.
+        level: Confidence level.
+
+    Returns:
+        (K,) lower and (K,) upper ends, NaN where the variance is zero up to rounding.
+    """
+    rows = zip(aurocs, variance, freedom, hardest, strict=True)
+    low, high = np.array([logit_interval(*map(float, row), level) for row in rows]).reshape(-1, 2).T
+    quantile = special.stdtrit(freedom, (1 + level) / 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shape = np.maximum(variance / normal_variance(aurocs), share)
+    return (
+        np.minimum(low, _score_end(aurocs, shape, quantile)),
+        np.maximum(high, 1 - _score_end(1 - aurocs, shape, quantile)),
+    )
+
+
+def _score_end(aurocs: Array, shape: Array, quantile: Array) -> Array:
+    low, high = np.zeros_like(aurocs), aurocs.copy()
+    for _ in range(30):  # halvings: to 1e-9
+        middle = (low + high) / 2
+        inside = (aurocs - middle) ** 2 < quantile**2 * shape * normal_variance(middle)
+        low, high = np.where(inside, low, middle), np.where(inside, middle, high)
+    return low
 
 
 def logit_interval(

@@ -23,10 +23,11 @@ from histolight.statistics.intervals import (
     SMALLEST_VARIANCE,
     Array,
     Bools,
+    auroc_ends,
     check_scores,
     hardest_share,
-    logit_interval,
     structural_components,
+    tile_share,
 )
 
 FEWEST_DEGREES_OF_FREEDOM = 5.0  # below it, more than FEW_ROWS rows are not ranked
@@ -48,6 +49,7 @@ class AurocCovariance:
         n_eff: Effective number of clusters of the scarcer class: the smaller over the two classes of (sum n)^2 / sum
             n^2, n being a cluster's tiles of the class; tiles are clusters where none are given.
         hardest: (K,) largest share of one cluster in ``1 - AUROC``; 0 where tiles are independent.
+        share: 1 / positives + 1 / negatives; of a mean over folds the mean, divided by the number of folds.
         lack: Why there is no covariance, or empty.
     """
 
@@ -56,6 +58,7 @@ class AurocCovariance:
     degrees_of_freedom: float
     n_eff: float
     hardest: Array
+    share: float
     lack: str = ""
 
 
@@ -132,7 +135,8 @@ def auroc_covariance(
             deviations = (components[:, members] - aurocs[part, None]) / np.count_nonzero(members)
             share[:] = sums_by_cluster(deviations, clusters.codes[members], count)
     if lack:
-        return AurocCovariance(aurocs, np.full((len(rows), len(rows)), math.nan), 0.0, 1.0, hardest, lack)
+        unknown = np.full((len(rows), len(rows)), math.nan)
+        return AurocCovariance(aurocs, unknown, 0.0, 1.0, hardest, tile_share(positive), lack)
     whole, *factors = (
         holders / (holders - 1)
         for holders in (count, *(len(np.unique(clusters.codes[m])) for m in (positive, ~positive)))
@@ -143,7 +147,7 @@ def auroc_covariance(
     for factor, one in zip(factors, sums, strict=True):
         covariance += (factor - whole) * one @ one.T
     n_eff = scarcer_clusters(positive, clusters)
-    return AurocCovariance(aurocs, covariance, n_eff - 1, n_eff, hardest)
+    return AurocCovariance(aurocs, covariance, n_eff - 1, n_eff, hardest, tile_share(positive))
 
 
 def combine_folds(parts: Sequence[AurocCovariance]) -> AurocCovariance:
@@ -166,12 +170,13 @@ def combine_folds(parts: Sequence[AurocCovariance]) -> AurocCovariance:
     hardest = np.max([part.hardest for part in parts], axis=0) / len(parts)
     lack = next((part.lack for part in parts if part.lack), "")
     covariance = np.sum([part.covariance for part in parts], axis=0) / len(parts) ** 2
+    share = sum(part.share for part in parts) / len(parts) ** 2
     if lack:
-        return AurocCovariance(aurocs, covariance, 0.0, 1.0, hardest, lack)
+        return AurocCovariance(aurocs, covariance, 0.0, 1.0, hardest, share, lack)
     variances = np.array([1 / part.n_eff for part in parts])
     freedom = np.array([part.degrees_of_freedom for part in parts])
     total = float(variances.sum() ** 2 / (variances**2 / np.maximum(freedom, 1e-9)).sum())
-    return AurocCovariance(aurocs, covariance, total, total + 1, hardest)
+    return AurocCovariance(aurocs, covariance, total, total + 1, hardest, share)
 
 
 def verdict_of_trainings(
@@ -180,6 +185,7 @@ def verdict_of_trainings(
     nu1: float,
     level: float = 0.95,
     hardest: npt.ArrayLike | None = None,
+    share: float = 0.0,
 ) -> Verdict:
     """Compare m trainings, each with each.
 
@@ -189,6 +195,7 @@ def verdict_of_trainings(
         nu1: Its degrees of freedom.
         level: Of all claims together.
         hardest: (m,) of :class:`AurocCovariance`, for the rows' own intervals.
+        share: Of :class:`AurocCovariance`.
 
     >>> verdict = verdict_of_trainings([0.95, 0.9, 0.8], np.eye(3) * 1e-4, 200)
     >>> verdict.best.tolist(), verdict.ranks.tolist()
@@ -202,8 +209,8 @@ def verdict_of_trainings(
     variance = _beyond_rounding(parts - 2 * matrix, parts)
     freedom = np.full(matrix.shape, nu1)
     apart = np.zeros(len(values)) if hardest is None else np.asarray(hardest, dtype=np.float64)
-    rows = _logit_intervals(values, own, np.full(len(values), nu1), apart, level)
-    return _verdict(values, variance, freedom, rows, nu1, level)
+    ends = auroc_ends(values, own, np.full(len(values), nu1), apart, share, level)
+    return _verdict(values, own, variance, freedom, ends, nu1, share, level)
 
 
 def verdict_of_configurations(
@@ -212,6 +219,7 @@ def verdict_of_configurations(
     nu1: float,
     level: float = 0.95,
     hardest: npt.ArrayLike | None = None,
+    share: float = 0.0,
 ) -> Verdict:
     """Compare m configurations of R seeds each, each with each: what holds for other seeds as well as other tiles.
 
@@ -221,6 +229,7 @@ def verdict_of_configurations(
         nu1: Its degrees of freedom.
         level: Of all claims together.
         hardest: (m R,) of :class:`AurocCovariance`, for the rows' own intervals.
+        share: Of :class:`AurocCovariance`.
 
     Raises:
         RequestError: Fewer than three seeds, or shapes that do not fit.
@@ -243,9 +252,10 @@ def verdict_of_configurations(
     row_of_seeds = (pooled**2 / rows + (spread - pooled) ** 2) / (seeds - 1) / seeds**2
     row_freedom = _satterthwaite(row_variance, row_of_seeds, np.maximum(within, 0), nu1)
     apart = np.zeros(rows) if hardest is None else np.reshape(hardest, (rows, seeds)).mean(axis=1)
-    own = _logit_intervals(values.mean(axis=1), row_variance, row_freedom, apart, level)
+    means = values.mean(axis=1)
+    ends = auroc_ends(means, row_variance, row_freedom, apart, share, level)
     freedom = _satterthwaite(variance, of_seeds**2 / (rows * (seeds - 1)), shared, nu1)
-    return _verdict(values.mean(axis=1), variance, freedom, own, nu1, level)
+    return _verdict(means, row_variance, variance, freedom, ends, nu1, share, level)
 
 
 def _beyond_rounding(variance: Array, parts: Array) -> Array:
@@ -286,7 +296,14 @@ def _satterthwaite(variance: Array, of_seeds: Array, shared: Array, nu1: float) 
 
 
 def _verdict(
-    aurocs: Array, variance: Array, freedom: Array, own: tuple[Array, Array], nu1: float, level: float
+    aurocs: Array,
+    own: Array,
+    variance: Array,
+    freedom: Array,
+    ends: tuple[Array, Array],
+    nu1: float,
+    share: float,
+    level: float,
 ) -> Verdict:
     rows = len(aurocs)
     difference = aurocs[:, None] - aurocs
@@ -301,28 +318,40 @@ def _verdict(
         plain = np.where(known, np.maximum(2 * special.stdtr(nu, -size), SMALLEST_P), 1)
         adjusted = holm(plain)
         claimed = adjusted <= 1 - level
-        half = np.where(known, -special.stdtrit(nu, (1 - level) / 2 / len(first)) * error, math.nan)
+        each = 1 - (1 - level) / len(first)
+        half = np.where(known, special.stdtrit(nu, (1 + each) / 2) * error, math.nan)
+        largest = np.fmax(np.abs(away) + half, _largest_difference(aurocs, own, variance, freedom, share, each))
         # Holm claims a little more than these (Bonferroni's) intervals do; such an interval ends at 0.
-        lower = np.where(claimed & (away > 0), np.maximum(away - half, 0), away - half)
-        upper = np.where(claimed & (away < 0), np.minimum(away + half, 0), away + half)
+        smallest = np.where(claimed, np.maximum(np.abs(away) - half, 0), np.abs(away) - half)
+        lower, upper = np.where(away >= 0, (smallest, largest), (-largest, -smallest))
         p[first, second] = p[second, first] = adjusted
         low[first, second], high[first, second] = lower, upper
         low[second, first], high[second, first] = -upper, -lower
         better[first, second], better[second, first] = claimed & (away > 0), claimed & (away < 0)
     ranks = np.stack([1 + better.sum(axis=0), rows - better.sum(axis=1)], axis=1)
-    return Verdict(
-        aurocs,
-        *own,
-        difference,
-        low,
-        high,
-        p,
-        better,
-        np.logical_not(better.any(axis=0)),
-        ranks,
-        freedom,
-        reason,
-    )
+    best = np.logical_not(better.any(axis=0))
+    return Verdict(aurocs, *ends, difference, low, high, p, better, best, ranks, freedom, reason)
+
+
+def _largest_difference(
+    aurocs: Array, own: Array, variance: Array, freedom: Array, share: float, level: float
+) -> Array:
+    """Upper end of each pair's absolute difference, from the ends of both rows' intervals and their correlation.
+
+    A row that is high by chance has a small variance by chance, and the difference from it seems too sure. Zou and
+    Donner, Statistics in Medicine 27 (2008), 1693-1702: the ends of the rows' own intervals stand for their variances.
+    """
+    first, second = np.triu_indices(len(aurocs), 1)
+    swap = aurocs[first] < aurocs[second]
+    upper, lower = np.where(swap, (second, first), (first, second))
+    nu, alone = freedom[first, second], np.zeros(len(first))
+    rise = auroc_ends(aurocs[upper], own[upper], nu, alone, share, level)[1] - aurocs[upper]
+    fall = aurocs[lower] - auroc_ends(aurocs[lower], own[lower], nu, alone, share, level)[0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shared = (own[upper] + own[lower] - variance[first, second]) / np.sqrt(own[upper] * own[lower])
+    square = rise**2 + fall**2 - np.clip(shared, -2, 2) * rise * fall
+    end: Array = aurocs[upper] - aurocs[lower] + np.sqrt(np.maximum(square, 0))
+    return end
 
 
 def holm(p_values: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -362,11 +391,3 @@ def _reason(rows: int, nu1: float, variance: Array) -> str:
     if not (variance[np.triu_indices(rows, 1)] > 0).any():
         return "the rows order the tiles alike: no difference has a variance"
     return ""
-
-
-def _logit_intervals(
-    aurocs: Array, variance: Array, freedom: Array, hardest: Array, level: float
-) -> tuple[Array, Array]:
-    rows = zip(aurocs, variance, freedom, hardest, strict=True)
-    ends = [logit_interval(float(a), float(v), float(f), float(h), level) for a, v, f, h in rows]
-    return np.array([low for low, _ in ends]), np.array([high for _, high in ends])
