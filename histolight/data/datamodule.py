@@ -128,17 +128,27 @@ class TileDataModule(L.LightningDataModule):
         return random.permutation(np.concatenate(chosen))
 
     def _tiles(self, device: torch.device) -> Tiles | DeviceRows:
-        """Keep the tiles on the device when they were asked to be there, or fit; load them once."""
+        """Keep the tiles on the device when they were asked to be there, or fit; load them once for these data."""
         if self._store is None:
-            rows = self.data.table["row"].to_numpy()
-            size = len(rows) * self.data.tiles.image_size**2 * 3
-            resident = self.config.data.residency == "device" or (
-                self.config.data.residency == "auto"
-                and device.type == "cuda"
-                and size < _RESIDENT_PART * torch.cuda.mem_get_info(device)[0]
-            )
-            self._store = DeviceTiles(self.data.tiles, rows, device) if resident else self.data.tiles
+            rows, kept = self.data.table["row"].to_numpy(), self.data.resident
+            key = (device, rows.tobytes())
+            if self.config.data.residency == "memmap":
+                self._store = self.data.tiles
+            elif key in kept or self._fit(len(rows), device):
+                if key not in kept:
+                    kept.clear()
+                    kept[key] = DeviceTiles(self.data.tiles, rows, device)
+                self._store = kept[key]
+            else:
+                self._store = self.data.tiles
         return self._store
+
+    def _fit(self, count: int, device: torch.device) -> bool:
+        """Say whether so many tiles are to be kept on the device."""
+        if self.config.data.residency == "device":
+            return True
+        size = count * self.data.tiles.image_size**2 * 3
+        return device.type == "cuda" and size < _RESIDENT_PART * torch.cuda.mem_get_info(device)[0]
 
 
 def augmented(batch: Batch, augment: AugmentConfig, stain: str) -> Batch:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,6 +52,7 @@ class PreparedData:
         warnings: Findings that don't stop a training: columns id, problem, detail.
         leaks: Copies and overlaps across the parts, as :func:`histolight.data.overlaps.find_leaks` lists them.
         leaking: Tiles of ``val`` and of ``test`` that share pixels with tiles that train or choose.
+        resident: Tiles that a training keeps in its device's memory, for the next one on the same data.
     """
 
     table: pd.DataFrame
@@ -60,6 +62,7 @@ class PreparedData:
     warnings: pd.DataFrame
     leaks: pd.DataFrame
     leaking: dict[str, int]
+    resident: dict[Any, Any] = field(default_factory=dict)
 
     def part(self, name: str) -> pd.DataFrame:
         """Return the rows of ``train``, ``val`` or ``test``."""

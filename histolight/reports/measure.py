@@ -98,7 +98,6 @@ def _figure_text(name: str, measured: dict[str, Interval]) -> str:
     )
 
 
-def save_figures(drawn: dict[str, Figure], part: str, directory: Path) -> None:
-    """Save figures as ``figures/<part>_<name>.png``."""
-    for name, figure in drawn.items():
-        save_figure(figure, directory / "figures" / f"{part}_{name}.png")
+def save_figures(drawn: dict[str, Figure], part: str, directory: Path) -> dict[str, bytes]:
+    """Save figures as ``figures/<part>_<name>.png``; return the content of each file by name."""
+    return {name: save_figure(figure, directory / "figures" / f"{part}_{name}.png") for name, figure in drawn.items()}

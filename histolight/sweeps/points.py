@@ -94,6 +94,7 @@ class Sweep:
         self._ignored = NOT_PART_OF_A_POINT | (MACHINE_KEYS - self._swept) | self._younger(flat[0], saved)
         self._base = {key: value for key, value in flat[0].items() if key not in self._ignored | self._swept}
         self._folders: dict[str, str] = saved["points"]
+        self._composed: dict[tuple[str, ...], str] = {}  # folders by the overrides of their points
         if self._folders:
             self._refuse_another_base(saved["base"])
 
@@ -118,12 +119,7 @@ class Sweep:
     def point(self, values: Sequence[str], config: DictConfig | None = None) -> Point:
         """Find a point's folder by its configuration, or allot a new one."""
         overrides = [*self._fixed, *as_typed(values)]
-        config = compose_config(overrides) if config is None else config
-        parts = {key: value for key, value in flat_config(config).items() if key not in self._ignored}
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        if digest not in self._folders:
-            self._folders[digest] = self._new_folder(values, config)
-        folder = self._folders[digest]
+        folder = self._allotted(values, config)
         place = (f"hydra.sweep.dir={_quoted(str(self.directory))}", f"hydra.sweep.subdir={_quoted(folder)}")
         # Hydra lays a point's overrides over those of its own node, and would take a "+hydra.…" twice for a mistake.
         own = [override for override in overrides if not re.match(r"\+*hydra[./]", override)]
@@ -135,6 +131,18 @@ class Sweep:
     def known(self) -> list[Point]:
         """Return every point that the sweep has had so far, whoever chose it."""
         return [Point((), self.directory / folder) for folder in self._folders.values()]
+
+    def _allotted(self, values: Sequence[str], config: DictConfig | None) -> str:
+        """Find the folder of a point, whose configuration is composed once."""
+        key = tuple(values)
+        if key not in self._composed:
+            config = compose_config([*self._fixed, *as_typed(values)]) if config is None else config
+            parts = {name: value for name, value in flat_config(config).items() if name not in self._ignored}
+            digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+            if digest not in self._folders:
+                self._folders[digest] = self._new_folder(values, config)
+            self._composed[key] = self._folders[digest]
+        return self._composed[key]
 
     def _new_folder(self, values: Sequence[str], config: DictConfig) -> str:
         used = set(self._folders.values()) | {path.name for path in self.directory.iterdir()}
@@ -193,6 +201,11 @@ def read_index(directory: Path) -> dict[str, Any]:
         if not _stays_inside(folder):
             raise RequestError(f"{path} is damaged: {folder} is no folder in it; choose another name=NAME")
     return index
+
+
+def point_folders(directory: Path) -> list[Path]:
+    """List the folders of a sweep's points, of whatever command; none where it has no ``sweep.json`` yet."""
+    return [directory / folder for folder in read_index(directory)["points"].values()]
 
 
 def _stays_inside(folder: object) -> bool:

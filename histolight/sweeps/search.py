@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
 from histolight.config import hydra_adapter as hydra
-from histolight.sweeps.launch import PointLauncher, train_point
+from histolight.sweeps.launch import PointLauncher
 from histolight.sweeps.points import Sweep
 
 
-def search(config: DictConfig, params: dict[str, str], sweep: Sweep, arguments: list[str]) -> None:
+def search(
+    config: DictConfig, params: dict[str, str], sweep: Sweep, arguments: list[str], train: Callable[[DictConfig], Any]
+) -> None:
     """Let Hydra's Optuna sweeper choose points until ``n_trials`` of them are completed or have failed just now."""
     import optuna
 
@@ -27,7 +31,7 @@ def search(config: DictConfig, params: dict[str, str], sweep: Sweep, arguments: 
         return
     sweep.save()  # the search's own files must not come first: without sweep.json the folder would be another's
     _try_again(settings.storage, settings.study_name)
-    sweeper = hydra.build_sweeper(config, train_point).sweeper
+    sweeper = hydra.build_sweeper(config, train).sweeper
     sweeper.launcher = PointLauncher(sweeper.launcher, sweep)
     try:
         sweeper.sweep(arguments)

@@ -8,9 +8,11 @@ what is completed; a point's fault is written into its own ``metrics.json`` and 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
@@ -20,7 +22,8 @@ from histolight.config.compose import compose_config
 from histolight.config.texts import as_typed
 from histolight.errors import InterruptionError, RequestError, command_line
 from histolight.interrupts import signals_interrupt
-from histolight.sweeps.launch import PointLauncher, is_held, train_point
+from histolight.sweeps.launch import PointLauncher, is_held, release, train_point
+from histolight.sweeps.pages import pages_drawn
 from histolight.sweeps.points import Point, Sweep, shown
 from histolight.sweeps.progress import live_line
 from histolight.sweeps.search import search
@@ -52,16 +55,22 @@ def run_sweep(overrides: Sequence[str], progress: bool = True) -> SweepResult:
     with files.reading(plan.directory):
         continued = (plan.directory / "sweep.json").is_file()
     with files.claimed(plan.directory, continued, otherwise="choose another folder with hydra.sweep.dir=FOLDER"):
+        files.lock_file(plan.directory).touch()  # tells this command from those before
         sweep = open_sweep(plan)
         total = len(sweep.points) or int(plan.master.hydra.sweeper.n_trials)
+        completed = sum(point.status == "completed" for point in sweep.points)
         with signals_interrupt(), live_line(sweep, total, progress):
             try:
-                if plan.grid:
-                    train_grid(plan, sweep)
-                else:
-                    search(plan.master, plan.params, sweep, [str(axis.input_line) for axis in plan.swept])
+                with pages_drawn(sweep, total - completed) as later:
+                    train = functools.partial(train_point, drawn=not later)
+                    if plan.grid:
+                        train_grid(plan, sweep, train)
+                    else:
+                        search(plan.master, plan.params, sweep, [str(axis.input_line) for axis in plan.swept], train)
             except KeyboardInterrupt as error:
                 raise InterruptionError(_how_to_continue(sweep, plan, total)) from error
+            finally:
+                release()
         return SweepResult(plan.master.name, shown(plan.directory), sweep.points)
 
 
@@ -126,9 +135,9 @@ def open_sweep(plan: SweepPlan) -> Sweep:
     return sweep
 
 
-def train_grid(plan: SweepPlan, sweep: Sweep) -> None:
+def train_grid(plan: SweepPlan, sweep: Sweep, train: Callable[[DictConfig], Any]) -> None:
     """Hand the points of a grid to the launcher, in batches where the sweeper has a largest size."""
-    launcher = PointLauncher(hydra.build_launcher(plan.master, train_point), sweep)
+    launcher = PointLauncher(hydra.build_launcher(plan.master, train), sweep)
     step = plan.master.hydra.sweeper.max_batch_size or len(plan.grid)
     for first in range(0, len(plan.grid), step):
         launcher.launch(plan.grid[first : first + step], first)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from histolight import files, runs
 from histolight.augment.registry import check_augment
 from histolight.config.compose import to_yaml
-from histolight.config.schema import AugmentConfig, Config, LoggerConfig
+from histolight.config.schema import AugmentConfig, Config, DataConfig, LoggerConfig
 from histolight.data.datamodule import TileDataModule
 from histolight.data.prepare import PreparedData, few_shots, prepare
 from histolight.data.sources import check_source
@@ -91,14 +91,21 @@ def _absolute(path: str | None) -> str | None:
     return os.path.abspath(os.path.expanduser(path)) if path else path
 
 
-def prepare_data(config: Config, directory: Path) -> PreparedData:
+def prepare_data(
+    config: Config, directory: Path, prepared: Callable[[DataConfig], PreparedData] = prepare
+) -> PreparedData:
     """Prepare the data of a run; damaged data are listed in the run directory.
+
+    Args:
+        config: From :func:`check_request`.
+        directory: The run directory.
+        prepared: Prepares the data, or gives what was prepared before.
 
     Raises:
         HistolightError: As :func:`histolight.data.prepare.prepare`.
     """
     try:
-        return few_shots(prepare(config.data), config.data.shots, config.seed)
+        return few_shots(prepared(config.data), config.data.shots, config.seed)
     except DataError as error:
         with runs.recorded(directory):
             files.write_atomically(directory / "config.yaml", to_yaml(config))
@@ -114,6 +121,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     compared: Collection[str] | None = None,
+    drawn: bool = True,
 ) -> dict[str, Any]:
     """Train, choose the best epoch by validation AUROC, measure it, and write the run directory.
 
@@ -124,6 +132,7 @@ def train(
         resume: Continue from ``checkpoints/last.ckpt`` where there is one.
         progress: Show how far it is.
         compared: The keys that a sweep varies, to be the columns of TensorBoard's HPARAMS table; None is all keys.
+        drawn: Draw the figures and write the page; a sweep may do so later, from the files.
 
     Returns:
         What ``metrics.json`` holds; of several processes that share the training only the main one returns it.
@@ -141,9 +150,10 @@ def train(
         find_learning_rate(training, checkpoint, progress)
         with _interruption_names_its_epoch(training):
             cost = fit(training, checkpoint)
-            figures = measure_parts(training)
+            figures = measure_parts(training, drawn)
         record(training, figures, cost, compared)
-        report(directory)
+        if drawn:
+            report(directory)
     return runs.read_metrics(directory) if files.is_main_process() else {}
 
 
@@ -285,8 +295,8 @@ def _write_beginning(config: Config, data: PreparedData, directory: Path) -> Non
     )
 
 
-def measure_parts(training: Training) -> dict[str, Any]:
-    """Measure the best epoch on validation, and on the test part where there is one."""
+def measure_parts(training: Training, drawn: bool = True) -> dict[str, Any]:
+    """Measure the best epoch on validation, and on the test part where there is one; draw what was measured."""
     data, trainer, directory = training.data, training.trainer, training.directory
     classifier, datamodule = training.classifier, training.datamodule
     best = directory / "checkpoints" / "best.ckpt"
@@ -305,13 +315,12 @@ def measure_parts(training: Training) -> dict[str, Any]:
             measured["threshold"] = best_threshold(scores, labels)
         measured |= measure.measure_part(part, table, measured["threshold"])
         runs.update_metrics(directory, **measured)  # before anything is drawn, which can fail
-        if files.is_main_process():
-            drawn = measure.draw_part(
+        if drawn and files.is_main_process():
+            figures = measure.draw_part(
                 part, table, data.part(part)["row"].to_numpy(), data.tiles, measured, data.split_kind
             )
-            measure.save_figures(drawn, part, directory)
-            for name, figure in drawn.items():
-                loggers.log_figure(trainer.logger, f"{part}/{name}", figure, trainer.global_step)
+            for name, png in measure.save_figures(figures, part, directory).items():
+                loggers.log_picture(trainer.logger, f"{part}/{name}", png, trainer.global_step)
     return measured
 
 

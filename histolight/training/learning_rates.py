@@ -63,8 +63,8 @@ def show_learning_rates(
     """Draw the curve into ``figures/lr_finder.png``, log it, and with ``progress`` print what it suggests."""
     suggested = steepest(rates, losses)
     figure = learning_rate_figure(rates, losses, suggested)
-    save_figure(figure, directory / "figures" / "lr_finder.png")
-    loggers.log_figure(logger, "lr_finder", figure, 0)
+    png = save_figure(figure, directory / "figures" / "lr_finder.png")
+    loggers.log_picture(logger, "lr_finder", png, 0)
     if logger is not None:
         for step, (rate, loss) in enumerate(zip(rates, losses, strict=True)):
             logger.log_metrics({"lr_finder/learning_rate": rate, "lr_finder/loss": loss}, step)

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.utils import make_grid
 
@@ -152,14 +152,10 @@ def closed_at_the_end() -> Iterator[list[Logger]]:
 
 
 @rank_zero_only
-def log_figure(logger: Logger | None, name: str, figure: Figure, step: int) -> None:
-    """Log a figure; ``csv`` has no place for one."""
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_figure(name, figure, step)
-    elif isinstance(logger, MLFlowLogger | WandbLogger):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120)
-        _log_picture(logger, name, Image.open(buffer), step)
+def log_picture(logger: Logger | None, name: str, png: bytes, step: int) -> None:
+    """Log a figure as it was saved; ``csv`` has no place for one."""
+    if isinstance(logger, TensorBoardLogger | MLFlowLogger | WandbLogger):
+        _log_picture(logger, name, Image.open(io.BytesIO(png)).convert("RGB"), step)
 
 
 @rank_zero_only
@@ -173,8 +169,12 @@ def log_tiles(logger: Logger | None, name: str, tiles: torch.Tensor, step: int) 
         _log_picture(logger, name, Image.fromarray(grid), step)
 
 
-def _log_picture(logger: MLFlowLogger | WandbLogger, name: str, picture: Image.Image, step: int) -> None:
-    if isinstance(logger, WandbLogger):
+def _log_picture(
+    logger: TensorBoardLogger | MLFlowLogger | WandbLogger, name: str, picture: Image.Image, step: int
+) -> None:
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
+    elif isinstance(logger, WandbLogger):
         logger.log_image(name, [picture], step)
     else:
         logger.experiment.log_image(logger.run_id, picture, artifact_file=f"{name}.png")

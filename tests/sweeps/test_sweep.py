@@ -13,12 +13,12 @@ import torch
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from histolight import runs
+from histolight import files, runs
 from histolight.cli import main
 from histolight.config import hydra_adapter
 from histolight.config.compose import compose_config
 from histolight.errors import HistolightError, InterruptionError, RequestError
-from histolight.sweeps import launch
+from histolight.sweeps import launch, pages
 from histolight.sweeps.points import LONGEST_FOLDER, Point, folder_name
 from histolight.sweeps.sweep import SweepResult, run_sweep
 
@@ -32,7 +32,7 @@ class Trainings:
         self.names: list[str] = []
         self.faults: dict[int, BaseException] = {}
 
-    def __call__(self, config: DictConfig, point: Point) -> None:
+    def __call__(self, config: DictConfig, point: Point, drawn: bool) -> None:
         self.names.append(point.directory.name)
         try:
             with runs.recorded(point.directory):
@@ -52,6 +52,8 @@ def trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trainings:
     monkeypatch.chdir(tmp_path)
     fake = Trainings()
     monkeypatch.setattr(launch, "_train_and_record", fake)
+    monkeypatch.setattr(pages, "FEWEST", 1000)
+    monkeypatch.setattr(pages, "_draw_pages", lambda _: None)
     return fake
 
 
@@ -76,6 +78,13 @@ def test_a_sweep_without_a_name_is_named_by_its_time(trainings: Trainings) -> No
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", result.name)
     assert result.directory == Path("outputs/sweeps") / result.name
     assert len(trainings.take()) == 2
+
+
+def test_each_command_marks_when_it_began(trainings: Trainings) -> None:
+    lock = files.lock_file(run_sweep(["name=X", CPU, "seed=1"]).directory)
+    os.utime(lock, ns=(1, 1))
+    run_sweep(["name=X", CPU, "seed=1"])
+    assert lock.stat().st_mtime_ns > 1
 
 
 def test_folder_names_are_safe_and_bounded() -> None:
@@ -312,6 +321,7 @@ def test_any_fault_fails_its_point_only_and_is_recorded(
             runs.update_metrics(directory, val={"auroc": {"value": 0.5}})
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pages, "_draw_pages", lambda _: None)
     monkeypatch.setattr("histolight.training.fit.train", train)
     result = run_sweep([*small, "name=X", "seed=1,2"])
     failed, completed = result.points
@@ -339,6 +349,7 @@ def test_a_wrong_value_fails_its_point_only(
             runs.update_metrics(directory, val={"auroc": {"value": 0.5}})
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pages, "_draw_pages", lambda _: None)
     monkeypatch.setattr("histolight.training.fit.train", train)
     axis = axis.format(root=tile_folder)
     key = axis.partition("=")[0]
