@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from pathlib import Path
 
@@ -13,9 +14,22 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from histolight.data.table import Source, TileError, fingerprint
 from histolight.errors import system_reason
 
+log = logging.getLogger("histolight")
+
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 _FORMATS = ("TIFF", "PNG", "JPEG")
+# Modes of 8 bits, beside RGB, whose colours have one meaning in it, as long as what is transparent is opaque.
+_READ_AS_RGB = {
+    "L": "grey",
+    "LA": "grey with an opaque alpha",
+    "P": "in a palette",
+    "PA": "in a palette with an opaque alpha",
+    "RGBA": "RGB with an opaque alpha",
+    "CMYK": "CMYK",
+    "YCbCr": "YCbCr",
+}
+_SAVE = "; save it as 8-bit RGB"
 _LARGEST_FILE = 2**26
 _ORIENTATION = 0x0112
 
@@ -88,13 +102,13 @@ def file_source(table: pd.DataFrame, root: Path, kind: str, image_size: int) -> 
     for name in (name for name in ("group", "split") if name not in table):
         table[name] = pd.Series([None] * len(table), dtype=object)
     paths, sizes, times = (table.pop(name).to_list() for name in ("path", "size", "mtime_ns"))
-    headers: set[bytes] = set()
+    headers, modes = set[bytes](), set[str]()
 
     def read(row: int) -> bytes:
         return _read(os.path.join(root, paths[row]), sizes[row], times[row])
 
     def read_tile(row: int) -> np.ndarray:
-        return decode(read(row), image_size, headers)
+        return decode(read(row), image_size, headers, modes)
 
     def read_luma(row: int) -> np.ndarray | None:
         return decode_luma(read(row)) if is_jpeg[row] else None
@@ -121,7 +135,7 @@ def _read(path: str, size: int, mtime_ns: int) -> bytes:
         raise TileError("file unreadable", f"{path}: {system_reason(error)}") from None
 
 
-def decode(data: bytes, image_size: int, headers: set[bytes]) -> np.ndarray:
+def decode(data: bytes, image_size: int, headers: set[bytes], modes: set[str] | None = None) -> np.ndarray:
     """Decode one image file.
 
     Pillow parses the tags of a TIFF in Python, which would take most of the time of packing. Kaggle's uncompressed
@@ -132,12 +146,13 @@ def decode(data: bytes, image_size: int, headers: set[bytes]) -> np.ndarray:
         data: The file.
         image_size: Height and width that the tile must have.
         headers: Headers known to be followed by plain pixels; may grow.
+        modes: Modes other than RGB of which it was said that they are read as RGB; may grow.
 
     Returns:
         uint8 (image_size, image_size, 3), red-green-blue.
 
     Raises:
-        TileError: Anything but one whole 8-bit RGB image of that size; an alpha channel must be opaque.
+        TileError: Anything but one whole 8-bit image of that size whose colours have one meaning in RGB.
     """
     pixels = image_size * image_size * 3
     header = data[:-pixels]
@@ -149,20 +164,32 @@ def decode(data: bytes, image_size: int, headers: set[bytes]) -> np.ndarray:
             plain = image.tile == [("raw", (0, 0, image_size, image_size), len(header), ("RGB", 0, 1))]
             if plain and 0 < len(header) < 4096 and len(headers) < 4096 and image.getexif().get(_ORIENTATION, 1) == 1:
                 headers.add(header)
-            tile = np.asarray(image)
-            if image.mode == "RGBA":
-                if (tile[..., 3] != 255).any():
-                    raise TileError("not 8-bit RGB", "some of its pixels are transparent")
-                tile = np.ascontiguousarray(tile[..., :3])
-            return tile
+            return np.asarray(image if image.mode == "RGB" else _as_rgb(image, set() if modes is None else modes))
     except TileError:
         raise
     except Image.DecompressionBombError:
         raise TileError("wrong size", f"far more pixels than data.image_size={image_size}") from None
     except UnidentifiedImageError:
+        if data[:4] in (b"II*\0", b"MM\0*") and len(data) >= pixels:
+            raise TileError("not 8-bit RGB", f"a TIFF of {len(data)} bytes that Pillow can't read{_SAVE}") from None
         raise TileError("not an image", f"{len(data)} bytes that are not TIFF, PNG or JPEG") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         raise TileError("damaged image", " ".join(f"{error}".split()) or type(error).__name__) from None
+
+
+def _as_rgb(image: Image.Image, said: set[str]) -> Image.Image:
+    """Convert another mode to RGB, and say so once; of what is transparent each viewer shows another colour."""
+    if image.has_transparency_data:
+        whole = image.convert("RGBA")
+        if whole.getextrema()[3] != (255, 255):
+            raise TileError("not opaque", f"{image.mode} with transparency, to be seen as black or as white{_SAVE}")
+        converted = whole.convert("RGB")
+    else:
+        converted = image.convert("RGB")
+    if image.mode not in said:
+        said.add(image.mode)
+        log.warning("tiles that are %s are read as RGB", _READ_AS_RGB[image.mode])
+    return converted
 
 
 def decode_luma(data: bytes) -> np.ndarray | None:
@@ -172,7 +199,7 @@ def decode_luma(data: bytes) -> np.ndarray | None:
     the edges of the blocks, differ. Other formats give None.
     """
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        if image.format != "JPEG":
+        if image.format != "JPEG" or image.mode not in ("RGB", "L"):
             return None
         image.draft("L", image.size)
         return np.asarray(image)
@@ -184,8 +211,8 @@ def _check(image: ImageFile.ImageFile, image_size: int) -> None:
         width, height = image.size
         raise TileError("wrong size", f"{width}x{height} pixels where data.image_size={image_size}")
     raw_modes = [tile.args if isinstance(tile.args, str) else str((tile.args or ("",))[0]) for tile in image.tile]
-    if image.mode not in ("RGB", "RGBA") or any("16" in mode for mode in raw_modes):
-        raw_mode = next((mode for mode in raw_modes if "16" in mode), image.mode)
-        raise TileError("not 8-bit RGB", f"its pixels are {raw_mode}")
+    if image.mode not in ("RGB", *_READ_AS_RGB) or any("16" in mode for mode in raw_modes):
+        mode = next((mode for mode in raw_modes if "16" in mode), image.mode)
+        raise TileError("not 8-bit RGB", f"its pixels are {mode}{_SAVE}")
     if getattr(image, "is_animated", False):
         raise TileError("several images in one file", "a tile is one image")

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
+from histolight.config.schema import CENTRE
 from histolight.data.checks import NEAR_BLANK_CONTRAST, describe, problem_frame
 from histolight.data.overlaps import BLOCK, Pairs, block_hashes, find_overlaps, jpeg_luma, tile_hashes
 from histolight.data.store import UNREADABLE, Tiles
@@ -100,7 +102,7 @@ def build_pack(source: Source, folder: Path, image_size: int, workers: int) -> N
         with contextlib.suppress(OSError):  # not empty
             partial.rmdir()
         frame = problem_frame(problems)
-        raise DataError(f"{len(frame)} tiles cannot be used: {describe(frame)}", frame)
+        raise DataError(f"{len(frame)} tiles cannot be used: {describe(frame)}{_another_size(frame, count)}", frame)
     for name, values in measures.items():
         np.save(partial / f"{name}.npy", values)
     np.save(partial / "overlaps.npy", _overlaps(source, partial, measures))
@@ -108,6 +110,16 @@ def build_pack(source: Source, folder: Path, image_size: int, workers: int) -> N
     (partial / "index.json").write_text(json.dumps(pack_index(source, partial, image_size), indent=1) + "\n")
     (partial / "journal").unlink(missing_ok=True)
     partial.rename(folder)
+
+
+def _another_size(problems: pd.DataFrame, tiles: int) -> str:
+    """Name the key that helps where all tiles have one size, which is not the configured one."""
+    sizes = set(problems["detail"].str.extract(r"^(\d+)x(\d+) pixels").apply(tuple, axis=1))
+    if len(problems) == tiles and len(sizes) == 1 and problems["problem"].eq("wrong size").all():
+        [(width, height)] = sizes
+        if width == height and int(width) >= CENTRE:
+            return f"; all have this size: use data.image_size={width}"
+    return "; cut them to one size" if problems["problem"].eq("wrong size").any() else ""
 
 
 def _overlaps(source: Source, partial: Path, measures: dict[str, np.ndarray]) -> Pairs:

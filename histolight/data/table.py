@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from histolight.data.unpacked import find_csv, open_unpacked
 from histolight.errors import DataError, RequestError, system_reason
+
+log = logging.getLogger("histolight")
 
 # Part of every fingerprint: raise it when the pack's files or the way tiles are decoded change, and packs are rebuilt.
 PACK_FORMAT = 3
@@ -151,22 +156,23 @@ def sample(table: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
 def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     """Read a CSV as stripped strings, so that an id such as 0012 stays what it is.
 
-    A byte order mark, CRLF, quotes and more columns than needed are all right.
+    A byte order mark, CRLF, quotes and more columns than needed are all right; so is a table that is zipped or gzipped,
+    under its own name or with ``.zip`` or ``.gz`` behind it.
 
     Raises:
         RequestError: The file is missing, empty, not UTF-8 or not a table, or lacks one of ``columns``.
     """
+    path = find_csv(path)
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
         raise RequestError(f"{path} is not a file")
     try:
-        with open(path, "rb") as file:
+        with open_unpacked(path) as file, warnings.catch_warnings():
             first = file.read(_LONGEST_HEADER)
-        if len(first) == _LONGEST_HEADER and b"\n" not in first and b"\r" not in first:
-            raise RequestError(f"{path} is not a table: its first line is longer than {_LONGEST_HEADER:,} bytes")
-        with warnings.catch_warnings():
+            file.seek(0)
+            _check_header(path, first)
             # Pandas only warns when rows are longer than the header, and drops the rest of them.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+            frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except FileNotFoundError:
         raise RequestError(f"{path} is missing") from None
     except OSError as error:
@@ -184,6 +190,11 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     if frame.empty:
         raise RequestError(f"{path} has a header but no rows")
     return frame.fillna("").apply(lambda column: column.str.strip()).astype(object)
+
+
+def _check_header(path: Path, first: bytes) -> None:
+    if len(first) == _LONGEST_HEADER and b"\n" not in first and b"\r" not in first:
+        raise RequestError(f"{path} is not a table: its first line is longer than {_LONGEST_HEADER:,} bytes")
 
 
 def read_groups(path: Path) -> pd.DataFrame:
@@ -274,7 +285,8 @@ def find_labels(
     (array([1, 0, 0], dtype=int8), array([2]))
     """
     missing = values.isna().to_numpy()
-    names = values[~missing].map(_label_name)
+    # A name that is given counts as it is, also where it is a number or a truth value.
+    names = values[~missing].map(lambda value: value if classes and value in classes else _label_name(value))
     found = sorted(names.unique())
     if classes is not None:
         known = {name: label for label, name in enumerate(classes)}
@@ -292,15 +304,44 @@ def find_labels(
     return labels, np.flatnonzero(missing)
 
 
+def read_label(text: object) -> int | None:
+    """Read a label in any plain form: 0/1, 0.0/1.0, true/false or a usual name, in quotes or not; else None.
+
+    >>> [read_label(text) for text in ("1", "0.0", "True", '"1"', "Tumor", "2", "")]
+    [1, 0, 1, 1, 1, None, None]
+    """
+    name = _label_name(text).lower()
+    return int(name in POSITIVE) if name in NEGATIVE | POSITIVE else None
+
+
 def _label_name(value: object) -> str:
     """Write a label as its name: 1, 1.0 and true are one class.
 
-    >>> [_label_name(value) for value in (True, 1.0, np.int8(0), " Tumor ")]
-    ['1', '1', '0', 'Tumor']
+    >>> [_label_name(value) for value in (True, 1.0, np.int8(0), " Tumor ", "1.0", "false", "'1'")]
+    ['1', '1', '0', 'Tumor', '1', '0', '1']
     """
-    if isinstance(value, bool | int | float | np.number | np.bool_) and float(value).is_integer():
-        return str(int(value))
-    return str(value).strip()
+    if isinstance(value, bool | int | float | np.number | np.bool_):
+        return str(int(value)) if float(value).is_integer() else str(value)
+    name = str(value).strip().strip("'\"").strip()
+    if name.lower() in ("true", "false"):
+        return str(int(name.lower() == "true"))
+    number = re.fullmatch(r"[+-]?[0-9]{1,9}(\.[0-9]*)?(e[+-]?[0-9])?", name, re.IGNORECASE)
+    return str(int(float(name))) if number and float(name).is_integer() else name
+
+
+def matching_ids(listed: pd.Series, known: Collection[str], where: object) -> pd.Series:
+    """Take the suffix of an image off the ids that are those of tiles only without it, and say so.
+
+    >>> matching_ids(pd.Series(["a.tif", "b", "c.tif"]), ["a", "b", "c.tif"], "labels.csv").tolist()
+    ['a', 'b', 'c.tif']
+    """
+    known = set(known)
+    without = listed.str.replace(r"\.(tiff?|png|jpe?g)$", "", regex=True, flags=re.IGNORECASE)
+    suffixed = ~listed.isin(known) & without.isin(known)
+    if suffixed.any():
+        example = listed[suffixed].iloc[0]
+        log.warning("%d ids of %s are read without their suffix, such as %s", suffixed.sum(), where, example)
+    return listed.where(~suffixed, without)
 
 
 def with_groups(table: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:

@@ -66,7 +66,7 @@ def test_suffixes_in_any_case_and_a_warning_for_other_files(root, make_tiles, ca
     assert "notes.txt" in caplog.text
 
 
-@pytest.mark.parametrize("other", ["1/c.png", "0/c.jpg"])
+@pytest.mark.parametrize("other", ["0/c.jpg"])
 def test_an_id_twice_is_an_error(root, make_tiles, other):
     Image.fromarray(make_tiles(1)[0]).save(root / other)
     with pytest.raises(DataError, match=r"2 problems .* id twice: 2") as caught:

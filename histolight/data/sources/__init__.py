@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from histolight.config.schema import DataConfig
-from histolight.data.table import UNUSED, Source, read_groups, read_parts, with_groups
+from histolight.data.table import UNUSED, Source, matching_ids, read_groups, read_parts, with_groups
 from histolight.errors import RequestError, nearest, system_reason
 
 log = logging.getLogger("histolight")
@@ -100,7 +100,7 @@ def check_labelled(config: DataConfig) -> None:
         if config.split not in ("auto", "random"):
             read_parts(Path(config.split).expanduser())
     except OSError as error:
-        raise RequestError(f"{error.filename or config.root} cannot be read: {error.strerror or error}") from error
+        raise RequestError(f"{error.filename or config.root} cannot be read: {system_reason(error)}") from error
 
 
 def load_source(config: DataConfig, labelled: bool = True) -> Source:
@@ -131,7 +131,12 @@ def load_source(config: DataConfig, labelled: bool = True) -> Source:
         source = dataclasses.replace(source, table=_with_parts(source.table, Path(config.split)))
     if groups is None:
         return source
-    table = with_groups(source.table, read_groups(groups))
+    listed = read_groups(groups)
+    listed["id"] = matching_ids(listed["id"], source.table["id"], groups)
+    if listed["id"].duplicated().any():
+        twice = listed.loc[listed["id"].duplicated(), "id"].iloc[0]
+        raise RequestError(f"data.groups={groups} names {twice} twice, with the suffix of an image and without")
+    table = with_groups(source.table, listed)
     if table["group"].isna().all():
         raise RequestError(
             f"data.groups={groups} names the slide of none of the {len(table)} tiles: its ids must be those of the "
@@ -142,6 +147,10 @@ def load_source(config: DataConfig, labelled: bool = True) -> Source:
 
 def _with_parts(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     parts = read_parts(path.expanduser())
+    parts.index = pd.Index(matching_ids(parts.index.to_series(), table["id"], path))
+    if parts.index.duplicated().any():
+        twice = parts.index[parts.index.duplicated()][0]
+        raise RequestError(f"data.split={path} names {twice} twice, with the suffix of an image and without")
     given = table["id"].map(parts)
     if given.isna().all():
         raise RequestError(

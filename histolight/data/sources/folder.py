@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,25 +23,81 @@ def load(config: DataConfig) -> Source:
     """List the tiles of both class folders; an id is the path below its class folder, without the suffix.
 
     Folders named train, val (valid, validation) and test, each with the class folders in it, are a given split; an id
-    then begins with the name of its part's folder.
+    then begins with the name of its part's folder. Folders that hold nothing but class folders are slides or patients.
+    Where two tiles have one name, as folders that are numbered afresh give them, their ids are their whole paths.
 
     Raises:
         RequestError: There are no two class folders, or one of them has no images.
         DataError: Two tiles share an id, or an id can't be written into a table.
     """
     root = data_root(config)
-    parts = part_folders(root)
-    _warn_of_others(root, list(parts) or class_folders(root, config.classes))
+    folders = _tile_folders(root, config.classes)
+    _warn_of_others(root, [Path(folder.path).parts[0] for folder in folders])
     tables = []
-    for folder, part in parts.items() or {"": None}.items():
-        prefix = f"{folder}/" if folder else ""
-        for label, name in enumerate(class_folders(root / folder, config.classes)):
-            files = _images(root / folder / name)
-            files["path"] = f"{prefix}{name}/" + files["path"]
-            tables.append(files.assign(id=prefix + files["id"], label=np.int8(label), split=part))
-    table = pd.concat(tables, ignore_index=True).astype({"split": object})
+    for folder in folders:
+        files = _images(root / folder.path)
+        files["path"] = f"{folder.path}/" + files["path"]
+        files["id"] = (f"{folder.part_folder}/" if folder.part_folder else "") + files["id"]
+        tables.append(files.assign(label=np.int8(folder.label), split=folder.part, group=folder.slide))
+    table = pd.concat(tables, ignore_index=True).astype({"split": object, "group": object})
+    if table["label"].nunique() < 2:
+        raise RequestError(f"data.root={root} has tiles of class {table['label'].iloc[0]} only: give both classes")
+    twice = table["id"].duplicated(keep=False)
+    if twice.any():  # numbered afresh in each folder
+        table.loc[twice, "id"] = table.loc[twice, "path"].str.replace(r"\.[^.]*$", "", regex=True)
+        example = table.loc[twice, "id"].iloc[0]
+        log.warning("%d tiles have the name of another: their ids are their paths, such as %s", twice.sum(), example)
     _check_ids(table, root)
     return file_source(table, root, "folder", config.image_size)
+
+
+@dataclass(frozen=True)
+class _TileFolder:
+    """A folder of tiles of one class: ``path`` below the root, and what its place says of them."""
+
+    path: str
+    label: int
+    part_folder: str = ""
+    part: str | None = None
+    slide: str | None = None
+
+
+def _tile_folders(root: Path, classes: list[str] | None) -> list[_TileFolder]:
+    """List the class folders: in the root, in the folders of its parts, or in these in a folder for each slide."""
+    found = []
+    for name, part in (part_folders(root) or {"": None}).items():
+        folder, below = root / name, f"{name}/" if name else ""
+        slides = slide_folders(folder, classes)
+        if slides:
+            shown = ", ".join(slides[:3]) + (", …" if len(slides) > 3 else "")
+            log.warning("%d folders of %s are taken for slides (or patients): %s", len(slides), folder, shown)
+        for slide in slides:
+            for inner in _visible(folder / slide):
+                found.append(_TileFolder(f"{below}{slide}/{inner}", _label(inner, classes), name, part, slide))
+        if not slides:
+            for label, inner in enumerate(class_folders(folder, classes)):
+                found.append(_TileFolder(f"{below}{inner}", label, name, part))
+    return found
+
+
+def slide_folders(root: Path, classes: list[str] | None) -> list[str]:
+    """List the folders of slides or patients: two or more, each with class folders and nothing else; else none."""
+    folders = [name for name in _visible(root) if (root / name).is_dir()]
+
+    def is_class(name: str) -> bool:
+        return name in classes if classes else name.lower() in NEGATIVE | POSITIVE
+
+    def holds_classes(folder: Path) -> bool:
+        inner = _visible(folder)
+        return bool(inner) and all(is_class(name) and (folder / name).is_dir() for name in inner)
+
+    if len(folders) < 2 or any(is_class(name) or part_of(name) for name in folders):
+        return []
+    return folders if all(holds_classes(root / name) for name in folders) else []
+
+
+def _label(name: str, classes: list[str] | None) -> int:
+    return classes.index(name) if classes else int(name.lower() in POSITIVE)
 
 
 def part_folders(root: Path) -> dict[str, str]:
@@ -85,10 +142,7 @@ def _visible(root: Path) -> list[str]:
 def list_files(config: DataConfig) -> pd.DataFrame:
     """List the files of the labelled tiles."""
     root = data_root(config)
-    folders = [root / part for part in part_folders(root) or [""]]
-    return pd.concat(
-        [list_images(folder / name)[0] for folder in folders for name in class_folders(folder, config.classes)]
-    )
+    return pd.concat([list_images(root / folder.path)[0] for folder in _tile_folders(root, config.classes)])
 
 
 def class_folders(root: Path, classes: list[str] | None) -> list[str]:
@@ -99,7 +153,8 @@ def class_folders(root: Path, classes: list[str] | None) -> list[str]:
     """
     entries = _visible(root)
     folders = [name for name in entries if (root / name).is_dir()]
-    present = f"folders found: {', '.join(folders) or 'none'}"
+    more = f" and {len(folders) - 8} more" if len(folders) > 8 else ""
+    present = f"folders found: {', '.join(folders[:8]) or 'none'}{more}"
     if classes is not None:
         if len(set(classes)) != 2 or not set(classes) <= set(folders):
             raise RequestError(
@@ -114,10 +169,11 @@ def class_folders(root: Path, classes: list[str] | None) -> list[str]:
             "predicted, with histolight predict"
         )
     if len(folders) != 2 or len(negative) != 1 or len(positive) != 1:
-        raise RequestError(
-            f"data.root={root} has no two class folders such as 0 and 1; {present}; "
-            "name them with data.classes=[NEGATIVE,POSITIVE]"
-        )
+        remedy = "name them with data.classes=[NEGATIVE,POSITIVE]"
+        if len(folders) < 2:
+            below = [root / name for name in folders if {"0", "1"} <= set(_visible(root / name))]
+            remedy = f"use data.root={below[0]}" if below else "put the tiles of each class into a folder of its own"
+        raise RequestError(f"data.root={root} has no two class folders such as 0 and 1; {present}; {remedy}")
     return negative + positive
 
 

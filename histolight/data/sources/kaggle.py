@@ -12,7 +12,8 @@ from histolight.config.schema import DataConfig
 from histolight.data.checks import describe, problem_frame
 from histolight.data.images import file_source, list_images
 from histolight.data.sources import Kind, data_root
-from histolight.data.table import Source, read_csv
+from histolight.data.table import Source, matching_ids, read_csv, read_label
+from histolight.data.unpacked import find_csv
 from histolight.errors import DataError, RequestError
 
 log = logging.getLogger("histolight")
@@ -25,17 +26,25 @@ def check(config: DataConfig) -> Path:
         RequestError: A file or the folder is missing.
     """
     root = data_root(config)
-    if not (root / "train_labels.csv").exists() and (root / "sample_submission.csv").exists():
+    labels = find_csv(root / "train_labels.csv").exists()
+    if not labels and find_csv(root / "sample_submission.csv").exists() and not (root / "train").is_dir():
         raise RequestError(
             f"{root / 'train_labels.csv'} is missing: the test tiles beside it have no labels and can only be "
             "predicted, with histolight predict"
         )
-    for name in ("train_labels.csv", "train"):
-        if not (root / name).exists():
-            raise RequestError(
-                f"{root / name} is missing: data.root must hold train_labels.csv and the folder train with the tiles"
-            )
+    if not labels or not (root / "train").exists():
+        missing = root / ("train" if labels else "train_labels.csv")
+        zips = sorted(path.name for path in root.glob("*.zip"))
+        remedy = f"unzip {zips[0]} there" if zips else _nested(root)
+        needed = "data.root must hold train_labels.csv and the folder train with the tiles"
+        raise RequestError(f"{missing} is missing: {needed}{f'; {remedy}' if remedy else ''}")
     return root
+
+
+def _nested(root: Path) -> str:
+    """Name the folder below that holds what belongs into data.root, as unpacking makes it; empty without any."""
+    below = sorted(path.parent for path in root.glob("*/train_labels.csv*"))
+    return f"use data.root={below[0]}" if below else ""
 
 
 def load(config: DataConfig) -> Source:
@@ -47,15 +56,22 @@ def load(config: DataConfig) -> Source:
             tiles without an id: all of them.
     """
     root = check(config)
-    labels = read_csv(root / "train_labels.csv", ("id", "label"))
+    labels = read_csv(root / "train_labels.csv", ("id", "label"))[["id", "label"]]
+    files = _list_tiles(root, "train", "train_labels.csv")
+    labels["id"] = matching_ids(labels["id"], files["id"], "train_labels.csv")
+    values = labels["label"].map(read_label)
     rows = _id_problems(labels["id"])
     rows += [
         (name, "label is not 0 or 1", f"{label!r} in row {number} of train_labels.csv")
-        for number, (name, label) in enumerate(zip(labels["id"], labels["label"], strict=True), 1)
-        if label not in ("0", "1")
+        for number, (name, label, value) in enumerate(zip(labels["id"], labels["label"], values, strict=True), 1)
+        if value is None or value != value
     ]
-    table = _with_files(labels[["id", "label"]], root, "train", "train_labels.csv", rows)
-    table["label"] = table["label"].astype(np.int8)
+    other = labels.loc[values.notna() & ~labels["label"].isin(["0", "1"]), "label"]
+    if len(other):
+        forms = ", ".join(other.drop_duplicates().head(4))
+        log.warning("labels of train_labels.csv such as %s are read as 0 and 1", forms)
+    table = _with_files(labels, files, root, "train", "train_labels.csv", rows)
+    table["label"] = table["label"].map(read_label).astype(np.int8)
     return file_source(table, root, "kaggle", config.image_size)
 
 
@@ -68,8 +84,11 @@ def load_unlabelled(config: DataConfig) -> Source:
     """
     root = data_root(config)
     submission = read_csv(root / "sample_submission.csv", ("id",))
-    table = submission[["id"]].assign(order=np.arange(len(submission), dtype=np.int64))
-    table = _with_files(table, root, "test", "sample_submission.csv", _id_problems(table["id"]))
+    table = submission[["id"]].assign(order=np.arange(len(submission), dtype=np.int64), listed=submission["id"])
+    files = _list_tiles(root, "test", "sample_submission.csv")
+    table["id"] = matching_ids(table["id"], files["id"], "sample_submission.csv")
+    table = _with_files(table, files, root, "test", "sample_submission.csv", _id_problems(table["id"]))
+    table["id"] = table.pop("listed")  # as the submission has to name them
     return file_source(table, root, "kaggle", config.image_size)
 
 
@@ -86,7 +105,7 @@ def find_groups(config: DataConfig) -> Path | None:
 
 def list_files(config: DataConfig) -> pd.DataFrame:
     """List the files of the labelled tiles."""
-    return list_images(data_root(config) / "train", (".tif",), recursive=False)[0]
+    return _list_tiles(data_root(config), "train", "train_labels.csv")
 
 
 def _id_problems(ids: pd.Series) -> list[tuple[str, str, str]]:
@@ -99,20 +118,34 @@ def _id_problems(ids: pd.Series) -> list[tuple[str, str, str]]:
     return problems
 
 
-def _with_files(
-    table: pd.DataFrame, root: Path, part: str, listed_in: str, problems: list[tuple[str, str, str]]
-) -> pd.DataFrame:
-    """Add path, size and mtime_ns; raise ``problems`` together with ids without a file and files without an id."""
+def _list_tiles(root: Path, part: str, listed_in: str) -> pd.DataFrame:
+    """List the files of a part with their ids; where the folder holds nothing but one of its own name, that one's."""
     folder = root / part
     if not folder.is_dir():
         raise RequestError(f"{folder} is missing: data.root must hold {listed_in} and the folder {part} with the tiles")
     files, others = list_images(folder, (".tif",), recursive=False)
+    if files.empty and f"{part}/" in others:
+        log.warning("tiles are read from %s", folder / part)
+        part = f"{part}/{part}"
+        files, others = list_images(root / part, (".tif",), recursive=False)
     if others:
         log.warning(
-            "%d files in %s are not .tif tiles and are left out: %s", len(others), folder, ", ".join(others[:3])
+            "%d files in %s are not .tif tiles and are left out: %s", len(others), root / part, ", ".join(others[:3])
         )
     files["id"] = files["path"].str[: -len(".tif")]
     files["path"] = f"{part}/" + files["path"]
+    return files
+
+
+def _with_files(
+    table: pd.DataFrame,
+    files: pd.DataFrame,
+    root: Path,
+    part: str,
+    listed_in: str,
+    problems: list[tuple[str, str, str]],
+) -> pd.DataFrame:
+    """Add path, size and mtime_ns; raise ``problems`` together with ids without a file and files without an id."""
     listed, there = set(table["id"]), set(files["id"])
     malformed = {name for name, problem, _ in problems if problem == "id is not a file name"}
     lacking = [name for name in table["id"].drop_duplicates() if name not in there and name not in malformed]
@@ -122,7 +155,7 @@ def _with_files(
     problems += [(name, "two files of one id", path) for name, path in zip(twice["id"], twice["path"], strict=True)]
     if problems:
         frame = problem_frame(problems)
-        raise DataError(f"{len(frame)} problems with {root / listed_in} and {folder}: {describe(frame)}", frame)
+        raise DataError(f"{len(frame)} problems with {root / listed_in} and {root / part}: {describe(frame)}", frame)
     return table.merge(files, on="id")
 
 

@@ -183,7 +183,7 @@ def _source(files: Sequence[_File], columns: dict[str, str | None], config: Data
         raise DataError(f"{len(problems)} problems in the files of {config.root}: {describe(problems)}", problems)
     table["split"] = _parts(table, files, columns.get("split"))
     reader = _Reader(files)
-    headers: set[bytes] = set()
+    headers, modes = set[bytes](), set[str]()
     known = [name for name in ("id", "label", "group", "domain", "split") if name in table]
     table = table[known].assign(row=np.arange(len(table), dtype=np.int64)).sort_values("id", ignore_index=True)
     identity = fingerprint(
@@ -193,7 +193,7 @@ def _source(files: Sequence[_File], columns: dict[str, str | None], config: Data
         table,
         "parquet",
         identity,
-        lambda row: decode(reader.read(row), config.image_size, headers),
+        lambda row: decode(reader.read(row), config.image_size, headers, modes),
         read_luma=lambda row: decode_luma(reader.read(row)),
     )
 

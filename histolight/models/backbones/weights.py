@@ -20,8 +20,29 @@ from histolight.errors import HistolightError, RequestError, unreadable_reason
 from histolight.models.backbones.family import Family
 from histolight.models.backbones.tokens import TRUNK
 
-WRAPPERS = ("state_dict", "model", "teacher")  # what training codes keep a state dict under
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.", TRUNK, "dinov2.", "vit.")  # ... and call its keys
+# The last of them counts: a teacher is what DINO means to be used.
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "weights",
+    "teacher",
+)  # what training codes keep a state dict under
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "_forward_module.",
+    "model.",
+    "net.",
+    "network.",
+    "backbone.",
+    "encoder.",
+    TRUNK,
+    "dinov2.",
+    "vit.",
+)  # ... and call its keys
 LEFT_OUT = ("mask_token",)  # of the pretraining only
 DEPTH = 4
 
@@ -134,14 +155,25 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = unreadable_reason(error)
         raise RequestError(f"model.weights={path} can't be read as a plain state dict of tensors ({reason})") from error
-    for _ in WRAPPERS:
-        wrapped = [key for key in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
-        content = content[wrapped[-1]] if wrapped else content  # a teacher is what DINO means to be used
-    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    state = _inside(content)
+    if state is None:
         raise RequestError(
             f"model.weights={path} is not a state dict (names mapped to tensors): save model.state_dict()"
         )
-    return dict(content)
+    return dict(state)
+
+
+def _inside(content: Any, depth: int = DEPTH) -> Mapping[str, torch.Tensor] | None:
+    """Take a state dict out of what wraps it: a usual name, or whatever is the only one; None without any."""
+    if not isinstance(content, Mapping) or not content or not depth:
+        return None
+    if all(isinstance(value, torch.Tensor) for value in content.values()):
+        return content
+    for name in reversed(WRAPPERS):
+        if (state := _inside(content.get(name), depth - 1)) is not None:
+            return state
+    inner = [state for value in content.values() if (state := _inside(value, 1)) is not None]
+    return inner[0] if len(inner) == 1 else None
 
 
 def _read_pickle(path: Path) -> Any:

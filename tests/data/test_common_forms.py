@@ -1,0 +1,269 @@
+"""Forms in which people have their tiles and labels: taken where they mean one thing, with a line that says how."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from histolight.config.schema import DataConfig
+from histolight.data.images import decode
+from histolight.data.pack import open_pack
+from histolight.data.sources import load_source
+from histolight.data.table import TileError, read_csv, read_label
+from histolight.errors import DataError, RequestError
+
+RNG = np.random.default_rng(0)
+SIZE = 32
+
+
+def tile(size: int = SIZE) -> Image.Image:
+    return Image.fromarray(RNG.integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def save(path: Path, image: Image.Image | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or tile()).save(path)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def with_alpha(image: Image.Image, value: int) -> Image.Image:
+    image = image.convert("RGBA")
+    image.putalpha(Image.new("L", image.size, value))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "expected"),
+    [
+        (with_alpha(tile(), 255), "PNG", lambda image: image.convert("RGB")),
+        (with_alpha(tile(), 255), "TIFF", lambda image: image.convert("RGB")),
+        (tile().convert("L"), "PNG", lambda image: image.convert("RGB")),
+        (tile().convert("L"), "JPEG", None),
+        (tile().convert("LA"), "PNG", lambda image: image.convert("RGB")),
+        (tile().convert("P"), "PNG", lambda image: image.convert("RGB")),
+        (tile().convert("P"), "TIFF", lambda image: image.convert("RGB")),
+        (tile().convert("CMYK"), "TIFF", lambda image: image.convert("RGB")),
+        (tile().convert("CMYK"), "JPEG", None),
+        (tile().convert("YCbCr"), "TIFF", None),
+    ],
+)
+def test_modes_with_one_meaning_are_read_as_rgb(image, kind, expected, caplog) -> None:
+    said: set[str] = set()
+    data = encoded(image, kind)
+    pixels = decode(data, SIZE, set(), said)
+    decode(data, SIZE, set(), said)
+    assert (pixels.shape, pixels.dtype) == ((SIZE, SIZE, 3), np.uint8)
+    if expected is not None:
+        np.testing.assert_array_equal(pixels, np.asarray(expected(image)))
+    assert len([record for record in caplog.records if "are read as RGB" in record.getMessage()]) == len(said) <= 1
+
+
+@pytest.mark.parametrize("value", [0, 128, 254])
+def test_what_is_not_opaque_is_refused_with_both_readings(value: int) -> None:
+    for image in (with_alpha(tile(), value), with_alpha(tile().convert("L"), value).convert("LA")):
+        with pytest.raises(TileError, match="as black or as white; save it as 8-bit RGB"):
+            decode(encoded(image, "PNG"), SIZE, set())
+
+
+def test_a_palette_with_a_transparent_colour_is_refused_where_it_occurs() -> None:
+    image = tile().convert("P")
+    with pytest.raises(TileError, match="P with transparency"):
+        decode(encoded(image, "PNG", transparency=int(np.asarray(image)[0, 0])), SIZE, set())
+
+
+def test_a_tiff_that_pillow_cannot_read_says_so() -> None:
+    import tifffile
+
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, RNG.random((SIZE, SIZE, 3)).astype(np.float32))
+    with pytest.raises(TileError, match="a TIFF of .* bytes that Pillow can't read; save it as 8-bit RGB"):
+        decode(buffer.getvalue(), SIZE, set())
+
+
+def test_grey_jpegs_are_packed_with_their_luma(tmp_path: Path) -> None:
+    for number in range(6):
+        save(tmp_path / "data" / str(number % 2) / f"{number}.jpg", tile().convert(("L", "RGB", "CMYK")[number % 3]))
+    config = DataConfig(source="folder", root=str(tmp_path / "data"), image_size=SIZE)
+    assert len(open_pack(load_source(config), tmp_path / "cache", SIZE).tiles) == 6
+
+
+def test_tiles_of_another_size_name_the_key_that_works(tmp_path: Path) -> None:
+    for number in range(4):
+        save(tmp_path / "data" / str(number % 2) / f"{number}.png", tile(48))
+    config = DataConfig(source="folder", root=str(tmp_path / "data"), image_size=SIZE)
+    with pytest.raises(DataError, match="48x48 pixels where .*; all have this size: use data.image_size=48"):
+        open_pack(load_source(config), tmp_path / "cache", SIZE)
+    config.image_size = 48
+    assert open_pack(load_source(config), tmp_path / "cache", 48).tiles.image_size == 48
+    save(tmp_path / "data" / "0" / "other.png", tile(64))
+    with pytest.raises(DataError, match="cut them to one size"):
+        open_pack(load_source(DataConfig(source="folder", root=config.root)), tmp_path / "cache", 96)
+
+
+# fmt: off
+PLAIN_LABELS = [
+    ("0", "1"), ("0.0", "1.0"), ("0.", "1."), ("False", "True"), ("false", "true"), ("FALSE", "TRUE"), ('"0"', '"1"'),
+    ('"""0"""', '"""1"""'), ("'0'", "'1'"), (" 0", "1 "), ("00", "01"), ("0e0", "1e0"), ("-0.0", "+1"),
+    ("normal", "tumor"), ("Benign", "Malignant"),
+]
+# fmt: on
+
+
+def kaggle(root: Path, rows: list[tuple[str, str]], folder: str = "train", text: str = "id,label\n") -> DataConfig:
+    for number in range(4):
+        save(root / folder / f"t{number}.tif")
+    (root / "train_labels.csv").write_text(text + "".join(f"{name},{label}\n" for name, label in rows))
+    return DataConfig(source="kaggle", root=str(root), image_size=SIZE)
+
+
+@pytest.mark.parametrize("forms", PLAIN_LABELS)
+def test_labels_of_every_plain_form_are_taken(forms: tuple[str, str], tmp_path: Path, caplog) -> None:
+    config = kaggle(tmp_path, [(f"t{number}", forms[number % 2]) for number in range(4)])
+    table = load_source(config).table
+    assert table["label"].tolist() == [0, 1, 0, 1]
+    assert table["id"].tolist() == ["t0", "t1", "t2", "t3"]
+
+
+@pytest.mark.parametrize("label", ["2", "0.5", "-1", "", "yes?", "nan", "1_0", "1e400", "inf", "٢"])
+def test_other_labels_are_shown(label: str, tmp_path: Path) -> None:
+    assert read_label(label) is None
+    config = kaggle(tmp_path, [("t0", label), ("t1", "1"), ("t2", "0"), ("t3", "1")])
+    with pytest.raises(DataError, match=r"label is not 0 or 1: 1 \(t0\): .* in row 1 of train_labels.csv"):
+        load_source(config)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".TIF", ".png"])
+def test_ids_may_have_the_suffix_of_their_file(suffix: str, tmp_path: Path, caplog) -> None:
+    rows = [(f"t{number}{suffix if number else ''}", str(number % 2)) for number in range(4)]
+    config = kaggle(tmp_path, rows)
+    (tmp_path / "slides.csv").write_text("id,slide\n" + "".join(f"t{n}{suffix},s{n}\n" for n in range(4)))
+    (tmp_path / "split.csv").write_text("id,split\n" + "".join(f"t{n}{suffix},train\n" for n in range(4)))
+    config.groups, config.split = str(tmp_path / "slides.csv"), str(tmp_path / "split.csv")
+    table = load_source(config).table
+    assert table["id"].tolist() == ["t0", "t1", "t2", "t3"]
+    assert table["group"].tolist() == ["s0", "s1", "s2", "s3"]
+    assert table["split"].tolist() == ["train"] * 4
+    assert "3 ids of train_labels.csv are read without their suffix" in caplog.text
+    kaggle(tmp_path, [*rows, ("t1", "1")])
+    with pytest.raises(DataError, match="id twice: 2"):
+        load_source(config)
+
+
+def test_a_submission_keeps_the_ids_that_it_is_given(tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path / "test" / "test" / f"t{number}.tif")
+    (tmp_path / "sample_submission.csv").write_text("id,label\nt2.tif,0\nt0.tif,0\nt1.tif,0\n")
+    config = DataConfig(source="kaggle", root=str(tmp_path), image_size=SIZE)
+    table = load_source(config, labelled=False).table
+    assert table.sort_values("order")["id"].tolist() == ["t2.tif", "t0.tif", "t1.tif"]
+
+
+@pytest.mark.parametrize("form", ["zip beside", "zip as csv", "gz beside", "gz as csv", "zip with a folder"])
+def test_packed_tables_are_read(form: str, tmp_path: Path, caplog) -> None:
+    config = kaggle(tmp_path, [(f"t{number}", str(number % 2)) for number in range(4)])
+    path = tmp_path / "train_labels.csv"
+    text = path.read_bytes()
+    path.unlink()
+    (tmp_path / "sample_submission.csv").write_text("id,label\nx,0\n")
+    if form.startswith("gz"):
+        target = path if form.endswith("csv") else path.with_name("train_labels.csv.gz")
+        target.write_bytes(gzip.compress(text))
+    else:
+        with zipfile.ZipFile(path if form.endswith("csv") else path.with_name("train_labels.csv.zip"), "w") as out:
+            out.writestr("folder/train_labels.csv" if "folder" in form else "train_labels.csv", text)
+            out.writestr("__MACOSX/._train_labels.csv", b"\0")
+    assert load_source(config).table["label"].tolist() == [0, 1, 0, 1]
+    assert "is packed, and read without unpacking it" in caplog.text
+
+
+def test_a_packed_table_that_is_damaged_or_ambiguous_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(gzip.compress(b"id,label\n" * 1000)[:-20])
+    with pytest.raises(RequestError, match=r"labels.csv is damaged \(.*\): download it again"):
+        read_csv(path)
+    with zipfile.ZipFile(path, "w") as out:
+        out.writestr("a.csv", "id\nx\n")
+        out.writestr("b.csv", "id\nx\n")
+    with pytest.raises(RequestError, match="is a zip with 2 tables in it: unzip it, and give the CSV"):
+        read_csv(path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(RequestError, match="is damaged"):
+        read_csv(path)
+
+
+def test_tiles_in_train_train_are_found(tmp_path: Path) -> None:
+    config = kaggle(tmp_path, [(f"t{number}", str(number % 2)) for number in range(4)], folder="train/train")
+    assert len(open_pack(load_source(config), tmp_path / "cache", SIZE).tiles) == 4
+
+
+def test_what_is_still_zipped_or_lies_below_is_named(tmp_path: Path) -> None:
+    config = DataConfig(source="kaggle", root=str(tmp_path), image_size=SIZE)
+    kaggle(tmp_path / "below", [(f"t{number}", str(number % 2)) for number in range(4)])
+    with pytest.raises(RequestError, match=f"use data.root={tmp_path / 'below'}"):
+        load_source(config)
+    assert len(load_source(DataConfig(source="kaggle", root=str(tmp_path / "below"))).table) == 4
+    (tmp_path / "train.zip").write_bytes(b"")
+    with pytest.raises(RequestError, match="unzip train.zip there"):
+        load_source(config)
+
+
+@pytest.mark.parametrize("names", [("0", "1"), ("benign", "cancer")])
+def test_folders_of_patients_that_hold_class_folders_are_slides(names, tmp_path: Path, caplog) -> None:
+    for number in range(12):
+        patient, label = 8863 + number // 4, number % 2
+        if (patient, label) != (8865, 1):  # not every patient has both
+            save(tmp_path / str(patient) / names[label] / f"{patient}_x{number}.png")
+    table = load_source(DataConfig(source="folder", root=str(tmp_path), image_size=SIZE)).table
+    assert table.groupby("group")["label"].agg(["size", "sum"]).to_numpy().tolist() == [[4, 2], [4, 2], [2, 0]]
+    assert table["id"].iloc[0] == "8863_x0"
+    assert "3 folders of" in caplog.text
+    assert "are taken for slides (or patients): 8863, 8864, 8865" in caplog.text
+
+
+def test_patients_in_the_parts_of_a_split_and_with_classes_of_their_own(tmp_path: Path) -> None:
+    for number in range(12):
+        part = "train" if number < 8 else "val"
+        save(tmp_path / part / f"p{number // 4}" / ("NORM", "TUM")[number % 2] / f"{number}.png")
+        save(tmp_path / part / f"q{number // 4}" / ("NORM", "TUM")[number % 2] / f"{number}q.png")
+    config = DataConfig(source="folder", root=str(tmp_path), image_size=SIZE, classes=["NORM", "TUM"])
+    table = load_source(config).table
+    assert set(table["group"]) == {"p0", "p1", "p2", "q0", "q1", "q2"}
+    assert table["split"].value_counts().to_dict() == {"train": 16, "val": 8}
+    assert table["label"].mean() == 0.5
+
+
+def test_equal_names_in_two_classes_are_two_tiles(tmp_path: Path, caplog) -> None:
+    for name in ("0/1.png", "0/2.png", "1/1.png", "1/3.png"):
+        save(tmp_path / name)
+    table = load_source(DataConfig(source="folder", root=str(tmp_path), image_size=SIZE)).table
+    assert dict(zip(table["id"], table["label"], strict=True)) == {"0/1": 0, "1/1": 1, "2": 0, "3": 1}
+    assert "2 tiles have the name of another: their ids are their paths, such as 0/1" in caplog.text
+    save(tmp_path / "0/2.tif")
+    with pytest.raises(DataError, match="id twice: 2"):
+        load_source(DataConfig(source="folder", root=str(tmp_path), image_size=SIZE))
+
+
+def test_advice_on_folders_names_what_works(tmp_path: Path) -> None:
+    for number in range(4):
+        save(tmp_path / "archive" / str(number % 2) / f"{number}.png")
+    with pytest.raises(RequestError, match=f"use data.root={tmp_path / 'archive'}"):
+        load_source(DataConfig(source="folder", root=str(tmp_path), image_size=SIZE))
+    assert len(load_source(DataConfig(source="folder", root=str(tmp_path / "archive"))).table) == 4
+    for number in range(20):
+        save(tmp_path / "many" / f"class{number:02d}" / f"{number}.png")
+    config = DataConfig(source="folder", root=str(tmp_path / "many"), image_size=SIZE)
+    with pytest.raises(RequestError, match=r"class07 and 12 more; name them with data.classes=\[NEGATIVE,POSITIVE\]"):
+        load_source(config)
+    config.classes = ["class00", "class19"]
+    assert len(load_source(config).table) == 2
