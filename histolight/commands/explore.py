@@ -8,13 +8,15 @@ from pathlib import Path
 
 from histolight import files, runs
 from histolight.config.compose import compose_config, typed
-from histolight.config.keys import new_folder, own_keys, read_path, run_config
+from histolight.config.keys import new_folder, own_keys, read_path, read_paths, run_config
 from histolight.config.schema import DataConfig
 from histolight.errors import DataError, RequestError
 
 USAGE = """\
 keys (KEY=VALUE):
   run=DIR            the tiles of a run, with the sides that its split gave them
+  runs=SWEEP         labels that are doubted by runs that did not train on their tiles: a sweep over data.fold, or a
+                     list, runs=[DIR,DIR]; doubtful_labels.csv
   data=SOURCE data.root=DIR data.groups=FILE data.classes=[NEGATIVE,POSITIVE] data.limit=N data.image_size=N
                      the tiles: synthetic, kaggle, pcam, folder, parquet or wilds
   data.seed=N        draws the tiles that are shown, and those of data.limit
@@ -47,12 +49,14 @@ class ExploreConfig:
         title: Of the page.
         directory: Where the page goes.
         run: The run whose split is shown, or None.
+        judges: The runs whose predictions doubt labels; the tiles themselves are then not looked at.
     """
 
     data: DataConfig
     title: str
     directory: Path
     run: Path | None = None
+    judges: Sequence[Path] = ()
 
 
 def parse_request(overrides: Sequence[str]) -> ExploreConfig:
@@ -68,12 +72,22 @@ def parse_request(overrides: Sequence[str]) -> ExploreConfig:
         name = run.resolve().name
         directory = new_folder(values.get("hydra.run.dir"), "explore", name)
         return ExploreConfig(config.data, f"Tiles of {name}", directory, run)
+    if any(override.startswith("runs=") for override in overrides):
+        from histolight.inference.predict import members_of
+
+        values, others = own_keys(overrides, ("runs", "hydra.run.dir"))
+        folders = read_paths("runs", values["runs"])
+        judges = members_of(folders, None)
+        config = run_config(judges[0], others, ("runs", "hydra.run.dir"), ("data.root", "data.cache"), "explore")
+        name = folders[0].resolve().name
+        directory = new_folder(values.get("hydra.run.dir"), "explore", f"labels-{name}")
+        return ExploreConfig(config.data, f"Doubtful labels: {name}", directory, judges=judges)
     composed = compose_config(overrides)
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
     for key in keys:
         if key not in ("data", "name", "hydra.run.dir") and not key.startswith("data."):
             raise RequestError(
-                f"{key}= has no place in histolight explore; it takes run, data, data.*, name and hydra.run.dir"
+                f"{key}= has no place in histolight explore; it takes run, runs, data, data.*, name and hydra.run.dir"
             )
     config = typed(composed)
     given = composed.hydra.run.dir if "hydra.run.dir" in keys else None
@@ -89,6 +103,10 @@ def explore(request: ExploreConfig) -> list[str]:
         HistolightError: The tiles can't be found or packed, or the page can't be written.
     """
     config, title, directory = request.data, request.title, request.directory
+    if request.judges:
+        from histolight.exploration.labels import read_out_of_fold, write_doubts
+
+        return write_doubts(read_out_of_fold(request.judges, config), directory, title)
     sides = None if request.run is None else runs.read_splits(request.run)["split"]
     from histolight.data.sources import check_labelled, load_source
 
