@@ -142,7 +142,7 @@ def test_a_sample_of_one_class_is_one_line_and_leaves_nothing(request_of: list[s
         (["data=folder", "data.root=nothing"], "has no two class folders"),
         (["data=kaggle", "data.root=nothing"], "train_labels.csv is missing"),
         (["data.rot=x"], "data.rot is not a key: did you mean data.root"),
-        (["optimizer.lr=1"], "optimizer.lr= has no place in histolight explore; it takes run, data"),
+        (["optimizer.lr=1"], "optimizer.lr= has no place in histolight explore; it takes run, runs, data"),
         (["model=resnet18"], "model= has no place in histolight explore"),
         (["data=unknown"], "unknown"),
         (["data.seed=-1"], "data.seed=-1 is out of range"),
