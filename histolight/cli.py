@@ -22,7 +22,7 @@ COMMANDS = {
     "evaluate": "measure a finished run on its own tiles, or on other labelled ones",
     "predict": "score unlabelled tiles, or whole slides, with one run or an ensemble",
     "embed": "write the features of every tile, as a network without its last layer computes them, as Parquet",
-    "explain": "show where in its tiles a trained network looks (Grad-CAM), and how much of that is the centre",
+    "explain": "show where in its tiles a trained network looks and how much of that is the centre: Grad-CAM",
     "export": "write a trained network as ONNX, or for WSInfer and QuPath, checked against torch on real tiles",
     "doctor": "say what this machine has and lacks: devices, packages, extras, caches, room; and what to do",
     "bench": "measure what the input path, the training step and an epoch cost on this machine",

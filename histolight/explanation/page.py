@@ -97,7 +97,9 @@ def answer(explanation: Explanation) -> list[str]:
     ]
     cells = explanation.maps.shape[1]
     coarse = (
-        f"A coarse figure: a map has {cells}x{cells} cells, and each sees much more of the tile than its own square."
+        f"A map has {cells}x{cells} cells, one a patch of the transformer."
+        if explanation.patches
+        else f"A coarse figure: a map has {cells}x{cells} cells, and each sees more of the tile than its own square."
     )
     if explanation.last_layer != explanation.layer:
         coarse += (
@@ -143,16 +145,30 @@ def methods(explanation: Explanation, part: str, split: str) -> list[str]:
     side = explanation.maps.shape[1]
     cell = explanation.tiles.shape[1] / side
     method = explanation.shares["all"].method
-    return [
-        f"Grad-CAM (Selvaraju et al., 2017) of the layer {explanation.layer}: {side}x{side} cells, one for each "
+    how = (
+        f"Integrated gradients (Sundararajan et al., 2017) of the layer {explanation.layer}, which embeds the patches: "
+        f"{side}x{side} cells, one for each {cell:g}x{cell:g} pixels. They share out what the logit where the tile is "
+        "called tumour, minus the logit where it is called benign, differs by from that of a tile whose every patch is "
+        "the mean of its patches; what is positive speaks for the call."
+        if explanation.patches
+        else f"Grad-CAM (Selvaraju et al., 2017) of the layer {explanation.layer}: {side}x{side} cells, one for each "
         f"{cell:g}x{cell:g} pixels. Its channels are weighed by the mean gradient of the logit where the tile is "
-        "called tumour, of minus the logit where it is called benign; what is positive speaks for the call.",
+        "called tumour, of minus the logit where it is called benign; what is positive speaks for the call."
+    )
+    limits = (
+        "It shows which patches weigh in, not why, and what several patches say only together is shared among them in "
+        "one of many ways."
+        if explanation.patches
+        else "Grad-CAM shows which places weigh in, not why; padding can light up the border of a map; and maps of "
+        "another layer can differ, so that a conclusion is drawn only where both layers allow it."
+    )
+    return [
+        how,
         "The share inside the centre spreads each cell evenly over its own square. The pictures smooth the same map "
         "and scale each to its own maximum: colours of two tiles can't be compared.",
         f"Mean over up to 256 tiles of {part} ({split} split) drawn at random; 95 % interval: {method}. "
         f"A tile is called tumour above {explanation.threshold:.3f}, the threshold chosen on validation.",
-        "Grad-CAM shows which places weigh in, not why; padding can light up the border of a map; and maps of another "
-        "layer can differ, so that a conclusion is drawn only where both layers allow it.",
+        limits,
     ]
 
 
@@ -162,6 +178,7 @@ def summary(explanation: Explanation, run: str, part: str) -> dict[str, Any]:
     return {
         "run": run,
         "part": part,
+        "method": "integrated gradients of patches" if explanation.patches else "Grad-CAM",
         "layer": explanation.layer,
         "cells": explanation.maps.shape[1],
         "last_layer": explanation.last_layer,

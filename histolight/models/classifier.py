@@ -17,6 +17,7 @@ from histolight.config.schema import Config, LossConfig, ModelConfig, OptimizerC
 from histolight.data.loader import Batch
 from histolight.errors import RequestError
 from histolight.models.backbones import IMAGENET, PIXELS, build_backbone, load_weights
+from histolight.models.blocks import recompute_activations
 from histolight.models.losses import binary_loss
 from histolight.models.neighbours import NearestNeighbours
 from histolight.models.optimizers import build_optimizer, build_scheduler, parameter_groups
@@ -125,6 +126,8 @@ class Classifier(L.LightningModule):
         data = config.data
         classifier = cls(**sections, pos_weight=pos_weight, image_size=data.image_size, stain=data.stain, mpp=data.mpp)
         load_weights(classifier.backbone, classifier.head, config.model, classifier.input_size)
+        if config.model.checkpointing:
+            recompute_activations(classifier.backbone)
         return classifier
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch.optim import lr_scheduler
 
 from histolight.config.schema import OptimizerConfig, SchedulerConfig
 from histolight.errors import RequestError
+from histolight.models.blocks import depth_of, find_blocks
 
 
 def parameter_groups(network: nn.Module, head: str, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -20,15 +21,24 @@ def parameter_groups(network: nn.Module, head: str, config: OptimizerConfig) -> 
         network: The backbone with its last layer.
         head: Dotted name of that layer inside ``network``.
         config: ``adamw`` decays no biases and no parameters of normalisation layers, which have one dimension;
-            ``backbone_lr_factor`` is the factor of everything but the head.
+            ``backbone_lr_factor`` is the factor of everything but the head, and ``layer_decay`` that from each block of
+            a transformer to the one before; what lies behind the last block has none, what embeds patches one more.
 
     Returns:
         Groups for an optimizer, in the order of the parameters: a single one where all get the same.
+
+    Raises:
+        RequestError: ``layer_decay`` is for a transformer, and this network is none.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    decayed = config.layer_decay < 1
+    blocks = find_blocks(network) if decayed else ""
+    count = len(list(network.get_submodule(blocks).children())) if decayed else 0
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             lr = config.lr * (1 if name.startswith(f"{head}.") else config.backbone_lr_factor)
+            if decayed and not name.startswith(f"{head}."):
+                lr *= config.layer_decay ** (count + 1 - depth_of(name, blocks, count))
             decay = 0.0 if config.name == "adamw" and parameter.ndim <= 1 else config.weight_decay
             groups.setdefault((lr, decay), []).append(parameter)
     return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]

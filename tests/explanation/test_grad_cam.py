@@ -49,25 +49,35 @@ def test_the_layers_are_the_last_one_and_the_one_before_the_last_halving(name: s
     network = build_backbone(ModelConfig(name), SIZE).network.eval()
     layers = feature_layers(network, SIZE)
     shapes = []
-    for layer in layers:
+    for layer in layers[:2]:
         network.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape))
     with torch.inference_mode():
         network(torch.zeros(1, 3, SIZE, SIZE))
     assert [shape[2] for shape in shapes] == ([side, last_side] if layers[0] != layers[1] else [side, side])
 
 
-@pytest.mark.parametrize("name", ["vit_b_16", "timm/vit_tiny_patch16_224", "timm/swin_tiny_patch4_window7_224"])
-def test_a_network_of_tokens_is_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("vit_b_16", "conv_proj"),
+        ("timm/vit_tiny_patch16_224", "patch_embed.proj"),
+        ("timm/swin_tiny_patch4_window7_224", "patch_embed.proj"),
+    ],
+)
+def test_of_a_network_of_tokens_it_is_the_layer_that_embeds_patches(name: str, layer: str) -> None:
     with torch.device("meta"):
         network = (
             build_backbone(ModelConfig(name), 96).network
             if name == "vit_b_16"
             else __import__("timm").create_model(name.removeprefix("timm/"), img_size=SIZE, num_classes=1)
         )
-        with pytest.raises(
-            RequestError, match=r"no feature map before its last layer.*choose a run of a convolutional"
-        ):
-            feature_layers(network.eval(), SIZE)
+        assert feature_layers(network.eval(), SIZE) == (layer, layer, True)
+
+
+def test_a_network_without_a_map_is_refused() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 1))
+    with pytest.raises(RequestError, match="neither a feature map nor patches"):
+        feature_layers(network, SIZE)
 
 
 def test_maps_are_those_of_a_computation_by_hand() -> None:

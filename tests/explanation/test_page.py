@@ -16,6 +16,7 @@ def test_a_kind_of_call_that_no_tile_has_is_not_applicable() -> None:
         table=pd.DataFrame({"id": ["a"], "label": [1], "score": [0.9], "share": [0.25], "sampled": True, "shown": ""}),
         maps=np.ones((1, 2, 2), np.float32),
         tiles=np.zeros((1, 32, 32, 3), np.uint8),
+        patches=False,
         layer="layer",
         last_layer="layer",
         last_cells=2,
