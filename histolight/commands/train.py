@@ -30,14 +30,13 @@ def main(overrides: list[str], multirun: bool = False) -> int:
 def summary(metrics: dict[str, Any], directory: Path) -> str:
     """Say in a few lines how good the model is, how sure that is, on which tiles, and where everything lies."""
     from histolight.data.table import PARTS, split_note  # imports pandas, which a wrong request need not wait for
-    from histolight.reports.parts import interval_text
+    from histolight.reports.parts import interval_text, what_was_chosen
 
     lines = []
     for part in PARTS:
         if part in metrics:
             auroc, count = metrics[part]["auroc"], sum(metrics["tiles"][part].values())
-            what = f"the {next(iter(metrics['probe']['chosen']))} of the probe" if "probe" in metrics else "the epoch"
-            chosen = f", on which {what} was chosen" if part == metrics["selected_on"] else ""
+            chosen = f", on which {what_was_chosen(metrics)} was chosen" if part == metrics["selected_on"] else ""
             note = f"; {auroc['note']}" if auroc["note"] else ""
             lines.append(
                 f"{part} AUROC {auroc['value']:.4f} {interval_text(auroc['low'], auroc['high'])} "

@@ -74,6 +74,11 @@ class PreparedData:
         return int(self.table["group"].nunique())
 
     @property
+    def torn_slides(self) -> int:
+        """Number of slides with tiles in several parts."""
+        return int((self.table.groupby("group")["split"].nunique() > 1).sum())
+
+    @property
     def without_slide(self) -> dict[str, int]:
         """Number of tiles of unknown slide in each part, where some slides are known; else empty."""
         unknown = self.table["group"].isna()

@@ -48,13 +48,16 @@ _LONGEST_HEADER = 2**16  # bytes; each column of a longer one would take far mor
 _MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]
 
 
-def describe_split(kind: str, without_slide: Mapping[str, int], leaking: Mapping[str, int]) -> str:
+def describe_split(
+    kind: str, without_slide: Mapping[str, int], leaking: Mapping[str, int], torn_slides: int = 0
+) -> str:
     """Say what a split protects from, as far as it is true of these tiles.
 
     Args:
         kind: A key of :data:`SPLITS`.
         without_slide: Number of tiles of unknown slide in each part, where some slides are known; else empty.
         leaking: Number of tiles of ``val`` and of ``test`` that share pixels with tiles that train or choose.
+        torn_slides: Number of known slides with tiles in several parts.
 
     >>> describe_split("slide", {"train": 1200, "val": 3}, {"val": 0, "test": 0})
     'split by slide: no known slide lies on two sides; 1,203 tiles are of unknown slide (1,200 train, 3 val)'
@@ -64,6 +67,8 @@ def describe_split(kind: str, without_slide: Mapping[str, int], leaking: Mapping
         each = ", ".join(f"{count:,} {part}" for part, count in without_slide.items() if count)
         sentence = sentence.replace("no slide lies", "no known slide lies")
         sentence += f"; {sum(without_slide.values()):,} tiles are of unknown slide ({each})"
+    if torn_slides and kind == "given":
+        sentence += f"; {torn_slides:,} slides have tiles on several sides of it"
     sources = {"val": "training", "test": "training or validation"}
     for part, count in leaking.items():
         if count:

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from histolight.data.table import PARTS, SPLITS
+from histolight.data.table import PARTS, SPLITS, split_note
 from histolight.ranking.plan import DIFFERENCES, POWER, plan_of, scaled
 from histolight.ranking.ranking import LEVEL, Ranking
 from histolight.ranking.rows import short_key
 from histolight.ranking.runs import ScoredTiles
-from histolight.reports.parts import interval_text
+from histolight.reports.parts import interval_text, what_was_chosen
 from histolight.statistics.clusters import effective_clusters
 from histolight.statistics.planning import power, seeds_needed, tiles_needed
 
@@ -50,7 +50,7 @@ def headline(ranking: Ranking) -> str:
     if len(best) == 1:
         return (
             f"{_subject(ranking, best[0], True)} {_is(ranking)} the best of these {_units(ranking, len(rows))} "
-            f"{population(ranking)}: every other is worse."
+            f"{population(ranking)}: every other is worse (all claims together at 95 %)."
         )
     listed = f": {joined(best)}" if len(best) <= NAMED + 1 else ""
     others = len(rows) - len(best)
@@ -157,11 +157,32 @@ def _cautions(ranking: Ranking) -> list[str]:
     if not ranking.rows:
         return sentences
     if ranking.part == "val":
-        sentences.append("The epoch of each run was chosen on these validation tiles too: the figures are optimistic.")
+        chosen = joined(sorted({what_was_chosen(run.metrics) for run in ranking.runs}))
+        sentences.append(
+            f"{chosen[0].upper()}{chosen[1:]} of each run {'were' if ' and ' in chosen else 'was'} chosen on these "
+            "validation tiles too: the figures are optimistic, and so are differences between rows that chose among "
+            "unequally many."
+        )
     if ranking.split in SPLITS and ranking.split != "slide" and ranking.population == "tiles":
-        sentences.append(f"{SPLITS[ranking.split][0].upper()}{SPLITS[ranking.split][1:]}.")
+        note = split_note(ranking.runs[0].metrics)
+        sentences.append(f"{note[0].upper()}{note[1:]}.")
+    if ranking.unit == "configuration":
+        sentences += _seeds(ranking)
     if ranking.split in ("slide", "given") and ranking.population == "tiles":
         sentences.append("Not every tile's slide is known: nothing is said here of other slides.")
+    return sentences
+
+
+def _seeds(ranking: Ranking) -> list[str]:
+    """Say what other seeds are where they are not what a reader expects."""
+    sentences = []
+    if fixed := [row.name for row in ranking.rows if all((run.scores == row.runs[0].scores).all() for run in row.runs)]:
+        who = joined(fixed) if len(fixed) <= NAMED else f"{len(fixed)} rows"
+        sentences.append(
+            f"The scores of {who} are the same for every seed: what is stated of them holds for these training tiles."
+        )
+    if any(row.config.get("data.shots") for row in ranking.rows):
+        sentences.append("Other seeds are other draws of data.shots tiles from these training tiles.")
     return sentences
 
 

@@ -74,7 +74,8 @@ def methods(ranking: Ranking) -> list[str]:
         text += [
             "The row with the highest AUROC was picked on the same tiles on which it is judged, and the highest of "
             "many is also the luckiest. So every row is compared with every other one, and a row is called worse only "
-            "where this holds with 95 % certainty for all such statements of this page together.",
+            "where this holds with 95 % certainty for all such claims of this page together. The intervals of "
+            "differences hold together with 95 % certainty too.",
             "The set of the best holds every row that no row is surely above. It contains the truly best row with 95 % "
             "certainty; it does not say which of its rows that is, nor that they are equal.",
         ]

@@ -97,7 +97,10 @@ def _notes(ranking: Ranking) -> list[str]:
             f"One configuration cannot tell how alike two are: assumed that the AUROCs of two rows correlate at "
             f"{CORRELATION:g} over other tiles."
         )
-    if len(ranking.pairs) == 1 or ranking.folds:
-        notes.append(f"One seed cannot tell how seeds differ: assumed a standard deviation of {SEED_SD:g} in AUROC.")
+    if ranking.unit == "training":
+        notes.append(
+            "Fewer than three seeds cannot tell how seeds differ: assumed a standard deviation in AUROC of "
+            f"{SEED_SD:g}."
+        )
     notes.append("Fewer than three seeds compare trainings, not configurations.")
     return notes

@@ -33,6 +33,10 @@ from histolight.statistics.verdict import (
 )
 
 LEVEL = 0.95
+CHOSEN_HERE = (
+    "their points were chosen by these very validation tiles, which favours the row that was chosen from most: give "
+    "the runs a test part (data.test_fraction=0.2)"
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ class Ranking:
     def population(self) -> str:
         """``slides`` where every tile has a slide that training has not seen, else ``tiles``."""
         whole = all(part.slides is not None and all(name == name for name in part.slides) for part in self.parts)
-        return "slides" if self.split != "random" and whole else "tiles"
+        torn = self.split == "random" or any(run.metrics.get("torn_slides") for run in self.runs)
+        return "slides" if whole and not torn else "tiles"
 
     @property
     def best_set(self) -> list[str]:
@@ -175,8 +180,25 @@ def judged(ranking: Ranking) -> Ranking:
     order = np.lexsort((-first.auroc, ~first.best))
     rows = [ranking.rows[place] for place in order]
     covariance = _reordered(covariance, order)
+    verdict = verdict_on(covariance, len(rows), ranking.unit)
+    if ranking.part == "val" and any(row.chosen_from > 1 for row in rows) and len(rows) > 1:
+        verdict = _without_claims(verdict)
+    return dataclasses.replace(ranking, rows=rows, covariance=covariance, verdict=verdict)
+
+
+def _without_claims(verdict: Verdict) -> Verdict:
+    """Keep the AUROCs and the rows' own intervals of rows whose points were chosen by these same tiles."""
+    rows = len(verdict.auroc)
+    none = np.full((rows, rows), np.nan)
     return dataclasses.replace(
-        ranking, rows=rows, covariance=covariance, verdict=verdict_on(covariance, len(rows), ranking.unit)
+        verdict,
+        low=none,
+        high=none,
+        p=np.ones((rows, rows)),
+        better=np.zeros((rows, rows), dtype=bool),
+        best=np.ones(rows, dtype=bool),
+        ranks=np.tile([1, rows], (rows, 1)),
+        reason=CHOSEN_HERE,
     )
 
 

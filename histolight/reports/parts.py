@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -26,6 +28,15 @@ def interval_text(low: float | None, high: float | None, digits: int = 4) -> str
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return "[no interval]"
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def what_was_chosen(metrics: Mapping[str, Any]) -> str:
+    """Name what a run chose by its validation AUROC.
+
+    >>> what_was_chosen({}), what_was_chosen({"probe": {"chosen": {"penalty": 0.1, "val_auroc": 0.9}}})
+    ('the epoch', 'the penalty of the probe')
+    """
+    return f"the {next(iter(metrics['probe']['chosen']))} of the probe" if "probe" in metrics else "the epoch"
 
 
 def problem_table(problems: pd.DataFrame) -> Table:

@@ -16,7 +16,7 @@ from histolight.files import write_atomically
 from histolight.reports.curves import curve_figures, read_curves
 from histolight.reports.model_card import model_card
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
-from histolight.reports.parts import as_jpeg, interval_text, pairs, problem_table, saved_picture
+from histolight.reports.parts import as_jpeg, interval_text, pairs, problem_table, saved_picture, what_was_chosen
 from histolight.runs import read_config, read_metrics, read_predictions
 from histolight.statistics.clusters import FEW_SLIDES
 from histolight.statistics.figures import FIGURES
@@ -107,11 +107,12 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
         else " of slides that it was not trained on",
         "other": f" of {slides} slides" if slides else "",
     }.get(metrics["split"], f" ({SPLITS[metrics['split']].partition(':')[0]})")
+    chosen = what_was_chosen(metrics)
     sentences = [f"On {tiles}{known} {network} finds tumour with AUROC {_figure(auroc)}."]
     if lead == metrics.get("selected_on") and metrics["split"] != "other":
         sentences.append(
-            "The epoch was chosen by its AUROC on these same tiles, and so was the threshold: the figures are a little "
-            "optimistic. A test part (data.test_fraction=0.2) has no part in any choice."
+            f"{chosen[0].upper()}{chosen[1:]} was chosen by its AUROC on these same tiles, and so was the threshold: "
+            "the figures are a little optimistic. A test part (data.test_fraction=0.2) has no part in any choice."
         )
     elif metrics.get("seen"):
         sentences.append(
@@ -119,9 +120,9 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
             "figures flatter it."
         )
     else:
-        sentences.append("Nothing was chosen on these tiles: neither the epoch nor the threshold.")
+        sentences.append(f"Nothing was chosen on these tiles: neither {chosen} nor the threshold.")
     sentences += [
-        f"On the {_count(metrics, part):,} {PARTS[part]} tiles, on which the epoch was chosen, it is "
+        f"On the {_count(metrics, part):,} {PARTS[part]} tiles, on which {chosen} was chosen, it is "
         f"{_figure(metrics[part]['auroc'])}."
         for part in others
     ]

@@ -256,8 +256,8 @@ def auroc_ends(
     Returns:
         (K,) lower and (K,) upper ends, NaN where the variance is zero up to rounding.
     """
-    rows = zip(aurocs, variance, freedom, hardest, strict=True)
-    low, high = np.array([logit_interval(*map(float, row), level) for row in rows]).reshape(-1, 2).T
+    rows = zip(aurocs.tolist(), variance.tolist(), freedom.tolist(), hardest.tolist(), strict=True)
+    low, high = np.array([logit_interval(a, v, f, h, level) for a, v, f, h in rows]).reshape(-1, 2).T
     quantile = special.stdtrit(freedom, (1 + level) / 2)
     with np.errstate(divide="ignore", invalid="ignore"):
         shape = np.maximum(variance / normal_variance(aurocs), share)

@@ -22,6 +22,8 @@ class Plan:
         seed_variance: Variance of the AUROC between the seeds of one row (s^2); not used where ``seeds`` is 1.
         tile_variance: Variance, over other tiles (or slides), of the difference of two rows (c).
         degrees_of_freedom: Of ``tile_variance`` (nu1).
+        training_variance: ``tile_variance`` of the difference of two trainings, which is larger than that of the means
+            over seeds; None where both are the same.
     """
 
     rows: int
@@ -29,6 +31,7 @@ class Plan:
     seed_variance: float
     tile_variance: float
     degrees_of_freedom: float
+    training_variance: float | None = None
 
 
 def plan_like(aurocs: npt.ArrayLike, covariance: npt.ArrayLike, nu1: float) -> Plan:
@@ -47,7 +50,9 @@ def plan_like(aurocs: npt.ArrayLike, covariance: npt.ArrayLike, nu1: float) -> P
         return Plan(rows, 1, 0.0, float((own[:, None] + own - 2 * matrix)[pairs].mean()), nu1)
     between_seeds, within, between = variance_components(values, matrix)
     shared = np.maximum((within[:, None] + within - 2 * between)[pairs], 0)
-    return Plan(rows, seeds, float(between_seeds.mean()), float(shared.mean()), nu1)
+    own = np.diagonal(matrix).reshape(rows, seeds).mean(axis=1)
+    alone = float((own[:, None] + own - 2 * between)[pairs].mean())
+    return Plan(rows, seeds, float(between_seeds.mean()), float(shared.mean()), nu1, alone)
 
 
 def power(plan: Plan, difference: float, level: float = 0.95) -> float:
@@ -58,13 +63,16 @@ def power(plan: Plan, difference: float, level: float = 0.95) -> float:
     """
     pairs = plan.rows * (plan.rows - 1) / 2
     of_seeds = 2 * plan.seed_variance / plan.seeds if plan.seeds > 1 else 0.0
-    variance = of_seeds + plan.tile_variance
+    of_tiles = plan.tile_variance
+    if plan.seeds == 1 and plan.training_variance is not None:
+        of_tiles = plan.training_variance
+    variance = of_seeds + of_tiles
     if variance <= 0 or plan.degrees_of_freedom <= 0:
         return math.nan
     if plan.rows > FEW_ROWS and plan.degrees_of_freedom < FEWEST_DEGREES_OF_FREEDOM:
         return 0.0
     spread = of_seeds**2 / (plan.rows * (plan.seeds - 1)) if plan.seeds > 1 else 0.0
-    freedom = variance**2 / (spread + plan.tile_variance**2 / plan.degrees_of_freedom)
+    freedom = variance**2 / (spread + of_tiles**2 / plan.degrees_of_freedom)
     bound = stats.t.isf((1 - level) / 2 / pairs, freedom)
     return float(stats.nct.sf(bound, freedom, difference / math.sqrt(variance)))
 
@@ -78,7 +86,12 @@ def tiles_needed(plan: Plan, difference: float, target: float = 0.8, level: floa
 
     def reached(multiple: float) -> bool:
         freedom = (plan.degrees_of_freedom + 1) * multiple - 1
-        larger = replace(plan, tile_variance=plan.tile_variance / multiple, degrees_of_freedom=freedom)
+        larger = replace(
+            plan,
+            tile_variance=plan.tile_variance / multiple,
+            training_variance=plan.training_variance and plan.training_variance / multiple,
+            degrees_of_freedom=freedom,
+        )
         return power(larger, difference, level) >= target
 
     return next((float(multiple) for multiple in np.geomspace(1, 1e4, 401) if reached(multiple)), math.inf)

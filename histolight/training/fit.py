@@ -284,8 +284,9 @@ def _write_beginning(config: Config, data: PreparedData, directory: Path) -> Non
     runs.update_metrics(
         directory,
         split=data.split_kind,
-        split_note=describe_split(data.split_kind, data.without_slide, data.leaking),
+        split_note=describe_split(data.split_kind, data.without_slide, data.leaking, data.torn_slides),
         slides=data.slides,
+        torn_slides=data.torn_slides,
         without_slide=data.without_slide,
         leaking=data.leaking,
         tiles={part: {str(label): int(count) for label, count in row.items()} for part, row in counts.iterrows()},

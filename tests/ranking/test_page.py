@@ -148,7 +148,7 @@ def test_a_plan_from_one_run_says_what_it_assumes(three: Path) -> None:
     table, notes = plan_table([three / "1_resnet34"])
     assert {str(row[1]) for row in table.rows} == {"2", "27"}
     assert "assumed that the AUROCs of two rows correlate at 0.5" in " ".join(notes)
-    assert "assumed a standard deviation of 0.01" in " ".join(notes)
+    assert "assumed a standard deviation in AUROC of 0.01" in " ".join(notes)
     assert "slides" not in as_text(table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_trainings_are_judged_all_with_all_on_the_same_tiles(three: Path) -> Non
     ranking = compare_runs([three])
     tables = [predictions(row.runs[0].directory) for row in ranking.rows]
     covariance = auroc_covariance([table["score"] for table in tables], tables[0]["label"])
-    expected = verdict_of_trainings(covariance.aurocs, covariance.covariance, covariance.degrees_of_freedom)
+    given = (covariance.aurocs, covariance.covariance, covariance.degrees_of_freedom)
+    expected = verdict_of_trainings(*given, share=covariance.share)
     assert ranking.verdict is not None
     assert ranking.verdict.p == pytest.approx(expected.p)
     assert ranking.verdict.low == pytest.approx(expected.low, nan_ok=True)
@@ -116,7 +118,8 @@ def test_folds_are_averaged_and_claimed_as_trainings(folds: Path) -> None:
         )
         contrast = np.array([0.5, 0.5, -0.5, -0.5])
         variance += float(contrast @ part.covariance @ contrast) / 25
-    half = (ranking.verdict.high[0, 1] - ranking.verdict.low[0, 1]) / 2
+    half = ranking.verdict.difference[0, 1] - ranking.verdict.low[0, 1]  # its far end allows for more
+    assert ranking.verdict.high[0, 1] > ranking.verdict.difference[0, 1] + half > 0
     assert half == pytest.approx(stats.t.ppf(0.975, ranking.verdict.degrees_of_freedom[0, 1]) * math.sqrt(variance))
     text = " ".join(answer(ranking))
     assert "These 10 trainings of densenet121 scored" in text
@@ -169,7 +172,7 @@ def test_two_seeds_are_trainings_and_three_a_configuration(tmp_path: Path) -> No
         assert found.best_set == ["resnet34"]
     assert found.answer[0] == (
         "The configuration resnet34 is the best of these 2 configurations (3 seeds each) on other tiles like these: "
-        "every other is worse."
+        "every other is worse (all claims together at 95 %)."
     )
     assert "needs three seeds" not in " ".join(found.answer)
 
@@ -343,6 +346,30 @@ def test_by_judges_each_value_at_its_best_point_on_seeds_that_did_not_choose_it(
     assert ranking.pairs == [(None, 1), (None, 2), (None, 3)]
     assert ranking.unit == "configuration"
     assert "chosen by the validation AUROC of seed 0, which the verdict does not count" in " ".join(answer(ranking))
+    # The validation tiles chose one of three points for one row and none for the other: they do not judge them too.
+    assert "can't be ranked: their points were chosen by these very validation tiles" in answer(ranking)[0]
+    assert ranking.verdict is not None
+    assert ranking.verdict.best.all()
+    assert ranking.verdict.ranks.tolist() == [[1, 2]] * 2
+
+
+def test_by_ranks_on_a_test_part_that_chose_nothing(tmp_path: Path) -> None:
+    for name, rates in (("resnet18", (1e-4, 1e-3)), ("resnet34", (1e-4,))):
+        for rate, seed in itertools.product(rates, range(4)):
+            changes = {"model__name": name, "optimizer__lr": rate, "seed": seed}
+            fake_run(tmp_path / f"{name}_{rate}_{seed}", 3.5 if rate == 1e-3 else 1.0, parts=("val", "test"), **changes)
+    ranking = compare_runs([tmp_path], by="model.name")
+    assert ranking.part == "test"
+    assert ranking.best_set == ["resnet18, lr 0.001"]
+
+
+def test_a_given_split_that_tears_slides_apart_says_nothing_of_other_slides(tmp_path: Path) -> None:
+    for name in ("resnet18", "resnet34"):
+        run = fake_run(tmp_path / name, 2.0, slides=12, split="given", model__name=name)
+        metrics = json.loads((run / "metrics.json").read_text())
+        (run / "metrics.json").write_text(json.dumps(metrics | {"torn_slides": 3}))
+    found = histolight.compare(tmp_path)
+    assert found.population == "tiles"
 
 
 def test_by_without_a_further_seed_has_no_verdict(tmp_path: Path) -> None:
