@@ -127,13 +127,13 @@ def _print_command_help(command: str) -> int:
         print(importlib.import_module(f"histolight.commands.{command}").USAGE, end="")
         return 0
     from histolight.config.compose import config_groups
-    from histolight.config.schema import valid_keys
+    from histolight.config.schema import RequestedConfig, valid_keys
 
     print("groups (GROUP=NAME):")
     for group, names in config_groups().items():
         print(f"  {group:<10} {', '.join(names)}")
     print("\nkeys (KEY=VALUE; `--cfg job` shows their values):")
-    for key in valid_keys():
+    for key in valid_keys(RequestedConfig):
         print(f"  {key}")
     return 0
 

@@ -22,7 +22,7 @@ from histolight import runs
 from histolight.config import hydra_adapter as hydra
 from histolight.config.checks import check_values
 from histolight.config.overrides import quoted
-from histolight.config.schema import Config, conf_directory, valid_keys
+from histolight.config.schema import Config, RequestedConfig, SweepConfig, conf_directory, valid_keys
 from histolight.config.texts import OPEN_KEYS, as_typed, kinds
 from histolight.errors import RequestError, nearest
 
@@ -67,6 +67,17 @@ def typed(config: DictConfig) -> Config:
         raise RequestError(_translate(error, [])) from error
     check_values(result)
     return result
+
+
+def sweep_settings(config: DictConfig) -> SweepConfig:
+    """Turn what a composed configuration says of its sweep into a dataclass, ranges and choices checked.
+
+    Raises:
+        RequestError: A value is out of its range or not among its choices.
+    """
+    settings = cast(SweepConfig, OmegaConf.to_object(config.sweep))
+    check_values(settings, "sweep.")
+    return settings
 
 
 def typed_section(section: type[_Section], values: Mapping[str, str], prefix: str) -> _Section:
@@ -142,7 +153,7 @@ def _translate(error: Exception, overrides: Sequence[str]) -> str:
     key = getattr(fault, "full_key", None) or ""
     given = next((word for word in overrides if word.lstrip("+").partition("=")[0] == key), "")
     if isinstance(fault, InterpolationKeyError):
-        missing = next((name for name in re.findall(r"\$\{([^{}:]+)\}", given) if name not in valid_keys()), "")
+        missing = next((name for name in re.findall(r"\$\{([^{}:]+)\}", given) if name not in _keys()), "")
         return f"{key} refers to ${{{missing}}}, which is not there: {_unknown_key(missing)}"
     if isinstance(
         fault, ConfigKeyError | ConfigAttributeError
@@ -179,7 +190,7 @@ def _unreadable(override: str, following: Sequence[str]) -> str:
         return f"{override} ends in a comma: write the values of a sweep without spaces, histolight train -m {given}"
     if key in config_groups():
         return f"{override} is not known: {nearest(value, config_groups()[key])}"
-    if key in valid_keys():
+    if key in _keys():
         return f"{override} can't be read: it must be {_expected(key)}"
     return f"{override} can't be read: quote its special characters, {_in_quotes(key, value)}"
 
@@ -200,8 +211,12 @@ def _unknown_choice(file: str, options: Sequence[str]) -> str:
 
 def _not_known(key: str) -> str:
     """Return a key that no configuration has; Hydra's own are not looked at."""
-    known = key in valid_keys() or key in config_groups() or key.startswith("hydra") or OPEN_KEYS.match(f"{key}=")
+    known = key in _keys() or key in config_groups() or key.startswith("hydra") or OPEN_KEYS.match(f"{key}=")
     return "" if known else key
+
+
+def _keys() -> list[str]:
+    return valid_keys(RequestedConfig)
 
 
 def _expected(key: str) -> str:
@@ -214,11 +229,11 @@ def _unknown_key(key: str, override: str = "") -> str:
     """Suggest among the keys of the same level and of all groups; listing all of them would be a screenful."""
     if override.startswith(f"{key}={{"):  # a mapping: it is one of its own keys
         inner = re.findall(r"[{,]\s*(\w+)\s*:", override)
-        key = next((f"{key}.{name}" for name in inner if f"{key}.{name}" not in valid_keys()), key)
+        key = next((f"{key}.{name}" for name in inner if f"{key}.{name}" not in _keys()), key)
     if key.startswith("hydra"):
         return f"{key} is not a key of Hydra: histolight train --cfg hydra shows what there is"
     group = key.rpartition(".")[0]
-    keys = [*valid_keys(), *config_groups()]
+    keys = [*_keys(), *config_groups()]
     close = nearest(key, [known for known in keys if ("." in known) == ("." in key)])
     if close.startswith("did"):
         return f"{key} is not a key: {close}"
@@ -227,11 +242,11 @@ def _unknown_key(key: str, override: str = "") -> str:
 
 
 def to_yaml(config: Any) -> str:
-    """Write a composed or typed configuration as YAML, resolved and without Hydra's own node."""
+    """Write a composed or typed configuration as YAML, resolved and without what belongs to Hydra or the sweep."""
     return OmegaConf.to_yaml(
         _job(config) if isinstance(config, DictConfig) else OmegaConf.structured(config), resolve=True
     )
 
 
 def _job(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "sweep")])

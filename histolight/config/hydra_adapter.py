@@ -25,11 +25,11 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from histolight.config.schema import Config, conf_directory
+from histolight.config.schema import RequestedConfig, conf_directory
 
 __all__ = ["HydraException", "MissingConfigException", "Override"]
 
-ConfigStore.instance().store(name="histolight_schema", node=Config)
+ConfigStore.instance().store(name="histolight_schema", node=RequestedConfig)
 
 
 @contextlib.contextmanager

@@ -45,6 +45,9 @@ def training_request(overrides: Sequence[str]) -> tuple[Config, Path, bool]:
         RequestError: As :func:`requested_config`, or the run is completed, or the folder holds another one.
     """
     composed = requested_config(overrides)
+    for override in overrides:
+        if override.lstrip("+").startswith("sweep."):
+            raise RequestError(f"{override.partition('=')[0].lstrip('+')} is about a sweep: add -m")
     config = typed(composed)
     if "hydra" not in composed:  # it is a saved one
         directory = Path(compose_config(overrides).run).expanduser()

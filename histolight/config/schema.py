@@ -369,6 +369,29 @@ class Config:
     like: str | None = None
 
 
+@dataclass
+class SweepConfig:
+    """How a sweep goes about its points; no part of any of them.
+
+    Attributes:
+        points_per_gpu: So many points share a GPU at a time, each with its part of the memory
+            (``hydra/launcher=joblib`` or ``ray``).
+    """
+
+    points_per_gpu: int = _number(1, least=1)
+
+
+@dataclass
+class RequestedConfig(Config):
+    """What a command line may say: a run, and how to sweep.
+
+    Attributes:
+        sweep: As :class:`SweepConfig`.
+    """
+
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
 def valid_keys(schema: type = Config, prefix: str = "") -> list[str]:
     """List every key of the schema in dotted form.
 

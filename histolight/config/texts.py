@@ -15,7 +15,7 @@ from typing import Any
 
 from histolight.config import hydra_adapter as hydra
 from histolight.config.overrides import quoted
-from histolight.config.schema import Config, valid_keys
+from histolight.config.schema import RequestedConfig, valid_keys
 from histolight.errors import RequestError
 
 OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.sweeper.study_name")  # text as well
@@ -37,7 +37,7 @@ def kinds(key: str) -> list[Any]:
 
 @functools.cache
 def _types(key: str) -> tuple[Any, ...]:
-    kind: Any = Config
+    kind: Any = RequestedConfig
     for name in key.split("."):
         kind = typing.get_type_hints(kind).get(name) if isinstance(kind, type) else None
     return () if kind is None else typing.get_args(kind) if type(None) in typing.get_args(kind) else (kind,)

@@ -53,6 +53,9 @@ def notes(ranking: Ranking) -> list[str]:
             f"{ranking.uncounted} trainings of these rows are not counted: not every ranked row has one with the same "
             "fold and seed."
         )
+    if halved := [run.directory.name for run in ranking.runs if run.metrics.get("out_of_memory")]:
+        names = ", ".join(halved)
+        paragraphs.append(f"Out of memory, so trained with half data.batch_size and twice trainer.accumulate: {names}.")
     paragraphs += [
         f"The backbone {card['url']}: licence {card['licence']}; cite {card['citation']}."
         for card in map(json.loads, sorted({run.config["model.card"] for run in ranking.runs}))

@@ -188,7 +188,8 @@ def _read_run(directory: Path) -> ScoredRun:
         config = read_config(directory / "config.yaml")
     except RequestError as error:
         raise _NotComparableError(str(error)) from error
-    return ScoredRun(directory, with_defaults(config), metrics)
+    asked = metrics.get("out_of_memory") or {}  # and trained with half the batch, twice as often
+    return ScoredRun(directory, {**with_defaults(config), **asked}, metrics)
 
 
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:

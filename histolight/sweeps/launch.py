@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import dataclasses
 import functools
 import gc
-import itertools
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,8 +19,9 @@ from omegaconf import DictConfig
 from histolight import files, runs
 from histolight.config import hydra_adapter as hydra
 from histolight.config.compose import to_yaml, typed
-from histolight.config.schema import DataConfig
+from histolight.config.schema import Config, DataConfig
 from histolight.errors import HistolightError, InterruptionError
+from histolight.sweeps.devices import claim_gpu
 from histolight.sweeps.points import Point, Sweep, read_index
 
 if TYPE_CHECKING:
@@ -77,7 +75,7 @@ class PointLauncher:
                 runs.update_metrics(point.directory, status="failed", reason=reason)
 
 
-def train_point(config: DictConfig, drawn: bool = True) -> float | None:
+def train_point(config: DictConfig, drawn: bool = True, points_per_gpu: int = 1) -> float | None:
     """Train one point: what Hydra's launchers run, in this process or in another.
 
     Whatever goes wrong is written into the point's ``metrics.json`` and not raised; only an interruption is.
@@ -85,38 +83,27 @@ def train_point(config: DictConfig, drawn: bool = True) -> float | None:
     Args:
         config: The point's configuration, without Hydra's node.
         drawn: Draw the figures and the page, unless another process does.
+        points_per_gpu: So many points share a GPU at a time.
 
     Returns:
         The validation AUROC, which a search maximises; None when the point failed.
     """
     logging.getLogger("histolight").disabled = False  # Optuna's storage disables every logger that is there before it
-    job = hydra.running_job()
-    point = Point((), job.directory)
-    if "joblib" in job.launcher:
-        claim_gpu(job.sweep.absolute())
+    point = Point((), hydra.running_job().directory)
     with FileLock(files.lock_file(point.directory)):  # a worker may have outlived the process that started it
         files.clear_leftovers(point.directory)
         if point.status != "completed":
-            _train_and_record(config, point, drawn)
+            _train_and_record(config, point, drawn, points_per_gpu)
     _free_memory()
     return point.auroc
 
 
-def _train_and_record(config: DictConfig, point: Point, drawn: bool) -> None:
-    from histolight.training.fit import check_request, prepare_data, train
-
+def _train_and_record(config: DictConfig, point: Point, drawn: bool, points_per_gpu: int) -> None:
     try:
         with runs.recorded(point.directory):
             files.write_atomically(point.directory / "config.yaml", to_yaml(config))
             try:
-                resume = (point.directory / "checkpoints" / "last.ckpt").is_file()
-                request = check_request(typed(config))
-                _set_apart()
-                sweep = hydra.running_job().sweep
-                data = prepare_data(request, point.directory, functools.partial(_prepared, sweep))
-                swept = read_index(sweep)["swept"]
-                drawn |= request.logger.name in DRAWS_ITSELF
-                train(request, data, point.directory, resume, progress=False, compared=swept, drawn=drawn)
+                _train(config, point, drawn, points_per_gpu)
             except (HistolightError, KeyboardInterrupt):
                 raise
             except BaseException as error:
@@ -126,6 +113,54 @@ def _train_and_record(config: DictConfig, point: Point, drawn: bool) -> None:
         raise KeyboardInterrupt from error  # Hydra's launchers go on after any other exception
     except Exception:
         return
+
+
+def _train(config: DictConfig, point: Point, drawn: bool, points_per_gpu: int) -> None:
+    """Train a point, and once more with half the batch where the first time runs out of memory."""
+    from histolight.training.fit import check_request, prepare_data, train
+
+    job = hydra.running_job()
+    if "joblib" in job.launcher and config.trainer.accelerator != "cpu":
+        claim_gpu(job.sweep.absolute(), points_per_gpu)
+    request = check_request(typed(config))
+    _set_apart()
+    data = prepare_data(request, point.directory, functools.partial(_prepared, job.sweep))
+    swept, drawn = read_index(job.sweep)["swept"], drawn or request.logger.name in DRAWS_ITSELF
+    resume = (point.directory / "checkpoints" / "last.ckpt").is_file()
+    if "out_of_memory" not in point.metrics:
+        try:
+            train(request, data, point.directory, resume, progress=False, compared=swept, drawn=drawn)
+            return
+        except HistolightError as error:
+            if not _may_be_halved(request, error):
+                raise
+        _begin_anew(request, point)
+        resume = False
+    train(halved(request), data, point.directory, resume, progress=False, compared=swept, drawn=drawn)
+
+
+def _may_be_halved(config: Config, error: HistolightError) -> bool:
+    import torch
+
+    return isinstance(error.__cause__, torch.OutOfMemoryError) and config.data.batch_size > 1
+
+
+def _begin_anew(config: Config, point: Point) -> None:
+    """Clear what a training left that ran out of memory, and note what was asked for."""
+    asked = {"data.batch_size": config.data.batch_size, "trainer.accumulate": config.trainer.accumulate}
+    runs.clear_attempt(point.directory)
+    runs.update_metrics(point.directory, status="running", reason=None, out_of_memory=asked)
+    _free_memory()
+
+
+def halved(config: Config) -> Config:
+    """Take half the batch and twice as many batches a step, which is about the same training in half the memory."""
+    batch, accumulate = config.data.batch_size, config.trainer.accumulate
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, batch_size=batch // 2),
+        trainer=dataclasses.replace(config.trainer, accumulate=2 * accumulate),
+    )
 
 
 _shared: dict[tuple[int, str], PreparedData] = {}  # the data of the point before in this process
@@ -168,26 +203,6 @@ def _free_memory() -> None:
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-
-
-_gpu_lock: FileLock | None = None  # held until this worker process ends
-
-
-def claim_gpu(directory: Path) -> None:
-    """Take a GPU for this worker process, the one that the fewest others have taken; with one GPU all share it."""
-    global _gpu_lock
-    import torch
-
-    if _gpu_lock is not None or torch.cuda.device_count() < 2:
-        return
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    for share, gpu in ((share, gpu) for share in itertools.count() for gpu in visible.split(",")):
-        lock = FileLock(directory / f".histolight-gpu-{gpu}-{share}.lock")
-        with contextlib.suppress(Timeout):
-            lock.acquire(timeout=0)
-            _gpu_lock = lock
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # in time: CUDA reads it once, at its first use
-            return
 
 
 def is_held(directory: Path) -> bool:

@@ -18,10 +18,12 @@ from omegaconf import DictConfig, open_dict
 
 from histolight import files, runs
 from histolight.config import hydra_adapter as hydra
-from histolight.config.compose import compose_config
+from histolight.config.compose import compose_config, sweep_settings
+from histolight.config.schema import SweepConfig
 from histolight.config.texts import as_typed
 from histolight.errors import InterruptionError, RequestError, command_line
 from histolight.interrupts import signals_interrupt
+from histolight.sweeps.devices import share_out
 from histolight.sweeps.launch import PointLauncher, is_held, release, train_point
 from histolight.sweeps.pages import pages_drawn
 from histolight.sweeps.points import Point, Sweep, shown
@@ -62,7 +64,7 @@ def run_sweep(overrides: Sequence[str], progress: bool = True) -> SweepResult:
         with signals_interrupt(), live_line(sweep, total, progress):
             try:
                 with pages_drawn(sweep, total - completed) as later:
-                    train = functools.partial(train_point, drawn=not later)
+                    train = functools.partial(train_point, drawn=not later, points_per_gpu=plan.settings.points_per_gpu)
                     if plan.grid:
                         train_grid(plan, sweep, train)
                     else:
@@ -88,6 +90,7 @@ class SweepPlan:
         directory: The sweep's folder.
         grid: The overrides of each point; empty where a search chooses the points.
         configs: The composed configuration of each point of the grid.
+        settings: How the sweep goes about its points.
     """
 
     overrides: list[str]
@@ -99,6 +102,7 @@ class SweepPlan:
     directory: Path
     grid: list[list[str]]
     configs: list[DictConfig]
+    settings: SweepConfig
 
 
 def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
@@ -115,12 +119,14 @@ def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
     params = _params(master, fixed)
     with open_dict(master):
         master.hydra.sweep.dir = str(directory)
+    settings = sweep_settings(master)
+    share_out(master, settings.points_per_gpu)
     grid = _grid(master, params, swept)
     keys = [override.key_or_group for override in swept] + list(params)
     configs = [compose_config([*fixed, *values]) for values in grid]
     for config in configs or [master]:
         _refuse_several_devices(config)
-    return SweepPlan(list(overrides), fixed, swept, params, keys, master, directory, grid, configs)
+    return SweepPlan(list(overrides), fixed, swept, params, keys, master, directory, grid, configs, settings)
 
 
 def open_sweep(plan: SweepPlan) -> Sweep:
@@ -164,7 +170,7 @@ def _fixed_and_swept(overrides: Sequence[str]) -> tuple[list[str], list[hydra.Ov
             raise RequestError("hydra.run.dir is the folder of a single run: that of a sweep is hydra.sweep.dir=FOLDER")
     for override in swept:
         key = override.key_or_group
-        if key == "name" or key.startswith("hydra"):
+        if key == "name" or key.startswith(("hydra", "sweep.")):
             raise RequestError(f"{key} can't be swept: give one value")
     return [str(override.input_line) for override in parsed if not override.is_sweep_override()], swept
 

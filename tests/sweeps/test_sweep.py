@@ -32,7 +32,7 @@ class Trainings:
         self.names: list[str] = []
         self.faults: dict[int, BaseException] = {}
 
-    def __call__(self, config: DictConfig, point: Point, drawn: bool) -> None:
+    def __call__(self, config: DictConfig, point: Point, drawn: bool, points_per_gpu: int) -> None:
         self.names.append(point.directory.name)
         try:
             with runs.recorded(point.directory):
@@ -357,26 +357,6 @@ def test_a_wrong_value_fails_its_point_only(
     result = run_sweep([*fixed, "name=X", axis])
     assert list(statuses(result).values()) == ["completed", "failed"]
     assert reason in result.points[1].metrics["reason"]
-
-
-def test_each_worker_takes_the_gpu_that_the_fewest_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    taken, held = [], []
-    for _ in range(5):  # five workers
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-        monkeypatch.setattr(launch, "_gpu_lock", None)
-        launch.claim_gpu(tmp_path)
-        taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        launch.claim_gpu(tmp_path)  # the next point of the same worker
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == taken[-1]
-        held.append(launch._gpu_lock)
-    assert taken == ["3", "5", "3", "5", "3"]
-
-    held[1].release()  # that worker ended
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    monkeypatch.setattr(launch, "_gpu_lock", None)
-    launch.claim_gpu(tmp_path)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
 
 
 def test_optuna_searches_and_continues(trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
