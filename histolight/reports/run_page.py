@@ -20,7 +20,7 @@ from histolight.reports.parts import as_jpeg, interval_text, pairs, problem_tabl
 from histolight.runs import read_config, read_metrics, read_predictions
 from histolight.statistics.clusters import FEW_SLIDES
 from histolight.statistics.figures import FIGURES
-from histolight.statistics.slides import sensitivity_at_specificity, slide_figures
+from histolight.statistics.slides import slide_figures
 
 LEADING = ("test", "val")  # the part that nothing was chosen on leads
 METHODS = {
@@ -42,7 +42,6 @@ PICTURES = {
     "which decides the label.",
 }
 SLIDES_SHOWN = 15
-SPECIFICITY = 0.95
 
 
 def write_run_report(directory: Path) -> Path:
@@ -176,13 +175,6 @@ def _figures_section(
         if any(measured):
             cells = [_cell(one["value"], one["low"], one["high"]) if one else Cell("") for one in measured]
             rows.append([Cell(figure.heading, "" if figure.higher_is_better else "lower is better"), *cells])
-    fixed = {part: sensitivity_at_specificity(table, SPECIFICITY) for part, table in predictions.items()}
-    if fixed:
-        cells = [
-            _cell(fixed[column].value, fixed[column].low, fixed[column].high) if column in fixed else Cell("")
-            for column in columns
-        ]
-        rows.append([Cell(f"sensitivity at {SPECIFICITY:.0%} specificity"), *cells])
     used = [one for column in columns for one in metrics[column].values()]
     notes = [f"With 95 % intervals. {_methods([metrics[column] for column in columns])}"]
     if threshold is not None:

@@ -38,6 +38,7 @@ from histolight.statistics.intervals import (
 ECE_BINS = 15
 
 Basis = Literal["order", "calls", "scores"]
+SPECIFICITY = 0.95  # at which one figure reads the sensitivity
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,40 @@ def average_precision(tiles: LabelledScores) -> Interval:
     return Interval(value, low, high, "linearised", clusters.note)
 
 
+def sensitivity_at_specificity(tiles: LabelledScores, specificity: float = SPECIFICITY) -> Interval:
+    """Measure the highest sensitivity that any threshold reaches with at least this specificity on the same tiles.
+
+    The interval allows for the threshold too (Woodruff, Journal of the American Statistical Association 47 (1952),
+    635-646): its ends are those of the sensitivities at the thresholds that the interval of the specificity leaves,
+    each at the level ``(1 + level) / 2``, so that both together hold ``level``.
+
+    Args:
+        tiles: The tiles.
+        specificity: In [0, 1].
+
+    >>> tiles = LabelledScores(np.array([-2, 0.5, 0.1, 2], np.float32), np.array([0, 0, 1, 1], bool), 0.5, None, 0.95)
+    >>> sensitivity_at_specificity(tiles).value, sensitivity_at_specificity(tiles, 0.5).value
+    (0.5, 1.0)
+    """
+    scores, positive, clusters = tiles.scores, tiles.positive, tiles.clusters
+    negatives = np.sort(scores[~positive])
+    each = (1 + tiles.level) / 2
+
+    def sensitivity_at(share: float) -> tuple[Bools, Interval]:
+        """Calls, and their sensitivity, at the lowest threshold at or below which this share of negatives lies."""
+        below = math.ceil(share * len(negatives) - 1e-9)
+        called = scores > negatives[below - 1] if below else np.ones_like(positive)
+        return called, proportion_interval(called, positive, clusters, "positive", each)
+
+    called, middle = sensitivity_at(specificity)
+    allowed = proportion_interval(~called, ~positive, clusters, "negative", each)
+    for part in (middle, allowed):
+        if part.method == "none":
+            return replace(part, value=middle.value)
+    low, high = sensitivity_at(allowed.high)[1].low, sensitivity_at(allowed.low)[1].high
+    return Interval(middle.value, low, high, "woodruff", clusters.note)
+
+
 def calibration_error(tiles: LabelledScores) -> Interval:
     """Measure the ECE, without an interval: it is larger than the true one, the more so the fewer tiles."""
     scores, positive = tiles.scores, tiles.positive
@@ -222,6 +257,12 @@ FIGURES = {
         FigureOfMerit("f1", "F1", "calls", f1),
         FigureOfMerit("sensitivity", "sensitivity", "calls", sensitivity),
         FigureOfMerit("specificity", "specificity", "calls", specificity),
+        FigureOfMerit(
+            "sensitivity_at_specificity",
+            f"sensitivity at {SPECIFICITY:.0%} specificity",
+            "order",
+            sensitivity_at_specificity,
+        ),
         FigureOfMerit("nll", "NLL", "scores", negative_log_likelihood, higher_is_better=False),
         FigureOfMerit("ece", "ECE", "scores", calibration_error, higher_is_better=False),
     )

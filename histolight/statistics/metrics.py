@@ -23,9 +23,9 @@ def classification_metrics(logits: Tensor, labels: Tensor, threshold: float = 0.
     Returns:
         Every figure of :data:`histolight.statistics.figures.FIGURES` by name, among them ``auroc`` and
         ``average_precision`` (exact, over all thresholds), ``accuracy``, ``balanced_accuracy``, ``f1``,
-        ``sensitivity`` and ``specificity`` (at the threshold), ``nll`` (unweighted mean binary cross-entropy in nats,
-        from the logits) and ``ece`` (15 bins of equal width over the score, the last one closed; mean distance of the
-        bin's score from its share of positives).
+        ``sensitivity`` and ``specificity`` (at the threshold), ``sensitivity_at_specificity`` (of 95 %), ``nll``
+        (unweighted mean binary cross-entropy in nats, from the logits) and ``ece`` (15 bins of equal width over the
+        score, the last one closed; mean distance of the bin's score from its share of positives).
 
     Raises:
         RequestError: Shapes differ, a label is neither 0 nor 1, or one class is missing.

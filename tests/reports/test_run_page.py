@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from fake_runs import fake_run
 from PIL import Image
-from sklearn.metrics import recall_score, roc_auc_score, roc_curve
+from sklearn.metrics import recall_score, roc_auc_score
 
 from histolight import files, runs
 from histolight.config.schema import Config
@@ -21,7 +21,7 @@ from histolight.reports.curves import read_curves
 from histolight.reports.measure import measure_part
 from histolight.reports.model_card import known_limits
 from histolight.reports.run_page import write_run_report
-from histolight.statistics.slides import sensitivity_at_specificity, slide_figures
+from histolight.statistics.slides import slide_figures
 
 
 class Words(HTMLParser):
@@ -223,23 +223,6 @@ def test_slides_are_measured_as_scikit_learn_does() -> None:
     assert found.loc["s1", "wrong"] == (called != own["label"]).mean()
     assert np.isnan(found.loc["s3", ["auroc", "sensitivity"]].astype(float)).all()
     assert np.isnan(found.loc["only_tumour", ["auroc", "specificity"]].astype(float)).all()
-
-
-@pytest.mark.parametrize("ties", [1, 3])
-def test_sensitivity_at_a_specificity_is_the_best_point_of_the_curve(ties: int) -> None:
-    random = np.random.default_rng(1)
-    labels = random.integers(0, 2, 400)
-    table = pd.DataFrame({"label": labels, "score": (labels + random.normal(size=400)).round(ties), "cluster": None})
-    false, true, _ = roc_curve(table["label"], table["score"], drop_intermediate=False)
-    found = sensitivity_at_specificity(table, 0.95)
-    assert found.value == pytest.approx(true[false <= 0.05].max())
-    assert found.low < found.value < found.high
-    assert found.method == "woodruff"
-    slides = table.assign(cluster=[f"s{number % 40}" for number in range(400)])
-    assert sensitivity_at_specificity(slides).method == "woodruff"
-    one = sensitivity_at_specificity(table.assign(cluster="one"))
-    assert np.isnan(one.low)
-    assert (one.value, one.method) == (found.value, "none")
 
 
 def test_the_card_knows_the_limits_of_the_run() -> None:

@@ -5,14 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import matthews_corrcoef
+from scipy.special import logit
+from sklearn.metrics import matthews_corrcoef, roc_curve
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from histolight import api
 from histolight.commands.evaluate import figures_table
 from histolight.ranking.ranking import compare_runs
 from histolight.ranking.tables import comparison_csv, further_table
-from histolight.statistics.figures import FIGURES, FigureOfMerit, LabelledScores, names_of
+from histolight.statistics.figures import (
+    FIGURES,
+    FigureOfMerit,
+    LabelledScores,
+    names_of,
+    sensitivity_at_specificity,
+)
 from histolight.statistics.intervals import Interval
 
 
@@ -60,3 +67,40 @@ def test_an_older_run_without_a_figure_is_read_as_it_is() -> None:
     assert [[str(cell) for cell in row] for row in figures_table(metrics, "val").rows] == [
         ["AUROC", "0.9000 [no interval]", ""]
     ]
+
+
+def tiles_of(logits, labels, groups=None) -> LabelledScores:
+    return LabelledScores(np.asarray(logits, np.float32), np.asarray(labels, bool), 0.5, groups, 0.95)
+
+
+@pytest.mark.parametrize(("specificity", "sensitivity"), [(1.0, 0.5), (0.5, 0.5), (0.0, 1.0)])
+def test_a_tumour_tile_below_all_others_counts(specificity: float, sensitivity: float) -> None:
+    tiles = tiles_of(logit([0.9, 0.6, 0.4, 0.1]), [1, 0, 0, 1])
+    assert sensitivity_at_specificity(tiles, specificity).value == sensitivity
+
+
+def test_tiles_that_overlap_are_one_piece_of_evidence_where_slides_are_unknown() -> None:
+    random = np.random.default_rng(3)
+    labels = np.tile([0, 1], 100)
+    pieces = random.normal(size=50).repeat(4)  # four tiles a piece, with nearly the same error
+    logits = labels + pieces + random.normal(scale=0.05, size=200)
+    alone = sensitivity_at_specificity(tiles_of(logits, labels), 0.8)
+    together = sensitivity_at_specificity(tiles_of(logits, labels, [f"c{number // 4}" for number in range(200)]), 0.8)
+    assert together.value == alone.value
+    assert together.high - together.low > 1.3 * (alone.high - alone.low)
+
+
+@pytest.mark.parametrize("ties", [1, 3])
+def test_sensitivity_at_a_specificity_is_the_best_point_of_the_curve(ties: int) -> None:
+    random = np.random.default_rng(1)
+    labels = random.integers(0, 2, 400)
+    logits = (labels + random.normal(size=400)).round(ties)
+    false, true, _ = roc_curve(labels, logits, drop_intermediate=False)
+    measured = sensitivity_at_specificity(tiles_of(logits, labels))
+    assert measured.value == pytest.approx(true[false <= 0.05].max())
+    assert measured.low < measured.value < measured.high
+    assert measured.method == "woodruff"
+    assert sensitivity_at_specificity(tiles_of(logits, labels, np.arange(400) % 40)).method == "woodruff"
+    one = sensitivity_at_specificity(tiles_of(logits, labels, ["one"] * 400))
+    assert np.isnan(one.low)
+    assert (one.value, one.method) == (measured.value, "none")

@@ -282,6 +282,7 @@ def test_methods_without_and_with_slides():
             "auroc": auroc,
             "balanced_accuracy": "mover",
             "average_precision": "linearised",
+            "sensitivity_at_specificity": "woodruff",
             "nll": "gamma",
             "ece": "none",
         }

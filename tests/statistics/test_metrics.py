@@ -32,6 +32,7 @@ def test_figures_equal_scikit_learn(grid, threshold):
     logits, labels = simulated(700, grid=grid)
     scores, truth = torch.sigmoid(logits).numpy(), labels.numpy()
     called = scores > threshold
+    false, true, _ = reference.roc_curve(truth, scores, drop_intermediate=False)
     expected = {
         "auroc": reference.roc_auc_score(truth, scores),
         "average_precision": reference.average_precision_score(truth, scores),
@@ -40,6 +41,7 @@ def test_figures_equal_scikit_learn(grid, threshold):
         "f1": reference.f1_score(truth, called),
         "sensitivity": reference.recall_score(truth, called),
         "specificity": reference.recall_score(truth, called, pos_label=0),
+        "sensitivity_at_specificity": true[false <= 0.05].max(),
         "nll": reference.log_loss(truth, scores.astype(np.float64)),
         "ece": naive_ece(scores, truth),
     }
