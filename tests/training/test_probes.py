@@ -87,7 +87,7 @@ def test_a_probe_is_a_run_like_any_other(kind: str, probe_config: Config, undraw
     config = replace(probe_config, model=replace(probe_config.model, probe=kind))
     data = prepare(config.data)
     with monkeypatch.context() as patch:
-        patch.setattr("histolight.training.fit.measure_parts", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("histolight.training.fit.measure_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises((InterruptionError, KeyboardInterrupt)):
             train(config, data, tmp_path / "run")
     metrics = train(config, data, tmp_path / "run", resume=True)
