@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
 from histolight.ranking.ranking import Ranking
@@ -22,6 +25,7 @@ STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 SHOWN = 40  # rows in the figure of the ranks: more can't be read
 NAMED = 8  # points that carry their name
 TICK = 24  # characters of a value below an axis
+EPOCHS = 25  # from which on a curve has no dots
 CELLS = 12  # values on either side of a heatmap
 
 
@@ -48,6 +52,33 @@ def roc_figure(ranking: Ranking, names: Sequence[str]) -> Figure:
     axes.set_box_aspect(1)
     axes.legend(loc="lower right", fontsize=8, frameon=False, reverse=True)
     return figure
+
+
+def curves_figure(ranking: Ranking, names: Sequence[str], curves: dict[Path, pd.Series]) -> Figure:
+    """Draw the validation AUROC after each epoch of every run in one picture, the first rows in colours.
+
+    Args:
+        ranking: The ranking.
+        names: Of its rows.
+        curves: The AUROCs of each run directory in their order; runs that are not ranked are dashed.
+    """
+    figure, axes = _axes("epoch", "validation AUROC")
+    unranked = [path for one in ranking.unranked for path in one.directories]
+    others = [run.directory for row in ranking.rows[len(COLOURS) :] for run in row.runs]
+    for path in (path for path in (*unranked, *others) if path in curves):
+        _draw_curve(
+            axes, curves[path], color=QUIET, linewidth=0.8, alpha=0.5, linestyle="--" if path in unranked else "-"
+        )
+    for row, name, colour, style in reversed(list(zip(ranking.rows, names, COLOURS, STYLES, strict=False))):
+        for number, path in enumerate(run.directory for run in row.runs if run.directory in curves):
+            _draw_curve(axes, curves[path], color=colour, linestyle=style, label="" if number else name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="lower right", fontsize=8, frameon=False, reverse=True)
+    return figure
+
+
+def _draw_curve(axes: Axes, values: pd.Series, **style: Any) -> None:
+    axes.plot(range(1, len(values) + 1), values, marker="o" if len(values) < EPOCHS else "", markersize=3, **style)
 
 
 def rank_figure(ranking: Ranking, names: Sequence[str]) -> Figure:

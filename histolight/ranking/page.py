@@ -9,6 +9,7 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from histolight.data.table import PARTS
@@ -27,6 +28,7 @@ from histolight.ranking.tables import (
     ranked_keys,
     unranked_table,
 )
+from histolight.reports.curves import read_curves
 from histolight.reports.figures import figure_text
 from histolight.reports.page import Picture, Section, as_markdown, as_text, escape_markdown, render_page
 from histolight.reports.parts import save_figure
@@ -127,6 +129,12 @@ def ranking_figures(ranking: Ranking) -> Iterator[tuple[str, Figure, str]]:
         yield "ranks", figures.rank_figure(ranking, names), caption
     shown = f"the first {len(figures.COLOURS)} of {count} rows" if count > len(figures.COLOURS) else "all rows"
     yield "roc", figures.roc_figure(ranking, names), f"ROC of {shown} on {where(ranking)}, a line for each run."
+    if curves := _curves(ranking):
+        shown = "those of the first rows coloured" if count > len(figures.COLOURS) else "a line for each run"
+        caption = (
+            f"Validation AUROC after each epoch: {shown}, dashed where a run is not ranked (not completed, or cut)."
+        )
+        yield "curves", figures.curves_figure(ranking, names, curves), caption
     swept = ranked_keys(ranking)
     for key in [key for key in swept if figures.worth_an_axis(ranking, key)][:AXES]:
         label = short_key(key, swept)
@@ -144,6 +152,21 @@ def ranking_figures(ranking: Ranking) -> Iterator[tuple[str, Figure, str]]:
         if len({row.mean(cost) for row in ranking.rows if not math.isnan(row.mean(cost))}) > 1:
             caption = f"AUROC against {label.partition(' (')[0]}; coloured: may be the best. Up and left is better."
             yield f"cost_{cost}", figures.cost_figure(ranking, cost, label), caption
+
+
+def _curves(ranking: Ranking) -> dict[Path, pd.Series]:
+    """Read the validation AUROC of every run, ranked or not, that has one of two epochs or more."""
+    directories = [run.directory for row in ranking.rows for run in row.runs]
+    directories += [path for one in ranking.unranked for path in one.directories]
+    curves = {path: _auroc_curve(path) for path in directories}
+    return {path: values for path, values in curves.items() if len(values) > 1}
+
+
+def _auroc_curve(directory: Path) -> pd.Series:
+    try:
+        return read_curves(directory).get("val/auroc", pd.Series(dtype=float))
+    except (ValueError, KeyError):  # a damaged log costs its line only
+        return pd.Series(dtype=float)
 
 
 def write_report(ranking: Ranking, directory: Path, title: str) -> None:

@@ -176,7 +176,9 @@ def _read_run(directory: Path) -> ScoredRun:
     except RequestError as error:
         raise _NotComparableError(str(error)) from error
     if metrics["status"] != "completed":
-        raise _NotComparableError(metrics.get("reason") or "no reason recorded", str(metrics["status"]))
+        status = str(metrics["status"])
+        unsaid = "it has no result yet" if status == "running" else "no reason recorded"
+        raise _NotComparableError(metrics.get("reason") or unsaid, status)
     if not metrics.get("split"):
         raise _NotComparableError("its metrics.json does not say how the tiles were split")
     for part in PARTS:

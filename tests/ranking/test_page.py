@@ -11,7 +11,7 @@ import pytest
 from fake_runs import fake_run, three_models
 
 import histolight
-from histolight.ranking.page import markdown_text, notes, terminal_text, write_report
+from histolight.ranking.page import markdown_text, notes, ranking_figures, terminal_text, write_report
 from histolight.ranking.plan import plan_table
 from histolight.ranking.ranking import compare_runs
 from histolight.ranking.tables import comparison_csv, main_table
@@ -109,6 +109,25 @@ def test_figures_follow_what_was_swept(tmp_path: Path) -> None:
     heatmap = "heatmap_optimizer.lr_optimizer.weight_decay"
     assert names == {"ranks", "roc", "axis_optimizer.lr", "axis_optimizer.weight_decay", heatmap, "cost_seconds"}
     assert (tmp_path / "out" / "report.html").read_text().count("data:image/png;base64,") == len(names)
+
+
+def test_curves_of_all_runs_are_one_picture_while_the_sweep_runs_too(tmp_path: Path, capsys) -> None:
+    sweep = tmp_path / "X"
+    for number, status in enumerate(["completed"] * 7 + ["running", "failed"]):
+        run = fake_run(sweep / f"{number}_lr", status=status, optimizer__lr=10.0**-number)
+        rows = [f"{epoch},{0.6 + 0.01 * number * epoch}" for epoch in range(1 + 2 * (number != 1))]
+        (run / "csv").mkdir()
+        (run / "csv" / "metrics.csv").write_text("\n".join(["step,val/auroc", *rows]) + "\n")
+    (sweep / "8_lr" / "csv" / "metrics.csv").write_text("nothing\n")
+    ranking = compare_runs([sweep])
+    [(_, figure, caption)] = [drawn for drawn in ranking_figures(ranking) if drawn[0] == "curves"]
+    lines = figure.axes[0].lines
+    assert len(lines) == 7  # one has a single epoch, one a damaged log
+    assert {line.get_linestyle() for line in lines if len(line.get_xdata()) == 3} >= {"--", "-"}
+    named = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
+    assert named == {row.name for row in ranking.rows[:5]} - {"lr 0.1"}
+    assert "Validation AUROC after each epoch" in caption
+    assert next((one.status, one.reason) for one in ranking.unranked) == ("running", "it has no result yet")
 
 
 def test_a_single_row_and_no_row_have_a_page_too(three: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_runs_that_did_not_finish_are_listed_with_status_and_reason(three: Path)
     assert len(ranking.rows) == 3
     assert reasons(ranking) == {
         "3": "failed: out of GPU memory",
-        "4": "running: no reason recorded",
+        "4": "running: it has no result yet",
         "5": "interrupted: interrupted in epoch 2",
     }
     assert "out of GPU memory" in terminal_text(ranking, None)
