@@ -207,7 +207,8 @@ def auroc_interval(
     variance = auroc_variance(components, positive, clusters)
     hardest = hardest_share(components[None], positive, clusters)[0] if clusters.slides else 0.0
     freedom = scarcer_clusters(positive, clusters) - 1
-    [low], [high] = auroc_ends(*map(np.atleast_1d, (auroc, variance, freedom, hardest)), tile_share(positive), level)
+    alone = np.array([[auroc], [variance], [freedom], [hardest]])
+    [low], [high] = auroc_ends(alone[0], alone[1], alone[2], alone[3], tile_share(positive), level)
     if math.isnan(low):
         return no_interval(auroc, "no interval: the scores do not vary from tile to tile")
     return Interval(auroc, float(low), float(high), "obuchowski" if clusters.slides else "delong", clusters.note)
