@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.mark.parametrize("form", ["timm", "hf"])
-def test_it_trains_and_its_run_stands_alone(form: str, small: list[str], tmp_path: Path) -> None:
+def test_it_trains_and_its_run_stands_alone(form: str, small: list[str], tmp_path: Path, caplog) -> None:
     folder = tmp_path / "model"
     timm_folder(folder) if form == "timm" else dinov2_folder(folder)
     overrides = [*small, f"model.name={form}/local-dir:{folder}", "model.features=cls+mean", "model.weights=auto"]
@@ -41,11 +42,16 @@ def test_it_trains_and_its_run_stands_alone(form: str, small: list[str], tmp_pat
         again = check_request(typed(compose_config([*overrides, "model.freeze=backbone", "augment=none", "seed=1"])))
         train(again, prepare(again.data), tmp_path / "again")
     assert len(list((Path(config.data.cache) / "features").glob("*/done.npy"))) == len(kept)
+    own = replace(config, model=replace(config.model, weights=str(tmp_path / "run/checkpoints/best.ckpt")))
+    with caplog.at_level("WARNING", "histolight"):
+        from_own = Classifier.from_config(check_request(own), 1.0)  # its last layer too
+    assert "left out (mean, std)" in caplog.text
     shutil.rmtree(folder)
     assert typed(compose_config(small)).model.kwargs == {}
     network = load_classifiers([tmp_path / "run"], 32)[0]
     assert network.input_size == (32 if form == "timm" else 42)
     assert network.ends_in_head()
+    torch.testing.assert_close(from_own.backbone.state_dict(), network.backbone.state_dict(), rtol=0, atol=0)
     predictions = pd.read_csv(tmp_path / "run/predictions/val.csv", dtype={"id": str})
     rows = data.table.set_index("id")["row"][predictions["id"]].to_numpy()
     with torch.inference_mode():
