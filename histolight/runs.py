@@ -195,7 +195,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     Returns:
         One row a tile: ``id`` (str), ``label`` (int8, 0 or 1), ``group`` (slide, str, or missing), ``cluster`` (str, or
         missing: what intervals take for one sample, a slide or tiles that overlap; older runs have slides only),
-        ``logit`` and ``score`` (float32, finite).
+        ``logit`` and ``score`` (float32, finite); and ``domain`` (str) of a run with ``data.domain``.
 
     Raises:
         RequestError: The file is missing or damaged.
@@ -203,7 +203,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     import numpy as np
 
     numbers = dict.fromkeys(("label", "logit", "score"), np.float32)
-    table = _read_table(path, {"id": object, "group": object, **numbers}, {"cluster": object})
+    table = _read_table(path, {"id": object, "group": object, **numbers}, {"cluster": object, "domain": object})
     if "cluster" not in table:
         table["cluster"] = table["group"]
     _refuse_missing(table, path, ["id", *numbers])
@@ -211,7 +211,9 @@ def read_predictions(path: Path) -> pd.DataFrame:
         raise RequestError(f"{path} is damaged: it has infinite scores")
     if not table["label"].isin([0, 1]).all():
         raise RequestError(f"{path} is damaged: it has labels other than 0 and 1")
-    return table.astype({"label": np.int8})[["id", "label", "group", "cluster", "logit", "score"]]
+    return table.astype({"label": np.int8})[
+        ["id", "label", "group", "cluster", "logit", "score", *(["domain"] if "domain" in table else [])]
+    ]
 
 
 def write_splits(directory: Path, table: pd.DataFrame) -> None:

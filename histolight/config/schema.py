@@ -68,6 +68,8 @@ class DataConfig:
         split: ``auto`` takes the source's own split, else splits by slide, or where slides are unknown so that no tiles
             that share pixels lie on two sides; ``random`` heeds nothing; a CSV ``id,split`` is a split made elsewhere.
         groups: CSV ``id,<slide column>``: the slide of each tile. Splits are then by slide.
+        domain: A second grouping, such as hospitals or scanners: ``source`` is the one that the data bring, a CSV
+            ``id,<centre column>`` gives one. Folds then leave one domain out, and figures are given for each.
         classes: Names of the negative and the positive class folder, or of such labels; null knows 0/1 and the usual
             names.
         columns: What the columns of ``data=parquet`` are called.
@@ -95,6 +97,7 @@ class DataConfig:
     fold: int | None = _number(None, least=0)
     split: str = "auto"
     groups: str | None = None
+    domain: str | None = None
     classes: list[str] | None = None
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     image_size: int = _number(96, least=CENTRE)

@@ -45,7 +45,8 @@ class PreparedData:
 
     Attributes:
         table: One row a tile, sorted by id: ``id``, ``label``, ``group``, ``cluster``, ``split`` (train/val/test),
-            ``row`` and ``pixels`` and ``luma``, the hashes (uint64) by which a tile is recognised.
+            ``row`` and ``pixels`` and ``luma``, the hashes (uint64) by which a tile is recognised; and ``domain``
+            (str) with ``data.domain``.
         tiles: The tile store that ``row`` points into.
         split_kind: One of :data:`histolight.data.table.SPLITS`: how the parts were made, and so what a figure means.
         fingerprint: As in :class:`PackedTiles`.
@@ -120,7 +121,8 @@ def prepare(config: DataConfig) -> PreparedData:
     split, kind = make_split(packed.table, config)
     pack, rows = packed.pack, packed.table["row"].to_numpy()
     table = packed.table.assign(split=split, pixels=pack.hashes[rows], luma=pack.lumas[rows])
-    table = table[["id", "label", "group", "cluster", "split", "row", "pixels", "luma"]]
+    columns = ["id", "label", "group", "cluster", "split", "row", "pixels", "luma"]
+    table = table[columns + ["domain"] * ("domain" in table)]
     pairs = pack.overlaps[shows_something(pack.overlaps, pack.contrast)]
     leaks, leaking = find_leaks(table, pairs, len(pack.tiles))
     warnings = find_warnings(table, pack)

@@ -27,6 +27,7 @@ def make_split(table: pd.DataFrame, config: DataConfig) -> tuple[pd.Series, str]
     validation tiles; its test part stays. No cluster lies on two sides: no slide where these are known, and no
     component of copies and overlaps where they are not. Where slides are known in part, tiles that belong to none
     train.
+    With a ``domain`` each fold is a domain instead, in the order of names.
     ``data.split=random`` heeds neither slides nor clusters.
 
     Args:
@@ -37,7 +38,8 @@ def make_split(table: pd.DataFrame, config: DataConfig) -> tuple[pd.Series, str]
 
     Returns:
         The part (train, val or test) of each row, with the table's index; and how the validation tiles were chosen, one
-        of :data:`histolight.data.table.SPLITS`: ``given``, by ``slide``, by ``overlap`` or at ``random``.
+        of :data:`histolight.data.table.SPLITS`: ``given``, by ``slide``, by ``overlap``, by ``domain`` or at
+        ``random``.
 
     Raises:
         RequestError: A part would lack a class, there are too few tiles or slides, or a cluster is too large.
@@ -84,12 +86,35 @@ def _draw(table: pd.DataFrame, given: np.ndarray | None, config: DataConfig) -> 
         parts[test] = "test"
         pool = np.setdiff1d(pool, test)
         val_fraction /= 1 - config.test_fraction
+    if config.fold is not None and kind != "random" and "domain" in table:
+        parts[_of_domain(table, pool, config)] = "val"
+        return parts, "domain"
     if config.fold is None:
         val = hold_out(pool, labels, clusters, val_fraction, config.seed, f"data.val_fraction={config.val_fraction}")
     else:
         val = make_folds(pool, labels, clusters, config.folds, config.seed, f"data.folds={config.folds}")[config.fold]
     parts[val] = "val"
     return parts, kind
+
+
+def _of_domain(table: pd.DataFrame, pool: np.ndarray, config: DataConfig) -> np.ndarray:
+    """Choose the tiles of the pool that are of one domain: fold n is the n-th in the order of names."""
+    of_pool = table["domain"].to_numpy(dtype=object)[pool]
+    domains = sorted(set(of_pool))
+    if len(domains) != config.folds:
+        raise RequestError(
+            f"data.domain has {len(domains)} domains to leave out one by one, {', '.join(domains[:5])}"
+            f"{', …' * (len(domains) > 5)}: set data.folds={len(domains)}"
+        )
+    assert config.fold is not None
+    chosen = pool[of_pool == domains[config.fold]]
+    labels = table["label"].to_numpy()[chosen]
+    if len(np.unique(labels)) < 2:
+        raise RequestError(
+            f"data.fold={config.fold} leaves out the domain {domains[config.fold]}, whose {len(chosen)} tiles all have "
+            f"the label {labels[0]}: nothing can be measured there; leave this fold out, or join it with another domain"
+        )
+    return chosen
 
 
 def _hold_out(

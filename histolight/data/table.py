@@ -32,6 +32,7 @@ SPLITS = {
         "one slide may; other slides will be harder"
     ),
     "random": "random split: tiles that overlap or are of one slide may lie on two sides; other slides will be harder",
+    "domain": "split by domain: no tile of the domain that is measured trains; others still may be harder",
     "given": "given split: made elsewhere, taken as it is; copies and overlaps across its sides are counted",
     "other": "other tiles: none of the parts that the run was trained and validated on",
 }
@@ -44,6 +45,7 @@ CENTRES = {"center", "centre", "center_id", "centre_id", "hospital", "site", "sc
 NEGATIVE = {"0", "benign", "healthy", "neg", "negative", "no_tumor", "no_tumour", "non_tumor", "non_tumour", "normal"}
 POSITIVE = {"1", "cancer", "malignant", "metastasis", "pos", "positive", "tumor", "tumour"}
 
+MEANT = {"data.groups": "slide", "data.domain": "centre"}
 _LONGEST_HEADER = 2**16  # bytes; each column of a longer one would take far more memory than its name
 _MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]
 
@@ -96,7 +98,8 @@ class Source:
 
     Attributes:
         table: One row a tile, sorted by id: ``id`` (str), ``label`` (int8 0/1; absent for unlabelled tiles), ``group``
-            (slide, or missing), ``split`` (train/val/test, or missing), ``row`` (int64: place in the tile store).
+            (slide, or missing), ``split`` (train/val/test, or missing), ``row`` (int64: place in the tile store), and
+            ``domain`` (centre or scanner) where the data bring one.
         kind: The source's name, such as ``kaggle``.
         fingerprint: Hex digest of what decides the pixels of the whole source.
         read_tile: Decodes the tile of one row to uint8 (S, S, 3), or raises :class:`TileError`; None when the tiles
@@ -202,12 +205,13 @@ def _check_header(path: Path, first: bytes) -> None:
         raise RequestError(f"{path} is not a table: its first line is longer than {_LONGEST_HEADER:,} bytes")
 
 
-def read_groups(path: Path) -> pd.DataFrame:
-    """Read which slide each tile comes from.
+def read_groups(path: Path, key: str = "data.groups", usual: Collection[str] = SLIDES) -> pd.DataFrame:
+    """Read which slide, or which centre, each tile comes from.
 
     Args:
-        path: CSV with the column ``id`` and one other; among several others, the one with a usual name (slide, wsi,
-            group, case or patient, also with ``_id``) counts.
+        path: CSV with the column ``id`` and one other; among several others, the one with a usual name counts.
+        key: That gave the path, for messages.
+        usual: Names of such a column, such as :data:`SLIDES`.
 
     Returns:
         Columns ``id`` (str) and ``group`` (str, the whole name of the slide; missing where the field is empty).
@@ -217,21 +221,21 @@ def read_groups(path: Path) -> pd.DataFrame:
         DataError: An id stands there twice.
     """
     if not path.is_file():
-        raise RequestError(f"data.groups={path} is not a file: give a CSV id,<slide column>")
+        raise RequestError(f"{key}={path} is not a file: give a CSV id,<{MEANT[key]} column>")
     frame = read_csv(path, ["id"])
     others = [name for name in frame.columns if name != "id"]
     if len(others) > 1:
-        others = [name for name in others if name.lower() in SLIDES]
+        others = [name for name in others if name.lower() in usual]
     if len(others) != 1:
         raise RequestError(
-            f"data.groups={path} must have the column id and one column that names the slide (slide, wsi, group, case "
-            f"or patient); its columns: {', '.join(frame.columns)}"
+            f"{key}={path} must have the column id and one column that names the {MEANT[key]} "
+            f"({', '.join(sorted(name for name in usual if '_' not in name))}); its columns: {', '.join(frame.columns)}"
         )
     twice = frame.loc[frame["id"].duplicated(keep=False), ["id", others[0]]]
     if len(twice):
-        problems = twice.set_axis(["id", "detail"], axis=1).assign(problem="id twice in the list of slides")
+        problems = twice.set_axis(["id", "detail"], axis=1).assign(problem=f"id twice in the list of {MEANT[key]}s")
         raise DataError(
-            f"data.groups={path} names {twice['id'].nunique()} ids more than once, first {twice['id'].iloc[0]}",
+            f"{key}={path} names {twice['id'].nunique()} ids more than once, first {twice['id'].iloc[0]}",
             problems[["id", "problem", "detail"]].reset_index(drop=True),
         )
     groups = frame[["id", others[0]]].set_axis(["id", "group"], axis=1)

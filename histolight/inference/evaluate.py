@@ -335,7 +335,13 @@ def _calibration_notes(measured: dict[str, Any], tables: dict[str, pd.DataFrame]
 def _absolute(config: Config) -> Config:
     """Make the paths hold from any working directory."""
     data = config.data
-    keys = ("root", "cache", "groups", *([] if data.split in ("auto", "random") else ["split"]))
+    keys = (
+        "root",
+        "cache",
+        "groups",
+        *(["domain"] if data.domain != "source" else []),
+        *([] if data.split in ("auto", "random") else ["split"]),
+    )
     paths = {key: getattr(data, key) for key in keys}
     full = {key: os.path.abspath(os.path.expanduser(path)) for key, path in paths.items() if path}
     return dataclasses.replace(config, data=dataclasses.replace(data, **full))

@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from histolight.config.keys import new_folder, run_config
-from histolight.config.schema import Config
+from histolight.config.schema import ColumnsConfig, Config, valid_keys
 
 KEYS = ("run", "calibrate", "tta", "hydra.run.dir")
-OTHER_TILES = ("data", "data.root", "data.groups", "data.classes", "data.limit", "data.seed")
+OTHER_TILES = (
+    "data",
+    "data.root",
+    "data.groups",
+    "data.domain",
+    "data.classes",
+    "data.limit",
+    "data.seed",
+    *valid_keys(ColumnsConfig, "data.columns."),
+)
 TAKEN = (
     *OTHER_TILES,
     "data.image_size",

@@ -22,6 +22,7 @@ from histolight.ranking.tables import (
     comparison_csv,
     comparison_data,
     counts_text,
+    domain_table,
     further_table,
     main_table,
     method,
@@ -198,6 +199,8 @@ def _sections(ranking: Ranking, pictures: list[Picture]) -> list[Section]:
     if ranking.unranked:
         sections.append(Section("Not ranked", table=unranked_table(ranking)))
     if ranking.rows:
+        if (domains := domain_table(ranking)) is not None:
+            sections.append(Section("AUROC by domain", ["The worst domain first."], domains))
         sections.append(Section("Further figures", table=further_table(ranking), pictures=pictures[first:]))
     return [*sections, Section("How this was computed", methods(ranking))]
 
@@ -210,6 +213,8 @@ def markdown_text(ranking: Ranking, title: str, footer: str) -> str:
     if ranking.unranked:
         blocks += ["## Not ranked", as_markdown(unranked_table(ranking))]
     if ranking.rows:
+        if (domains := domain_table(ranking)) is not None:
+            blocks += ["## AUROC by domain", as_markdown(domains)]
         blocks += ["## Further figures", as_markdown(further_table(ranking))]
     return "\n\n".join([*blocks, "## How this was computed", *methods(ranking), footer]) + "\n"
 
@@ -224,6 +229,8 @@ def terminal_text(ranking: Ranking, width: int | None) -> str:
     blocks = ["\n".join(answer(ranking))]
     if ranking.rows:
         blocks += [as_text(main_table(ranking), width), as_text(further_table(ranking), width)]
+        if (domains := domain_table(ranking)) is not None:
+            blocks.append("AUROC by domain:\n" + as_text(domains, width))
     if ranking.unranked:
         blocks.append("Not ranked:\n" + as_text(unranked_table(ranking)))
     return "\n\n".join([*blocks, counts_text(ranking)])

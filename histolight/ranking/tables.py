@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from histolight.ranking.answer import above, lack, ranks_text
@@ -94,6 +95,31 @@ def _figure_cell(row: Row, name: str) -> Cell:
     return Cell(f"{value:.3f}", "" if math.isnan(spread) else f"± {spread:.3f}")
 
 
+def domain_table(ranking: Ranking) -> Table | None:
+    """Lay out the AUROC of each row in each domain, the worst domain first; None where the runs have no domains."""
+    measured = [domain_aurocs(row, ranking.part) for row in ranking.rows]
+    domains = pd.DataFrame(measured).mean().sort_values().index if any(measured) else []
+    if not len(domains):
+        return None
+    names, row_cells = _names(ranking)
+    rows = [
+        [*row_cells[place], *(Cell(f"{aurocs[name]:.4f}" if name in aurocs else "n/a") for name in domains)]
+        for place, aurocs in enumerate(measured)
+    ]
+    return Table([*names, *map(str, domains)], rows, words=len(names))
+
+
+def domain_aurocs(row: Row, part: str) -> dict[str, float]:
+    """Return the AUROC of a row in each domain, the mean over its runs; the worst domain first."""
+    measured: dict[str, list[float]] = {}
+    for run in row.runs:
+        for domain in run.metrics.get(f"{part}_by_domain") or []:
+            if domain["auroc"]:
+                measured.setdefault(str(domain["domain"]), []).append(domain["auroc"]["value"])
+    means = {domain: float(np.mean(values)) for domain, values in measured.items()}
+    return dict(sorted(means.items(), key=lambda entry: entry[1]))
+
+
 def unranked_table(ranking: Ranking) -> Table:
     """List the runs and rows without a place, with status and reason."""
     rows = []
@@ -112,11 +138,13 @@ def _record(ranking: Ranking, place: int) -> dict[str, Any]:
     row, known = ranking.rows[place], row_data(ranking, place)
     first, last = known.pop("rank")
     worse = known.pop("worse_than")
+    domains = known.pop("by_domain")
     record = {"row": known.pop("row"), "rank_first": first, "rank_last": last}
     record |= {key: row.config[key] for key in ranking.swept}
     record |= {"population": ranking.population, "split": ranking.split, **known}
     record["runs"] = ";".join(known["runs"])
     record |= {f"worse_{key}": value for key, value in (worse or {}).items()}
+    record |= {"worst_domain": next(iter(domains), None)} if domains else {}
     for name in other_figures():
         record |= {name: row.mean(name), f"{name}_sd": row.sd(name)}
     return record | {"auroc_pooled": row.pooled, **{name: row.mean(name) for name in COSTS}}
@@ -145,6 +173,7 @@ def row_data(ranking: Ranking, place: int) -> dict[str, Any]:
         "tiles": ranking.tiles,
         "slides": ranking.slides,
         "auroc_sd": _number(row.sd("auroc")),
+        "by_domain": domain_aurocs(row, ranking.part),
         "chosen_from": row.chosen_from,
         "worse_than": worse,
         "runs": [str(run.directory) for run in row.runs],

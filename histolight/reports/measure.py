@@ -15,6 +15,7 @@ from histolight.reports import figures
 from histolight.reports.parts import interval_text, save_figure
 from histolight.statistics.figures import FIGURES, metric_intervals, names_of
 from histolight.statistics.intervals import Interval
+from histolight.statistics.slides import domain_figures
 
 WORST = 32  # tiles in the figure of the worst calls
 
@@ -32,7 +33,8 @@ def predictions_table(part: pd.DataFrame, rows: np.ndarray, logits: np.ndarray) 
         logit, score (its sigmoid, float32).
     """
     logit = pd.Series(logits, index=rows).loc[part["row"]].to_numpy()
-    table = part[["id", "label", "group", "cluster"]].assign(logit=logit, score=expit(logit))
+    columns = ["id", "label", "group", "cluster"] + ["domain"] * ("domain" in part)
+    table = part[columns].assign(logit=logit, score=expit(logit))
     return table.assign(cluster=None) if table["cluster"].is_unique else table
 
 
@@ -42,7 +44,7 @@ def intervals(table: pd.DataFrame, threshold: float) -> dict[str, Interval]:
     return metric_intervals(logits, labels, threshold, clusters)
 
 
-def measure_part(part: str, table: pd.DataFrame, threshold: float) -> dict[str, dict[str, Interval]]:
+def measure_part(part: str, table: pd.DataFrame, threshold: float) -> dict[str, Any]:
     """Measure one part as ``metrics.json`` has it.
 
     Args:
@@ -51,13 +53,17 @@ def measure_part(part: str, table: pd.DataFrame, threshold: float) -> dict[str, 
         threshold: The one that was chosen on validation.
 
     Returns:
-        ``<part>``: all figures, with calls at 0.5; ``<part>_at_threshold``: those that depend on the threshold, at it.
+        ``<part>``: all figures, with calls at 0.5; ``<part>_at_threshold``: those that depend on the threshold, at it;
+        where tiles have a ``domain``, ``<part>_by_domain``: those of each domain, the worst first.
     """
     at_threshold = intervals(table, threshold)
-    return {
+    measured: dict[str, Any] = {
         part: intervals(table, 0.5),
         f"{part}_at_threshold": {name: at_threshold[name] for name in names_of("calls")},
     }
+    if "domain" in table:
+        measured[f"{part}_by_domain"] = domain_figures(table, threshold)
+    return measured
 
 
 def draw_part(

@@ -69,6 +69,7 @@ def write_run_report(directory: Path) -> Path:
         *[section for part in LEADING if (section := _pictures(directory, part)).pictures],
         _training(directory),
         *[_slides(table, part, metrics) for part, table in predictions.items()],
+        *[_domains(part, metrics) for part in predictions],
         _data(metrics, predictions, config),
         _checks(directory),
         _cost(metrics),
@@ -254,6 +255,28 @@ def _slides(predictions: pd.DataFrame, part: str, metrics: dict[str, Any]) -> Se
     if lacking := int(predictions["group"].isna().sum()):
         notes.append(f"{lacking:,} tiles have no known slide.")
     return Section(f"Slide by slide: {PARTS[part]}", table=Table(columns, rows, words=1), notes=notes)
+
+
+def _domains(part: str, metrics: dict[str, Any]) -> Section | None:
+    measured = metrics.get(f"{part}_by_domain")
+    if not measured:
+        return None
+    rows = [
+        [
+            Cell(str(domain["domain"])),
+            Cell(f"{domain['tiles']:,}"),
+            Cell(f"{domain['tumour']:,}"),
+            _cell(*(domain["auroc"][name] for name in ("value", "low", "high"))) if domain["auroc"] else Cell("n/a"),
+            *(
+                Cell("n/a" if domain[name] is None else f"{domain[name]:.3f}")
+                for name in ("sensitivity", "specificity")
+            ),
+        ]
+        for domain in measured
+    ]
+    columns = ["domain", "tiles", "tumour", "AUROC", "sensitivity", "specificity"]
+    notes = [f"The lowest AUROC first. Calls at {metrics['threshold']:.3f}."]
+    return Section(f"Domain by domain: {PARTS[part]}", table=Table(columns, rows, words=1), notes=notes)
 
 
 def _data(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config: dict[str, Any]) -> Section | None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
+
+from histolight.statistics.intervals import auroc_interval
 
 
 def slide_figures(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
@@ -36,3 +40,32 @@ def slide_figures(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
     columns = ["slide", "tiles", "tumour", "wrong", "auroc", "sensitivity", "specificity"]
     table = pd.DataFrame(rows, columns=columns)
     return table.sort_values(["wrong", "slide"], ascending=[False, True], ignore_index=True)
+
+
+def domain_figures(predictions: pd.DataFrame, threshold: float) -> list[dict[str, Any]]:
+    """Measure each domain by itself, the one with the lowest AUROC first; those of one class, which have none, last.
+
+    Args:
+        predictions: ``label`` (0/1), ``domain``, ``cluster`` (or missing), ``logit`` and ``score`` of each tile.
+        threshold: A tile is called positive when its score is above it.
+
+    Returns:
+        For each domain ``domain``, ``tiles``, ``tumour`` (tiles labelled 1), ``auroc`` (an :class:`Interval`, or None),
+        ``sensitivity`` and ``specificity`` (None where a class is missing).
+    """
+    measured = []
+    for domain, tiles in predictions.groupby("domain"):
+        positive, called = (tiles["label"] == 1).to_numpy(), (tiles["score"] > threshold).to_numpy()
+        both = positive.any() and not positive.all()
+        auroc = auroc_interval(tiles["logit"], tiles["label"], tiles["cluster"].to_numpy()) if both else None
+        measured.append(
+            {
+                "domain": domain,
+                "tiles": len(tiles),
+                "tumour": int(positive.sum()),
+                "auroc": auroc,
+                "sensitivity": float(called[positive].mean()) if positive.any() else None,
+                "specificity": float((~called)[~positive].mean()) if not positive.all() else None,
+            }
+        )
+    return sorted(measured, key=lambda entry: (entry["auroc"] is None, entry["auroc"] and entry["auroc"].value))

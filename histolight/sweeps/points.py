@@ -30,7 +30,7 @@ from histolight.errors import RequestError
 
 NOT_PART_OF_A_POINT = {"name", "run", "like", "data.cache"}
 MACHINE_KEYS = {"data.residency", "trainer.accelerator", "trainer.devices"}  # part of a point only where swept
-DATA_PATHS = ("data.root", "data.groups")
+DATA_PATHS = ("data.root", "data.groups", "data.domain")
 LONGEST_FOLDER = 120  # characters; file systems allow 255 bytes
 
 
@@ -227,7 +227,7 @@ def flat_config(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise RequestError(" ".join(str(error).split())) from error
     for key in DATA_PATHS:
-        if flat[key] is not None:
+        if flat[key] is not None and flat[key] != "source":
             flat[key] = os.path.abspath(os.path.expanduser(flat[key]))
     return {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in flat.items()}
 

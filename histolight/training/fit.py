@@ -81,6 +81,7 @@ def check_request(config: Config) -> Config:
         root=_absolute(data.root),
         cache=_absolute(data.cache),
         groups=_absolute(data.groups),
+        domain=data.domain if data.domain == "source" else _absolute(data.domain),
         split=data.split if data.split in ("auto", "random") else os.path.abspath(os.path.expanduser(data.split)),
     )
     return dataclasses.replace(config, data=data, model=model)

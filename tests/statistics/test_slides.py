@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
 
-from histolight.statistics.slides import slide_figures
+from histolight.statistics.slides import domain_figures, slide_figures
 
 
 def test_slides_are_listed_worst_first_and_by_name_where_they_are_alike() -> None:
@@ -23,3 +25,30 @@ def test_slides_are_listed_worst_first_and_by_name_where_they_are_alike() -> Non
         }
     )
     pd.testing.assert_frame_equal(found, expected)
+
+
+def test_domains_are_measured_by_themselves_the_worst_first() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 300)
+    shift = np.repeat([0.5, 2.0, 1.0], 100)
+    logits = shift * labels + random.normal(size=300)
+    table = pd.DataFrame({"label": labels, "domain": np.repeat(["b", "c", "a"], 100), "logit": logits, "cluster": None})
+    table = table.assign(score=1 / (1 + np.exp(-logits)))
+    table = pd.concat([table, pd.DataFrame({"label": [1, 1], "domain": "z", "logit": [1.0, -1], "score": [0.7, 0.3]})])
+    measured = domain_figures(table, 0.6)
+    assert [entry["domain"] for entry in measured] == ["b", "a", "c", "z"]
+    for entry in measured[:3]:
+        tiles = table[table["domain"] == entry["domain"]]
+        called, positive = tiles["score"] > 0.6, tiles["label"] == 1
+        assert entry["auroc"].value == pytest.approx(roc_auc_score(positive, tiles["logit"]))
+        assert entry["auroc"].low < entry["auroc"].value < entry["auroc"].high
+        assert entry["specificity"] == pytest.approx((~called & ~positive).sum() / (~positive).sum())
+        assert (entry["tiles"], entry["tumour"]) == (100, positive.sum())
+    assert measured[3] == {
+        "domain": "z",
+        "tiles": 2,
+        "tumour": 2,
+        "auroc": None,
+        "sensitivity": 0.5,
+        "specificity": None,
+    }

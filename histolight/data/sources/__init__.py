@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from histolight.config.schema import DataConfig
-from histolight.data.table import UNUSED, Source, matching_ids, read_groups, read_parts, with_groups
+from histolight.data.table import CENTRES, MEANT, UNUSED, Source, matching_ids, read_groups, read_parts, with_groups
 from histolight.errors import RequestError, nearest, system_reason
 
 log = logging.getLogger("histolight")
@@ -97,6 +97,8 @@ def check_labelled(config: DataConfig) -> None:
             kind.check(config)
         if config.groups is not None:
             read_groups(Path(config.groups).expanduser().absolute())
+        if config.domain not in (None, "source"):
+            read_groups(Path(str(config.domain)).expanduser().absolute(), "data.domain", CENTRES)
         if config.split not in ("auto", "random"):
             read_parts(Path(config.split).expanduser())
     except OSError as error:
@@ -129,20 +131,58 @@ def load_source(config: DataConfig, labelled: bool = True) -> Source:
         raise RequestError(f"{error.filename or config.root} cannot be read: {system_reason(error)}") from error
     if labelled and config.split not in ("auto", "random"):
         source = dataclasses.replace(source, table=_with_parts(source.table, Path(config.split)))
-    if groups is None:
-        return source
-    listed = read_groups(groups)
-    listed["id"] = matching_ids(listed["id"], source.table["id"], groups)
+    table = source.table
+    if groups is not None:
+        table = with_groups(table, _listed(groups, "data.groups", table))
+    if labelled:
+        table = _with_domains(table, config)
+    return dataclasses.replace(source, table=table)
+
+
+def _listed(path: Path, key: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Read the slides or domains of tiles: columns ``id``, as the tiles have it, and ``group``."""
+    listed = read_groups(path, key, *([CENTRES] if key == "data.domain" else []))
+    listed["id"] = matching_ids(listed["id"], table["id"], path)
     if listed["id"].duplicated().any():
         twice = listed.loc[listed["id"].duplicated(), "id"].iloc[0]
-        raise RequestError(f"data.groups={groups} names {twice} twice, with the suffix of an image and without")
-    table = with_groups(source.table, listed)
-    if table["group"].isna().all():
+        raise RequestError(f"{key}={path} names {twice} twice, with the suffix of an image and without")
+    if listed.loc[listed["id"].isin(table["id"]), "group"].isna().all():
         raise RequestError(
-            f"data.groups={groups} names the slide of none of the {len(table)} tiles: its ids must be those of the "
+            f"{key}={path} names the {MEANT[key]} of none of the {len(table)} tiles: its ids must be those of the "
             f"tiles, such as {table['id'].iloc[0]}"
         )
-    return dataclasses.replace(source, table=table)
+    return listed
+
+
+def _with_domains(table: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """Give each tile its domain, or none of them one where none is asked for.
+
+    Raises:
+        RequestError: A tile has no domain, or a slide has two.
+    """
+    if config.domain is None:
+        return table.drop(columns="domain", errors="ignore")
+    if config.domain != "source":
+        listed = _listed(Path(config.domain).expanduser().absolute(), "data.domain", table)
+        table = table.assign(domain=table["id"].map(listed.set_index("id")["group"]).astype(object))
+    elif "domain" not in table or table["domain"].isna().all():
+        raise RequestError(
+            f"data.domain=source: data={config.source} does not say where tiles come from; data.domain=FILE.csv does "
+            "(columns id and centre)"
+        )
+    lacking = table["domain"].isna()
+    if lacking.any():
+        raise RequestError(
+            f"data.domain={config.domain} gives no domain to {lacking.sum()} of {len(table)} tiles, such as "
+            f"{table.loc[lacking, 'id'].iloc[0]}: each tile needs one"
+        )
+    domains = table.groupby("group")["domain"].nunique()
+    if (domains > 1).any():
+        raise RequestError(
+            f"data.domain={config.domain} puts the slide {domains.index[domains > 1][0]} into several domains: a slide "
+            "is of one"
+        )
+    return table
 
 
 def _with_parts(table: pd.DataFrame, path: Path) -> pd.DataFrame:

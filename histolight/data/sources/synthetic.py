@@ -101,6 +101,7 @@ def load(config: DataConfig) -> Source:
         for index in range(TILES_PER_SLIDE)
     ]
     table = pd.DataFrame(rows, columns=["id", "label", "group"]).astype({"label": np.int8})
+    table["domain"] = table["group"].map(_centres())
     table["split"] = pd.Series([None] * len(table), dtype=object)
     table["row"] = np.arange(len(table), dtype=np.int64)
 
@@ -120,6 +121,12 @@ def load(config: DataConfig) -> Source:
     probes = ((read_tile(number * TILES_PER_SLIDE).tobytes(),) for number in range(SLIDES))
     identity = fingerprint("synthetic", config.image_size, probes)
     return Source(table, "synthetic", identity, read_tile, read_tiles=read_tiles)
+
+
+def _centres() -> dict[str, str]:
+    """Give five slides each to one of four centres, which differ in how much red their haematoxylin absorbs."""
+    slides = sorted(map(make_slide, range(SLIDES)), key=lambda slide: float(slide.stains[0, 0]))
+    return {slide.name: f"centre_{place * 4 // SLIDES}" for place, slide in enumerate(slides)}
 
 
 @functools.cache
