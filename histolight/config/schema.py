@@ -11,21 +11,15 @@ import functools
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 
+from histolight.config.fields import choice, number
+from histolight.config.model_schema import LossConfig, ModelConfig, OptimizerConfig, SchedulerConfig
+
 Schema = TypeVar("Schema")
 CENTRE = 32  # pixels: the label of a tile is about its centre, CENTRE x CENTRE
-
-
-def _choice(default: str, *choices: str) -> Any:
-    return field(default=default, metadata={"choices": (default, *choices)})
-
-
-def _number(default: float | None, **limits: float) -> Any:
-    """Declare a number with limits: ``least``/``most`` are allowed themselves, ``above``/``below`` are not."""
-    return field(default=default, metadata=limits)
 
 
 @dataclass
@@ -87,25 +81,25 @@ class DataConfig:
     source: str = "synthetic"
     root: str | None = None
     cache: str | None = None
-    seed: int = _number(0, least=0, most=2**32 - 2)
-    batch_size: int = _number(64, least=1)
-    limit: int | None = _number(None, least=1)
-    shots: int | None = _number(None, least=1)
-    val_fraction: float = _number(0.2, above=0, most=0.5)
-    test_fraction: float = _number(0.0, least=0, most=0.5)
-    folds: int = _number(5, least=2)
-    fold: int | None = _number(None, least=0)
+    seed: int = number(0, least=0, most=2**32 - 2)
+    batch_size: int = number(64, least=1)
+    limit: int | None = number(None, least=1)
+    shots: int | None = number(None, least=1)
+    val_fraction: float = number(0.2, above=0, most=0.5)
+    test_fraction: float = number(0.0, least=0, most=0.5)
+    folds: int = number(5, least=2)
+    fold: int | None = number(None, least=0)
     split: str = "auto"
     groups: str | None = None
     domain: str | None = None
     classes: list[str] | None = None
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    image_size: int = _number(96, least=CENTRE)
-    mpp: float | None = _number(None, least=0.01, most=100)
-    mpp_tolerance: float = _number(0.1, least=0, most=0.5)
-    residency: str = _choice("auto", "device", "memmap")
-    sampler: str = _choice("shuffle", "balanced")
-    stain: str = _choice("none", "macenko", "reinhard")
+    image_size: int = number(96, least=CENTRE)
+    mpp: float | None = number(None, least=0.01, most=100)
+    mpp_tolerance: float = number(0.1, least=0, most=0.5)
+    residency: str = choice("auto", "device", "memmap")
+    sampler: str = choice("shuffle", "balanced")
+    stain: str = choice("none", "macenko", "reinhard")
     augment_val: bool = False
 
 
@@ -147,124 +141,9 @@ class AugmentConfig:
             0 blends none.
     """
 
-    geometry: str = _choice("none", "flips", "dihedral")
-    cutmix: float = _number(0.0, least=0, most=1)
-    mixup: float = _number(0.0, least=0, most=10)
-
-
-@dataclass
-class ModelConfig:
-    """The network.
-
-    Attributes:
-        name: A classification network of torchvision, ``p4m_densenet`` (Veeling et al. 2018), ``timm/NAME``, a model of
-            a hub in timm's form (``timm/hf-hub:ORG/NAME``) or in that of transformers (``hf/ORG/NAME``), or the folder
-            of one (``timm/local-dir:FOLDER``, ``hf/local-dir:FOLDER``).
-        weights: ``imagenet``, ``hub`` (what a hub's model comes with), null (random), or the path of a file of weights;
-            ``auto`` is null for synthetic tiles, else ``imagenet`` or ``hub``.
-        architecture: What a hub's model is made of: a network of timm, or a model type of transformers; null reads it,
-            and what it is built with, from the model's own configuration.
-        kwargs: What timm builds a network with, or transformers' configuration of a model; layers by name, such as
-            ``mlp_layer: SwiGLUPacked``.
-        features: What enters the last layer: ``pooled`` as the network itself pools; of a transformer also ``cls``,
-            ``mean`` (of the patches), or ``cls+mean``. Register tokens are in none of them.
-        trust_remote_code: Run the code that a model of ``hf/`` brings along.
-        card: Of the pretrained backbone, for pages and exports: ``url``, ``licence``, ``gate``, ``citation``, ``mpp``.
-        freeze: ``backbone`` trains the last layer only: with ``augment=none``, and where one process trains, on
-            features that are computed once.
-        probe: A last layer on a frozen backbone that is fitted at once, without optimizer and epochs: ``linear`` is a
-            logistic regression, its L2 penalty chosen on validation; ``knn`` a vote of the nearest training tiles, and
-            how many vote is chosen on validation.
-        checkpointing: Activations of a transformer's blocks are computed again for the gradients: less memory, and
-            about a third more time. Networks of ``timm/`` and ``hf/``.
-        freeze_epochs: The last layer alone learns for so many epochs, then everything; one schedule spans both.
-        dropout: Probability in front of the last layer.
-        normalize: ``imagenet`` uses ImageNet's mean and standard deviation, ``none`` leaves pixels in [0, 1], ``auto``
-            follows the weights, or ``model.mean`` and ``model.std``.
-        mean: Subtracted from pixels in [0, 1], one a channel; null follows the weights.
-        std: Pixels are then divided by it, one a channel; null follows the weights.
-        pooling: ``mean`` averages the last feature map, ``centre`` only over the centre third, where the label lies.
-        input_size: Tiles are enlarged to this height and width in pixels in front of the network; null leaves them as
-            they are, but for a hub's model, which has its own.
-        interpolation: How they are enlarged; ``auto`` is what a hub's model names, else ``bilinear``.
-    """
-
-    name: str = "densenet121"
-    weights: str | None = "auto"
-    architecture: str | None = None
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    features: str = _choice("pooled", "cls", "mean", "cls+mean")
-    trust_remote_code: bool = False
-    card: dict[str, Any] = field(default_factory=dict)
-    freeze: str = _choice("none", "backbone")
-    probe: str = _choice("none", "linear", "knn")
-    checkpointing: bool = False
-    freeze_epochs: int = _number(0, least=0)
-    dropout: float = _number(0.0, least=0, below=1)
-    normalize: str = _choice("auto", "imagenet", "none")
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    pooling: str = _choice("mean", "centre")
-    input_size: int | None = _number(None, least=32, most=1024)
-    interpolation: str = _choice("auto", "bilinear", "bicubic")
-
-
-@dataclass
-class OptimizerConfig:
-    """The optimizer.
-
-    Attributes:
-        name: ``adam`` (weight decay as an L2 term), ``adamw`` (decoupled, and none on biases and normalisation layers)
-            or ``sgd`` (Nesterov momentum).
-        lr: The peak learning rate, whatever the schedule.
-        weight_decay: Strength of the weight decay.
-        momentum: Momentum of ``sgd``; the others ignore it.
-        backbone_lr_factor: The backbone's learning rate is this times ``lr``, that of the last layer ``lr``.
-        layer_decay: Each block of a transformer has this times the learning rate of the next one, such as 0.75.
-    """
-
-    name: str = _choice("adam", "adamw", "sgd")
-    lr: float = _number(1e-3, above=0, most=100)
-    weight_decay: float = _number(1e-5, least=0)
-    momentum: float = _number(0.9, least=0, below=1)
-    backbone_lr_factor: float = _number(1.0, above=0)
-    layer_decay: float = _number(1.0, above=0, most=1)
-
-
-@dataclass
-class SchedulerConfig:
-    """The learning rate over time; it steps every batch.
-
-    one_cycle also lowers the first beta of adam and adamw from 0.95 to 0.85 and back, as PyTorch's does.
-
-    Attributes:
-        name: ``one_cycle``, ``cosine`` (from the peak to zero) or ``constant``.
-        pct_start: Part of the steps in which one_cycle rises.
-        div_factor: one_cycle starts at lr / div_factor ...
-        final_div_factor: ... and ends at lr / div_factor / final_div_factor.
-        total_epochs: Lay the schedule out for so many epochs instead of ``trainer.max_epochs``. A fault of the
-            notebook (20 laid out, 1 run), kept for ``experiment=notebook``.
-    """
-
-    name: str = _choice("one_cycle", "cosine", "constant")
-    pct_start: float = _number(0.3, above=0, below=1)
-    div_factor: float = _number(25.0, least=1)
-    final_div_factor: float = _number(1e4, least=1)
-    total_epochs: int | None = _number(None, least=1)
-
-
-@dataclass
-class LossConfig:
-    """Binary cross-entropy with logits.
-
-    Attributes:
-        pos_weight: Weight of positive tiles: ``balanced`` is negatives / positives of the training part, null is 1, a
-            number is itself; ``inverse`` is positives / negatives, the notebook's fault.
-        label_smoothing: Labels become ``label * (1 - s) + s / 2``.
-    """
-
-    pos_weight: str | None = "balanced"
-    label_smoothing: float = _number(0.0, least=0, below=1)
+    geometry: str = choice("none", "flips", "dihedral")
+    cutmix: float = number(0.0, least=0, most=1)
+    mixup: float = number(0.0, least=0, most=10)
 
 
 @dataclass
@@ -293,21 +172,21 @@ class TrainerConfig:
         profiler: ``simple`` or ``pytorch`` writes where the time goes into the run directory, ``fit-profile.txt``.
     """
 
-    max_epochs: int = _number(5, least=1)
-    accelerator: str = _choice("auto", "cpu", "gpu")
+    max_epochs: int = number(5, least=1)
+    accelerator: str = choice("auto", "cpu", "gpu")
     devices: str = "1"
-    num_nodes: int = _number(1, least=1)
-    strategy: str = _choice("auto", "ddp")
-    precision: str = _choice("auto", "32-true", "16-mixed", "bf16-mixed")
-    compile: str = _choice("none", "default", "reduce-overhead")
+    num_nodes: int = number(1, least=1)
+    strategy: str = choice("auto", "ddp")
+    precision: str = choice("auto", "32-true", "16-mixed", "bf16-mixed")
+    compile: str = choice("none", "default", "reduce-overhead")
     deterministic: bool = False
-    accumulate: int = _number(1, least=1)
-    clip: float | None = _number(None, above=0)
-    ema: float | None = _number(None, above=0, below=1)
-    swa: float | None = _number(None, least=0, below=1)
+    accumulate: int = number(1, least=1)
+    clip: float | None = number(None, above=0)
+    ema: float | None = number(None, above=0, below=1)
+    swa: float | None = number(None, least=0, below=1)
     find_lr: bool = False
-    patience: int | None = _number(None, least=1)
-    profiler: str = _choice("none", "simple", "pytorch")
+    patience: int | None = number(None, least=1)
+    profiler: str = choice("none", "simple", "pytorch")
 
 
 @dataclass
@@ -321,7 +200,7 @@ class LoggerConfig:
         offline: Weights & Biases keeps its files in the run directory and touches no network.
     """
 
-    name: str = _choice("tensorboard", "csv", "mlflow", "wandb")
+    name: str = choice("tensorboard", "csv", "mlflow", "wandb")
     project: str = "histolight"
     uri: str | None = None
     offline: bool = True
@@ -341,10 +220,10 @@ class SlidesConfig:
         model_mpp: Pixel size in microns of the tiles that the network was trained on; null is what the run says.
     """
 
-    stride: int = _number(32, least=1)
+    stride: int = number(32, least=1)
     tissue: str = "otsu"
-    threshold: float | None = _number(None, least=0, most=1)
-    model_mpp: float | None = _number(None, least=0.01, most=100)
+    threshold: float | None = number(None, least=0, most=1)
+    model_mpp: float | None = number(None, least=0.01, most=100)
 
 
 @dataclass
@@ -366,7 +245,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    seed: int = _number(0, least=0, most=2**32 - 1)
+    seed: int = number(0, least=0, most=2**32 - 1)
     name: str = "synthetic"
     run: str | None = None
     like: str | None = None
@@ -381,7 +260,7 @@ class SweepConfig:
             (``hydra/launcher=joblib`` or ``ray``).
     """
 
-    points_per_gpu: int = _number(1, least=1)
+    points_per_gpu: int = number(1, least=1)
 
 
 @dataclass

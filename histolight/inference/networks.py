@@ -50,7 +50,7 @@ def load_classifier(directory: Path) -> Classifier:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
         reason = unreadable_reason(error)
         raise RequestError(f"{path} can't be read as a checkpoint of histolight ({reason})") from error
-    return classifier.eval().requires_grad_(False)
+    return classifier.merge().eval().requires_grad_(False)
 
 
 def load_classifiers(directories: Sequence[Path], image_size: int) -> list[Classifier]:

@@ -18,6 +18,7 @@ from histolight.data.loader import Batch
 from histolight.errors import RequestError
 from histolight.models.backbones import IMAGENET, PIXELS, build_backbone, load_weights
 from histolight.models.blocks import recompute_activations
+from histolight.models.lora import add_adapters, merge_adapters
 from histolight.models.losses import binary_loss
 from histolight.models.neighbours import NearestNeighbours
 from histolight.models.optimizers import build_optimizer, build_scheduler, parameter_groups
@@ -114,6 +115,7 @@ class Classifier(L.LightningModule):
         if self.model_config.freeze == "backbone":
             self.backbone.requires_grad_(False).get_submodule(self.head).requires_grad_(True)
 
+        self._adapted = False
         self.train()
         self.loss: torch.Tensor | None = None
         self.predictions: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -126,9 +128,27 @@ class Classifier(L.LightningModule):
         data = config.data
         classifier = cls(**sections, pos_weight=pos_weight, image_size=data.image_size, stain=data.stain, mpp=data.mpp)
         load_weights(classifier.backbone, classifier.head, config.model, classifier.input_size)
+        classifier.adapt()
         if config.model.checkpointing:
             recompute_activations(classifier.backbone)
         return classifier
+
+    def adapt(self) -> None:
+        """Add the adapters of ``model.lora_rank``: once pretrained weights are loaded, which know nothing of them."""
+        if self.model_config.lora_rank is not None and not self._adapted:
+            add_adapters(self.backbone, self.head, self.model_config.lora_rank)
+            self._adapted = True
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the adapters that the checkpoint has."""
+        self.adapt()
+
+    def merge(self) -> Classifier:
+        """Merge the adapters into the weights, for a network that is used; return itself."""
+        if self._adapted:
+            merge_adapters(self.backbone)
+            self._adapted = False
+        return self
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         """Map tiles ``(N, 3, S, S)``, floats in [0, 1], or their :meth:`features`, to logits ``(N,)``."""

@@ -34,6 +34,7 @@ from histolight.errors import (
 from histolight.hardware import compile_module
 from histolight.models.backbones import check_name, resolve_model
 from histolight.models.classifier import Classifier
+from histolight.models.lora import check_lora
 from histolight.models.losses import positive_weight
 from histolight.reports import measure
 from histolight.reports.run_page import write_run_report
@@ -64,6 +65,7 @@ def check_request(config: Config) -> Config:
         raise RequestError("data.sampler=balanced and loss.pos_weight=balanced count twice: add loss.pos_weight=null")
     check_augment(config.augment)
     check_probe(config)
+    _check_adapters(config)
     model = resolve_model(dataclasses.replace(config.model, weights=weights), config.data.image_size)
     loggers.check_logger(config.logger)
     if config.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
@@ -85,6 +87,14 @@ def check_request(config: Config) -> Config:
         split=data.split if data.split in ("auto", "random") else os.path.abspath(os.path.expanduser(data.split)),
     )
     return dataclasses.replace(config, data=data, model=model)
+
+
+def _check_adapters(config: Config) -> None:
+    if config.model.lora_rank is None:
+        return
+    check_lora()
+    if config.model.freeze == "backbone" or config.model.freeze_epochs:
+        raise RequestError("model.lora_rank keeps the backbone itself frozen: leave model.freeze and freeze_epochs out")
 
 
 def _absolute(path: str | None) -> str | None:
