@@ -17,7 +17,7 @@ from tables import ROOT
 sys.path.insert(0, str(ROOT / "tests"))
 from made_slides import SIDE, Ellipse, MadeSlide, tumour_share
 
-from histolight.slides.score import Batches, SlideSettings, score_slides
+from histolight.heatmaps.score import Batches, SlideSettings, score_slides
 
 WIDTH = 460  # pixels of a picture
 MADE = MadeSlide(

@@ -16,12 +16,12 @@ from tqdm import tqdm
 from histolight import files, runs
 from histolight.config.schema import SlidesConfig
 from histolight.errors import RequestError
+from histolight.heatmaps.page import SlideReport, names_of_files, write_report
+from histolight.heatmaps.score import Batches, Predict, SlideSettings, score_slides, slides_table
 from histolight.inference import networks
 from histolight.inference.predict import PARTIAL, PredictConfig
 from histolight.models.classifier import Classifier
-from histolight.slides.page import SlideReport, names_of_files, write_report
 from histolight.slides.reader import check_packages, list_slides
-from histolight.slides.score import Batches, Predict, SlideSettings, score_slides, slides_table
 
 
 def predict_slides(request: PredictConfig, options: SlidesConfig) -> tuple[list[Path], dict[str, str]]:

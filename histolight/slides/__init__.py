@@ -1,1 +1,1 @@
-"""Whole slides: read, find the tissue, score it tile by tile, and put the scores back on the slide."""
+"""Whole slides: read, find the tissue, lay the tiles, read what people annotated."""

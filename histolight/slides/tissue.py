@@ -14,8 +14,10 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from histolight.config.schema import CENTRE
 from histolight.errors import system_reason
-from histolight.slides.reader import SlideError
+from histolight.slides.grid import Grid, in_blocks
+from histolight.slides.reader import Slide, SlideError
 
 GLASS = 99  # percentile of each channel that is taken for the light through glass ...
 LIGHT = (200, 245)  # ... within these limits: a slide may show no glass
@@ -46,6 +48,41 @@ def find_tissue(overview: np.ndarray, mpp: float) -> np.ndarray:
     pixels = SMALLEST * (1000 / mpp) ** 2
     mask = _without_small(mask, pixels)
     return ~_without_small(~mask, pixels)
+
+
+def tissue_mask(slide: Slide, grid: Grid, overview: np.ndarray, kind: str) -> np.ndarray:
+    """Say where a slide is to be looked at.
+
+    Args:
+        slide: The slide.
+        grid: Its tiles.
+        overview: uint8 (H, W, 3), from :func:`histolight.slides.grid.read_overview`.
+        kind: ``otsu`` finds the tissue, ``none`` takes everything, a folder has the slide's mask, ``NAME.png``.
+
+    Returns:
+        bool (H, W).
+
+    Raises:
+        SlideError: The mask is missing or damaged.
+    """
+    if kind == "none":
+        return np.ones(overview.shape[:2], bool)
+    if kind == "otsu":
+        return find_tissue(overview, grid.mpp * grid.overview)
+    return read_mask(Path(kind) / f"{slide.name}.png", overview.shape[:2])
+
+
+def tissue_cells(mask: np.ndarray, grid: Grid) -> np.ndarray:
+    """List the tiles whose centre holds tissue, int64 (N, 2) row and column, those of one block after each other."""
+    side = min(CENTRE, grid.tile)
+    chosen = cells_with_tissue(
+        mask,
+        (grid.rows, grid.columns),
+        grid.stride / grid.overview,
+        (grid.tile - side) / 2 / grid.overview,
+        side / grid.overview,
+    )
+    return in_blocks(chosen)
 
 
 def _density(channel: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ import pytest
 import shapely
 import tifffile
 
+from histolight.heatmaps.maps import find_regions, score_map, write_geojson, write_scores, write_tiff
 from histolight.slides.grid import Grid
-from histolight.slides.maps import find_regions, score_map, write_geojson, write_scores, write_tiff
 
 GRID = Grid(level=0, scale=2, pixel=2.5, mpp=0.972, tile=96, stride=32, columns=40, rows=30, overview=8)
 

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
+from histolight.heatmaps.maps import Region
 from histolight.reports.figures import ACCENT, INK, QUIET
 from histolight.slides.grid import Grid
-from histolight.slides.maps import Region
 
 HEAT, OUTLINE = "inferno", "#19d3c5"
 WIDTH = 7.0  # inches

@@ -13,7 +13,7 @@ from made_slides import Ellipse, MadeSlide, tumour_share
 from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
-from histolight.slides.score import SlideSettings, score_slides, slides_table
+from histolight.heatmaps.score import SlideSettings, score_slides, slides_table
 
 SETTINGS = SlideSettings(
     mpp=None,

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from histolight.files import write_atomically
+from histolight.heatmaps.score import SlideSettings
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
-from histolight.slides.score import SlideSettings
 
 WIDTH = 900  # pixels of a picture on the page; the files beside it have more
 

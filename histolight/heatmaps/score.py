@@ -17,11 +17,11 @@ from scipy.special import expit
 
 from histolight import files
 from histolight.errors import system_reason
-from histolight.reports.figures import CENTRE
+from histolight.heatmaps import maps
+from histolight.heatmaps.pictures import heat_figure, tissue_figure
 from histolight.reports.parts import save_figure
 from histolight.slides import grid as grids
-from histolight.slides import maps, tissue
-from histolight.slides.pictures import heat_figure, tissue_figure
+from histolight.slides import tissue
 from histolight.slides.reader import Slide, SlideError, open_slide, slide_name
 
 log = logging.getLogger("histolight")
@@ -125,8 +125,8 @@ def _score_slide(
     try:
         grid = grids.lay_grid(slide, settings.model_mpp, settings.mpp_tolerance, settings.tile, settings.stride)
         overview = grids.read_overview(slide, grid.overview_pixel)
-        mask = _tissue(slide, settings, grid, overview)
-        cells = _cells(mask, grid)
+        mask = tissue.tissue_mask(slide, grid, overview, settings.tissue)
+        cells = tissue.tissue_cells(mask, grid)
         if not len(cells):
             raise SlideError(f"{path.name} shows no tissue: slides.tissue=none scores all of it")
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -189,26 +189,6 @@ def _row(
         "mpp": slide.mpp,
         "tile_mpp": grid.mpp,
     }
-
-
-def _tissue(slide: Slide, settings: SlideSettings, grid: grids.Grid, overview: np.ndarray) -> np.ndarray:
-    if settings.tissue == "none":
-        return np.ones(overview.shape[:2], bool)
-    if settings.tissue == "otsu":
-        return tissue.find_tissue(overview, grid.mpp * grid.overview)
-    return tissue.read_mask(Path(settings.tissue) / f"{slide.name}.png", overview.shape[:2])
-
-
-def _cells(mask: np.ndarray, grid: grids.Grid) -> np.ndarray:
-    side = min(CENTRE, grid.tile)
-    chosen = tissue.cells_with_tissue(
-        mask,
-        (grid.rows, grid.columns),
-        grid.stride / grid.overview,
-        (grid.tile - side) / 2 / grid.overview,
-        side / grid.overview,
-    )
-    return grids.in_blocks(chosen)
 
 
 def _identity(path: Path, settings: SlideSettings) -> dict[str, Any]:
