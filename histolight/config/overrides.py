@@ -13,7 +13,7 @@ from histolight.errors import RequestError
 
 Overrides = Sequence[str] | Mapping[str, Any] | Config
 
-LISTS = ("data.classes",)  # keys whose value is a list itself, not one value for each point of a sweep
+LISTS = ("data.classes", "data.slides.positive")  # keys whose value is a list itself, not one value for each point of a sweep
 
 
 def as_words(overrides: Overrides) -> list[str]:

@@ -44,6 +44,33 @@ class ColumnsConfig:
 
 
 @dataclass
+class SlideTilesConfig:
+    """How ``data=slides`` cuts whole slides into labelled tiles; ``slides.KEY`` on the command line is short for these.
+
+    Attributes:
+        annotations: Folder with an annotation for each slide, ``NAME.geojson`` (QuPath), ``NAME.xml`` (ASAP) or
+            ``NAME.png``/``.tif`` (not black is tumour); null is the slides' own, where a picture is ``NAME_mask.png``.
+        positive: Classes that are tumour; null knows Tumor, Metastasis and other usual names. Of pictures: values.
+        units: What the outlines are measured in: ``px`` at full resolution, ``um``, or a number, how many times smaller
+            the level is whose pixels they are.
+        labels: CSV ``slide,label``: 0 marks a slide that needs no annotation, as it holds no tumour.
+        tiles_per_slide: Draw so many tiles of each slide, half of each class as far as it has them; null takes all.
+        stride: Pixels from one tile to the next on the grid that they are drawn from.
+        tissue: As ``slides.tissue`` of ``histolight predict``: ``otsu``, ``none``, or a folder of masks.
+        model_mpp: Pixel size in microns to which the slides are resampled, the network's.
+    """
+
+    annotations: str | None = None
+    positive: list[str] | None = None
+    units: str = "px"
+    labels: str | None = None
+    tiles_per_slide: int | None = _number(None, least=2)
+    stride: int = _number(CENTRE, least=1)
+    tissue: str = "otsu"
+    model_mpp: float | None = _number(None, least=0.01, most=100)
+
+
+@dataclass
 class DataConfig:
     """Which tiles, how they are split, and how they reach the model.
 
@@ -76,6 +103,7 @@ class DataConfig:
         stain: Normalisation of the stains, tile by tile and in front of augmentation, wherever the trained network is
             used too: ``macenko`` or ``reinhard``.
         augment_val: Augment validation tiles too. A fault of the notebook, kept for ``experiment=notebook`` alone.
+        slides: How whole slides are cut into tiles.
     """
 
     source: str = "synthetic"
@@ -101,6 +129,12 @@ class DataConfig:
     sampler: str = choice("shuffle", "balanced")
     stain: str = choice("none", "macenko", "reinhard")
     augment_val: bool = False
+    slides: SlideTilesConfig = field(default_factory=SlideTilesConfig)
+
+
+def tile_mpp(data: DataConfig) -> float | None:
+    """Return the pixel size of the tiles in microns: whole slides are resampled to ``data.slides.model_mpp``."""
+    return data.slides.model_mpp if data.source == "slides" else data.mpp
 
 
 def conf_directory() -> Path:

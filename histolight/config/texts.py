@@ -60,6 +60,8 @@ def as_typed(overrides: Sequence[str]) -> list[str]:
 
 def _as_typed(override: str) -> str:
     plain = override.lstrip("+")
+    if plain.startswith("slides."):
+        plain = override = f"data.{plain}"
     if OPEN_KEYS.match(plain):
         return f"++{plain}"
     if not _OPEN_TO_HYDRA.match(override):

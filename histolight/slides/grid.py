@@ -178,7 +178,7 @@ def tile_batches(slide: Slide, grid: Grid, cells: np.ndarray, batch_size: int, f
     ends = np.flatnonzero(np.diff(cells // BLOCK, axis=0).any(axis=1)) + 1
     waiting: list[np.ndarray] = []
     count = 0
-    for tiles in read_ahead(lambda block: _read_block(slide, grid, block), np.split(cells, ends) if len(cells) else []):
+    for tiles in read_ahead(lambda block: read_block(slide, grid, block), np.split(cells, ends) if len(cells) else []):
         waiting.append(tiles)
         count += len(tiles)
         if count >= batch_size:
@@ -190,8 +190,14 @@ def tile_batches(slide: Slide, grid: Grid, cells: np.ndarray, batch_size: int, f
         yield np.concatenate(waiting)
 
 
-def _read_block(slide: Slide, grid: Grid, cells: np.ndarray) -> np.ndarray:
-    """Read the tiles of one block: only the rectangle that holds them."""
+def read_block(slide: Slide, grid: Grid, cells: np.ndarray) -> np.ndarray:
+    """Read tiles that lie near each other, with the rectangle that holds them: uint8 (n, tile, tile, 3).
+
+    Args:
+        slide: The slide.
+        grid: Its tiles.
+        cells: (n, 2) row and column of each tile.
+    """
     places = cells * grid.stride
     (y, x), (lower, right) = places.min(axis=0), places.max(axis=0) + grid.tile
     pixels = read_scaled(slide, grid.level, grid.scale, int(x), int(y), int(right - x), int(lower - y))
