@@ -45,7 +45,7 @@ def check_values(config: Any, prefix: str = "") -> None:
 
 
 def check_range(key: str, value: float, limits: dict[str, float]) -> None:
-    """Raise :class:`RequestError` for a number outside its limits, as :func:`_number` declares them."""
+    """Raise :class:`RequestError` for a number outside its limits, as the schema declares them."""
     broken = (
         not math.isfinite(value)
         or value < limits.get("least", -math.inf)

@@ -13,7 +13,8 @@ from histolight.errors import RequestError
 
 Overrides = Sequence[str] | Mapping[str, Any] | Config
 
-LISTS = ("data.classes", "data.slides.positive")  # keys whose value is a list itself, not one value for each point of a sweep
+# Keys whose value is a list itself, not one value for each point of a sweep.
+LISTS = ("data.classes", "data.slides.positive")
 
 
 def as_words(overrides: Overrides) -> list[str]:

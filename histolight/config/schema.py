@@ -64,10 +64,10 @@ class SlideTilesConfig:
     positive: list[str] | None = None
     units: str = "px"
     labels: str | None = None
-    tiles_per_slide: int | None = _number(None, least=2)
-    stride: int = _number(CENTRE, least=1)
+    tiles_per_slide: int | None = number(None, least=2)
+    stride: int = number(CENTRE, least=1)
     tissue: str = "otsu"
-    model_mpp: float | None = _number(None, least=0.01, most=100)
+    model_mpp: float | None = number(None, least=0.01, most=100)
 
 
 @dataclass

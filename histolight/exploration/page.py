@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histolight.config.schema import DataConfig
+from histolight.config.schema import DataConfig, tile_mpp
 from histolight.data.checks import NEAR_BLANK_CONTRAST
 from histolight.data.overlaps import pair_table
 from histolight.data.prepare import PackedTiles
@@ -270,8 +270,8 @@ def _files(config: DataConfig, size: int) -> Section:
     words = [f"Every tile has {size}x{size} pixels of 8-bit red, green and blue: anything else is an error."]
     words.append(
         "Their pixel size is unknown: data.mpp=MICRONS says it."
-        if config.mpp is None
-        else f"A pixel has {config.mpp:g} µm (data.mpp)."
+        if (mpp := tile_mpp(config)) is None
+        else f"A pixel has {mpp:g} µm."
     )
     if facts.empty:
         return Section("Files", words)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from histolight import files, runs
 from histolight.config.keys import check_pixel_size, new_folder, run_config
-from histolight.config.schema import Config
+from histolight.config.schema import Config, tile_mpp
 from histolight.errors import RequestError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def predict_config(
 
     config = run_config(members[0], overrides, KEYS, TAKEN, "predict")
     for other in members[1:] if config.data.mpp is not None else []:
-        check_pixel_size(config.data, saved_config(other).data.mpp, other)
+        check_pixel_size(config.data, tile_mpp(saved_config(other).data), other)
     given = {override.partition("=")[0] for override in overrides}
     if check_source(config.data).unlabelled_apart and "data.root" not in given:
         raise RequestError("data.root= is missing: give the folder with what is to be predicted, data.root=FOLDER")

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from histolight.config.schema import Config, LossConfig, ModelConfig, OptimizerConfig, SchedulerConfig
+from histolight.config.schema import Config, LossConfig, ModelConfig, OptimizerConfig, SchedulerConfig, tile_mpp
 from histolight.data.loader import Batch
 from histolight.errors import RequestError
 from histolight.models.backbones import IMAGENET, PIXELS, build_backbone, load_weights
@@ -126,7 +126,9 @@ class Classifier(L.LightningModule):
         """Build a classifier as a configuration says and load its pretrained weights."""
         sections = {name: asdict(getattr(config, name)) for name in ("model", "optimizer", "scheduler", "loss")}
         data = config.data
-        classifier = cls(**sections, pos_weight=pos_weight, image_size=data.image_size, stain=data.stain, mpp=data.mpp)
+        classifier = cls(
+            **sections, pos_weight=pos_weight, image_size=data.image_size, stain=data.stain, mpp=tile_mpp(data)
+        )
         load_weights(classifier.backbone, classifier.head, config.model, classifier.input_size)
         classifier.adapt()
         if config.model.checkpointing:

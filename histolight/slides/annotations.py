@@ -20,7 +20,7 @@ from PIL import Image
 
 from histolight.config.schema import CENTRE
 from histolight.slides.grid import Grid
-from histolight.slides.reader import Slide, SlideError
+from histolight.slides.reader import MASK, Slide, SlideError
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -29,8 +29,16 @@ log = logging.getLogger("histolight")
 
 OUTLINES = (".geojson", ".json", ".xml")
 PICTURES = (".png", ".tif", ".tiff")
-MASK = "_mask"  # a picture beside the slides has the slide's name and this
-POSITIVE = ("tumor", "tumour", "metastasis", "metastases", "cancer", "carcinoma", "_0", "_1")  # the last two: CAMELYON16
+POSITIVE = (
+    "tumor",
+    "tumour",
+    "metastasis",
+    "metastases",
+    "cancer",
+    "carcinoma",
+    "_0",
+    "_1",
+)  # _0, _1: CAMELYON16
 UNCLASSIFIED = "unclassified"
 MOST_PIXELS = 2**26  # of a picture; of a pyramid the finest level with no more is taken
 LARGEST_FILE = 2**28  # bytes of outlines
@@ -292,8 +300,8 @@ def _in_pixels(outlines: Sequence[Outline], path: Path, slide: Slide, units: str
         if inside.area < area.area / 2:
             x, y = (math.ceil(value) for value in area.bounds[2:])
             raise SlideError(
-                f"{path.name}: annotation {number} ({outline.name}) lies outside {slide.name}: it reaches to {x:,} x "
-                f"{y:,} of {width:,} x {height:,} pixels; slides.units says px, um, or how many times smaller a level is"
+                f"{path.name}: annotation {number} ({outline.name}) lies outside {slide.name}: it reaches to x={x:,}, "
+                f"y={y:,}, the slide to {width:,}, {height:,}; slides.units=um, or how many times smaller its level is"
             )
         scaled.append(Outline(outline.name, inside))
     return scaled

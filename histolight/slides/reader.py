@@ -30,6 +30,7 @@ SUFFIXES = (
     *(".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu", ".tif", ".tiff", ".btf"),
     *(".png", ".jpg", ".jpeg"),
 )
+MASK = "_mask"  # a picture beside the slides with a slide's name and this shows where its tumour is
 COMPANIONS = (  # what people keep beside slides: annotations, labels, notes, and what desktops leave
     *(
         ".geojson",
@@ -120,7 +121,8 @@ def list_slides(root: Path) -> tuple[list[Path], dict[str, str], list[str]]:
 
     Returns:
         The slides by name; what keeps a file from being scored, by its name; and the names of the files that belong
-        beside slides (:data:`COMPANIONS`). Any other file is a problem. Hidden files are not looked at.
+        beside slides: :data:`COMPANIONS`, and pictures of the tumour, ``NAME_mask.png``. Any other file is a problem.
+        Hidden files are not looked at.
 
     Raises:
         RequestError: There is no such folder, or no slide in it.
@@ -131,7 +133,10 @@ def list_slides(root: Path) -> tuple[list[Path], dict[str, str], list[str]]:
         raise RequestError(
             f"data.root={root} can't be read ({system_reason(error)}): give the slides' folder, data.root=FOLDER"
         ) from error
-    slides = [path for path in files if path.suffix.lower() in SUFFIXES]
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
+    names = {slide_name(path) for path in pictures}
+    masks = [path for path in pictures if slide_name(path).removesuffix(MASK) in names - {slide_name(path)}]
+    slides = [path for path in pictures if path not in masks]
     if not slides:
         raise RequestError(f"{root} holds no slide: histolight reads {', '.join(SUFFIXES)}")
     named: dict[str, list[Path]] = {}
@@ -143,7 +148,7 @@ def list_slides(root: Path) -> tuple[list[Path], dict[str, str], list[str]]:
         if len(same) > 1
         for path in same
     }
-    others = [path.name for path in files if path.suffix.lower() in COMPANIONS]
+    others = [path.name for path in files if path.suffix.lower() in COMPANIONS or path in masks]
     foreign = [path.name for path in files if path.suffix.lower() not in SUFFIXES + COMPANIONS]
     problems |= dict.fromkeys(foreign, "is no slide by its name: move it elsewhere, or convert it to a pyramidal TIFF")
     return [path for path in slides if path.name not in problems], problems, others

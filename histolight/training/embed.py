@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from histolight import files, runs
-from histolight.config.schema import Config
+from histolight.config.schema import Config, tile_mpp
 from histolight.data.checks import check_table
 from histolight.data.datamodule import compute_features
 from histolight.data.prepare import load_tiles
@@ -90,7 +90,7 @@ def embed(config: Config, directory: Path, progress: bool = True) -> Embedding:
     about = {
         "model": dataclasses.asdict(config.model),
         "data": {"source": config.data.source, "root": config.data.root, "image_size": config.data.image_size},
-        "mpp": config.data.mpp,
+        "mpp": tile_mpp(config.data),
         "stain": config.data.stain,
         "data_fingerprint": packed.fingerprint,
         "precision": precision,
