@@ -30,8 +30,8 @@ class TileDataModule(L.LightningDataModule):
     Args:
         data: The tiles and their parts.
         config: The whole configuration; ``data``, ``augment`` and ``seed`` are used.
-        features: Maps tiles ``(N, 3, S, S)``, floats in [0, 1], to ``(N, F)``. The batches of a fit then hold these,
-            computed once, in the tiles' place: for an ``augment`` that changes nothing.
+        features: Maps tiles ``(N, 3, S, S)``, floats in [0, 1], to ``(N, F)``. The batches then hold these, computed
+            once, in the tiles' place: for an ``augment`` that changes nothing.
         kept: Where these are kept for other runs; None keeps them for this one only.
     """
 
@@ -76,7 +76,7 @@ class TileDataModule(L.LightningDataModule):
         assert trainer is not None
         rows, labels = table["row"].to_numpy(), table["label"].to_numpy()
         tiles = self._tiles(trainer.strategy.root_device)
-        if self.features is not None and trainer.state.fn == "fit":
+        if self.features is not None:
             tiles = DeviceRows(rows, self._features(tiles, rows, part))
         return TileLoader(
             tiles,

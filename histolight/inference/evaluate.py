@@ -305,7 +305,7 @@ def _agreement(run: Path, part: str, table: pd.DataFrame, tta: str, config: Conf
     why = (
         "the training augmented these tiles (data.augment_val)"
         if config.data.augment_val and part == "val"
-        else ("another device, precision or batch size")
+        else "another device, precision or batch size, or features that were kept"
     )
     return f"{part}: logits differ from the training's by up to {apart:.2g} ({why})"
 
