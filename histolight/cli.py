@@ -88,6 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("histolight: interrupted: the same command does it again", file=sys.stderr)
         return 1
+    finally:
+        if files := sys.modules.get("histolight.files"):  # not imported for --help
+            files.give_back_folders()
 
 
 def _run(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import os
 import re
 import secrets
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import platformdirs
-from filelock import FileLock, Timeout
 
 from histolight.errors import HistolightError, RequestError, cannot_write, system_reason
+from histolight.locks import HeldError, Lock, marker_of
 
 if TYPE_CHECKING:
     import pandas as pd  # half a second, which --help and --cfg need not pay
@@ -100,6 +101,46 @@ def file_name(text: str, also: str = "", longest: int = 120) -> str:
     return slug.encode()[:longest].decode(errors="ignore").strip(".,-")
 
 
+_taken: dict[Path, list[Path]] = {}  # folders that this process has named, each with those made for it
+
+
+def take_folder(wanted: Path, otherwise: str = ANOTHER_FOLDER) -> Path:
+    """Make a folder at once whose name the program chose, numbered where another process has just taken the name.
+
+    :func:`claimed` holds it later; until then :func:`give_back_folders` removes it again.
+
+    Raises:
+        RequestError: It can't be made.
+    """
+    numbered = (wanted.with_name(f"{wanted.name}-{number}") for number in itertools.count(2))
+    for folder in itertools.chain([wanted], numbered):
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            if folder.parent.is_dir():
+                continue
+            raise RequestError(f"{folder.parent} is not a folder: {otherwise}") from None
+        except OSError as error:
+            raise RequestError(cannot_write(folder, error, otherwise)) from error
+        _taken[folder.absolute()] = made
+        return folder
+    raise AssertionError("there is always another number")
+
+
+def give_back_folders() -> None:
+    """Remove the folders that were named and are still empty, because the request was refused."""
+    while _taken:
+        _remove_empty(_taken.popitem()[1])
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):  # not empty
+        for path in folders:
+            path.rmdir()
+
+
 @contextlib.contextmanager
 def claimed(
     directory: Path, continued: bool = False, own: Collection[str] = (), otherwise: str = ANOTHER_FOLDER
@@ -118,15 +159,18 @@ def claimed(
         RequestError: Another process holds the folder, it can't be written, or new work finds files in it.
     """
     made = [path for path in (directory, *directory.parents) if not path.exists()]
+    made += _taken.pop(directory.absolute(), [])
     new_lock = not lock_file(directory).exists()
     if not continued and new_lock:
         check_unused(directory, own, otherwise)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_file(directory), timeout=0)
+        lock = Lock(lock_file(directory))
         lock.acquire()
-    except Timeout as error:
-        raise RequestError(f"{directory} is in use by another process: wait for it, or use another folder") from error
+    except HeldError as error:
+        raise RequestError(
+            f"{directory} is in use by another process: wait for it, or use another folder ({error})"
+        ) from error
     except OSError as error:
         raise RequestError(cannot_write(directory, error, otherwise)) from error
     refused = True
@@ -137,13 +181,11 @@ def claimed(
         clear_leftovers(directory)
         yield
     finally:
-        if list(directory.iterdir()) == [lock_file(directory)] or (refused and new_lock):
+        if set(directory.iterdir()) <= _locks(directory) or (refused and new_lock):
             with contextlib.suppress(PermissionError):  # on Windows the release deletes it
                 lock_file(directory).unlink(missing_ok=True)
         lock.release()
-        with contextlib.suppress(OSError):  # not empty
-            for path in made:
-                path.rmdir()
+        _remove_empty(made)
 
 
 def check_unused(directory: Path, own: Collection[str] = (), otherwise: str = ANOTHER_FOLDER) -> None:
@@ -159,7 +201,7 @@ def check_unused(directory: Path, own: Collection[str] = (), otherwise: str = AN
     """
     try:
         entries = sorted(
-            path.name for path in directory.iterdir() if path != lock_file(directory) and not _is_leftover(path)
+            path.name for path in directory.iterdir() if path not in _locks(directory) and not _is_leftover(path)
         )
     except FileNotFoundError:
         if not directory.is_symlink():
@@ -201,6 +243,10 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locks(directory: Path) -> set[Path]:
+    return {lock_file(directory), marker_of(lock_file(directory))}
 
 
 def lock_file(directory: Path) -> Path:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from histolight.config.hydra_adapter import own_hydra
+from histolight.files import give_back_folders
 
 
 @contextlib.contextmanager
@@ -40,6 +41,7 @@ def unchanged(*packages: str) -> Iterator[None]:
             kept.enter_context(part())
         for part in (_random, _torch, _matplotlib, _monitors):
             kept.enter_context(part())
+        kept.callback(give_back_folders)
         yield
 
 

@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "interrupts",
     "hardware",
+    "locks",
     "files",
     "runs",
     "config",
@@ -37,7 +38,7 @@ ORDER = [
     "__main__",
 ]
 MOST_LINES = 400
-LOOSE = {"errors", "interrupts", "hardware", "files", "runs", "process", "api", "cli", "__main__", "__init__"}
+LOOSE = {"errors", "interrupts", "hardware", "locks", "files", "runs", "process", "api", "cli", "__main__", "__init__"}
 
 
 def modules() -> dict[str, Path]:

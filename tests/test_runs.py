@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from histolight import files, runs
+from histolight import cli, files, runs
 from histolight.errors import HistolightError, InterruptionError, RequestError
 from histolight.statistics.intervals import Interval
 
@@ -93,3 +96,44 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     refused = pytest.raises(RequestError, match=r"file/run can't be used .*: choose another folder")
     with refused, files.claimed(tmp_path / "file" / "run"):
         pass
+
+
+TAKE = "import sys; from pathlib import Path; from histolight.files import take_folder; print(take_folder(Path('o/x')))"
+
+
+def test_folders_that_are_named_at_the_same_time_are_different_ones(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TAKE]
+    root = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    started = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=root) for _ in range(5)]
+    names = sorted(process.communicate()[0].strip() for process in started)
+    assert names == ["o/x", "o/x-2", "o/x-3", "o/x-4", "o/x-5"]
+
+
+def test_a_folder_that_was_named_goes_again_where_the_request_is_refused(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["explore", "data=folder", "data.root=nowhere"], ["train", "data=folder", "data.root=nowhere"]):
+        assert cli.main(words) == 2
+    assert cli.main(["train", "-m", "data=folder", "data.classes=[a]", "seed=0,1"]) in (1, 2)
+    assert list(tmp_path.glob("outputs/runs/*")) == list(tmp_path.glob("outputs/explore/*")) == []
+
+
+@pytest.mark.slow
+def test_runs_sweeps_and_predictions_that_start_together_all_run(small: list[str], tmp_path: Path) -> None:
+    """Three of each, of which several begin within one second."""
+    request = [*small, "trainer.max_epochs=1"]
+    module = [sys.executable, "-m", "histolight"]
+    root = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+    def together(*commands: list[str]) -> None:
+        started = [
+            subprocess.Popen([*module, *words], cwd=tmp_path, env=root, stderr=subprocess.PIPE, text=True)
+            for words in commands
+        ]
+        errors = [process.communicate()[1] for process in started]
+        assert [process.returncode for process in started] == [0] * len(commands), errors
+
+    together(*(["train", *request, f"seed={seed}"] for seed in (1, 2)), ["train", "-m", *request, "seed=3,4"])
+    [run, _] = sorted(tmp_path.glob("outputs/runs/*"))
+    tiles = small[1]
+    together(*(["predict", f"run={run}", "data=folder", tiles, f"tta={tta}"] for tta in ("none", "flips")))
+    assert len(list(tmp_path.glob("outputs/predictions/*/submission.csv"))) == 2

@@ -150,7 +150,9 @@ def new_folder(place: str | None, kind: str, name: str, partial: str = "") -> Pa
         RequestError: The folder holds files, and nothing that was interrupted.
     """
     slug = files.file_name(name) or kind
-    folder = read_path(place) if place else Path("outputs", kind, f"{slug}-{datetime.now():%F_%H-%M-%S}")
+    if not place:
+        return files.take_folder(Path("outputs", kind, f"{slug}-{datetime.now():%F_%H-%M-%S}"))
+    folder = read_path(place)
     if not partial or not (folder / partial).is_file():
         files.check_unused(folder)
     return folder

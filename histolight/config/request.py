@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +66,7 @@ def training_request(overrides: Sequence[str]) -> tuple[Config, Path, bool]:
         # Lightning starts the other processes of a DDP training with this same command: they share one folder.
         return config, Path(os.environ.get(SHARED_DIRECTORY, directory)), False
     if not named:
-        directory = _unused(directory)
+        directory = files.take_folder(directory)
     elif begun:
         raise RequestError(
             f"{directory} holds a run: continue it with run={directory}, or choose another hydra.run.dir"
@@ -76,9 +75,3 @@ def training_request(overrides: Sequence[str]) -> tuple[Config, Path, bool]:
         files.check_unused(directory, BEGINNING)
     os.environ[SHARED_DIRECTORY] = str(directory)
     return config, directory, False
-
-
-def _unused(directory: Path) -> Path:
-    """Number a folder named by name and second when another run has just taken it."""
-    names = itertools.chain([directory.name], (f"{directory.name}-{number}" for number in itertools.count(2)))
-    return next(path for path in map(directory.with_name, names) if not path.exists())

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import nn
 from tqdm import tqdm
 
 from histolight.data.store import UNREADABLE
 from histolight.errors import HistolightError, cannot_write
+from histolight.locks import Lock
 
 Compute = Callable[[np.ndarray], Iterator[torch.Tensor]]
 
@@ -74,7 +74,7 @@ class FeatureCache:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.folder}.lock"):
+            with Lock(self.folder.with_name(f"{self.folder.name}.lock")):
                 done = self._done()
                 missing = np.unique(rows[~done[rows]])
                 if len(missing):

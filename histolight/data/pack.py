@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from histolight.data.overlaps import Pairs, jpeg_luma
 from histolight.data.packing import MEASURES, build_pack, pack_index
@@ -24,6 +23,7 @@ from histolight.data.store import UNREADABLE, Tiles
 from histolight.data.table import Source
 from histolight.errors import HistolightError, cannot_write, system_reason
 from histolight.files import cache_folder
+from histolight.locks import Lock
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def open_pack(source: Source, cache: Path | None, image_size: int, workers: int 
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
+            with Lock(folder.with_name(f"{folder.name}.lock")):
                 if not folder.exists():
                     waiting = 0 if source.read_tiles else 4
                     build_pack(source, folder, image_size, workers or min(32, (os.cpu_count() or 1) + waiting))

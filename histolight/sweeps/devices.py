@@ -7,10 +7,10 @@ import itertools
 import os
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, open_dict
 
 from histolight.errors import HistolightError, RequestError
+from histolight.locks import HeldError, Lock
 
 SLACK = 0.95  # of a share: what the contexts of the other processes take is not theirs to give
 
@@ -38,7 +38,7 @@ class Gpus:
 
 
 gpus = Gpus()
-_held: FileLock | None = None  # this worker's place, until the process ends
+_held: Lock | None = None  # this worker's place, until the process ends
 
 
 def share_out(config: DictConfig, points_per_gpu: int) -> None:
@@ -94,9 +94,9 @@ def claim_gpu(directory: Path, points_per_gpu: int = 1) -> None:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     for share, gpu in ((share, gpu) for share in itertools.count() for gpu in visible.split(",")):
-        lock = FileLock(directory / f".histolight-gpu-{gpu}-{share}.lock")
-        with contextlib.suppress(Timeout):
-            lock.acquire(timeout=0)
+        lock = Lock(directory / f".histolight-gpu-{gpu}-{share}.lock")
+        with contextlib.suppress(HeldError):
+            lock.acquire(watch=False)
             _held = lock
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # in time: CUDA reads it once, at its first use
             break

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from histolight import files, runs
@@ -21,6 +20,7 @@ from histolight.config import hydra_adapter as hydra
 from histolight.config.compose import to_yaml, typed
 from histolight.config.schema import Config, DataConfig
 from histolight.errors import HistolightError, InterruptionError
+from histolight.locks import HeldError, Lock
 from histolight.sweeps.devices import claim_gpu
 from histolight.sweeps.points import Point, Sweep, read_index
 
@@ -90,7 +90,7 @@ def train_point(config: DictConfig, drawn: bool = True, points_per_gpu: int = 1)
     """
     logging.getLogger("histolight").disabled = False  # Optuna's storage disables every logger that is there before it
     point = Point((), hydra.running_job().directory)
-    with FileLock(files.lock_file(point.directory)):  # a worker may have outlived the process that started it
+    with Lock(files.lock_file(point.directory)):  # a worker may have outlived the process that started it
         files.clear_leftovers(point.directory)
         if point.status != "completed":
             _train_and_record(config, point, drawn, points_per_gpu)
@@ -209,11 +209,13 @@ def is_held(directory: Path) -> bool:
     """Say whether a live process works in this folder."""
     if not directory.is_dir():
         return False
+    lock = Lock(files.lock_file(directory))
     try:
-        with FileLock(files.lock_file(directory), timeout=0):
-            return False
-    except Timeout:
+        lock.acquire(watch=False)
+    except HeldError:
         return True
+    lock.release()
+    return False
 
 
 def _one_line(error: BaseException) -> str:

@@ -53,7 +53,7 @@ def run_sweep(overrides: Sequence[str], progress: bool = True) -> SweepResult:
         InterruptionError: Ctrl-C or SIGTERM; the message says how to continue.
         HistolightError: The launcher itself failed.
     """
-    plan = plan_sweep(overrides)
+    plan = plan_sweep(_named(overrides))
     with files.reading(plan.directory):
         continued = (plan.directory / "sweep.json").is_file()
     with files.claimed(plan.directory, continued, otherwise="choose another folder with hydra.sweep.dir=FOLDER"):
@@ -103,6 +103,17 @@ class SweepPlan:
     grid: list[list[str]]
     configs: list[DictConfig]
     settings: SweepConfig
+
+
+def _named(overrides: Sequence[str]) -> list[str]:
+    """Name a sweep that has no name by its time, and take the folder of that name, numbered where it is taken."""
+    fixed, _ = _fixed_and_swept(overrides)
+    if {"name", "hydra.sweep.dir"} & {override.partition("=")[0] for override in fixed}:
+        return list(overrides)
+    name = time.strftime("name=%Y-%m-%d_%H-%M-%S")
+    directory = Path(str(compose_config([*fixed, name]).hydra.sweep.dir)).expanduser()
+    taken = files.take_folder(directory, "choose another folder with hydra.sweep.dir=FOLDER")
+    return [*overrides, f"{name}{taken.name.removeprefix(directory.name)}"]
 
 
 def plan_sweep(overrides: Sequence[str]) -> SweepPlan:

@@ -16,7 +16,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from tqdm import tqdm
 
 from histolight import files
@@ -26,6 +25,7 @@ from histolight.data.sources import Kind, data_root
 from histolight.data.table import Source, fingerprint, read_csv
 from histolight.errors import DataError, HistolightError, RequestError, cannot_write, system_reason
 from histolight.files import cache_folder
+from histolight.locks import Lock
 
 _PREFIX = "camelyonpatch_level_2_split_"
 # In the order of the split's names, which start the ids: so the rows are those of the table sorted by id.
@@ -106,7 +106,7 @@ def _plain(path: Path, config: DataConfig) -> Path:
         return plain
     try:
         plain.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{plain}.lock"):
+        with Lock(plain.with_name(f"{plain.name}.lock")):
             if not plain.exists():
                 _unpack(path, plain)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -1,0 +1,237 @@
+"""Locks between processes: the kernel's where the file system has them, else a marker that says who holds it.
+
+The kernel lets go of a lock when its holder dies. A share without such locks (Lustre mounted without ``-o flock``, NFS
+without a lock service) gets a marker, ``LOCK.holder``, whose holder touches it every :data:`BEAT` seconds. It is taken
+over when its holder is dead: at once where its process can be looked up, else when it was not touched for
+:data:`SILENCE` seconds of the file system's clock. (filelock's own fallback waits for the dead for ever.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+try:
+    import fcntl
+except ImportError:  # Windows, whose locks are always there
+    fcntl = None  # type: ignore[assignment]
+
+BEAT = 2.0  # seconds between two signs of life of a marker's holder
+SILENCE = 30.0  # seconds without one after which it is taken for dead
+PATIENCE = 2.0  # seconds for which a wait may be silent
+_POLL = 0.1
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, 524}
+
+log = logging.getLogger("histolight")
+
+
+class HeldError(Exception):
+    """A live process holds the lock; the message says which, where and since when."""
+
+
+class Lock:
+    """A lock that one process holds at a time, and no longer than it lives.
+
+    Args:
+        path: The file to lock; it is made where it isn't there, and stays.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._marker = marker_of(path)
+        self._kernels: FileLock | None = None
+        self._beating: threading.Event | None = None
+        self._me = {**_identity(), "since": f"{datetime.now():%F %T}"}
+
+    def __enter__(self) -> Lock:
+        self.acquire(wait=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def acquire(self, wait: bool = False, watch: bool = True) -> None:
+        """Take the lock.
+
+        Args:
+            wait: Wait until its holder lets go of it.
+            watch: Where it can't be known at once whether a holder on another machine lives, look for a sign of life.
+
+        Raises:
+            HeldError: It is held, unless ``wait``.
+            OSError: The file can't be made or locked.
+        """
+        begun, said, first = time.monotonic(), False, None
+        while not self._try():
+            alive, beat = self._state()
+            first = first or beat
+            if beat and not wait and (alive or not watch or beat != first):
+                raise HeldError(self._holder())
+            if not said and time.monotonic() - begun > PATIENCE:
+                doing = "waiting for" if wait else f"looking for {SILENCE:.0f} s whether it lives:"
+                log.warning("%s the holder of %s, %s", doing, self._path, self._holder())
+                said = True
+            time.sleep(_POLL)
+
+    def release(self) -> None:
+        """Let go of it."""
+        if self._kernels is not None:
+            self._kernels.release()
+        if self._beating is not None:
+            self._beating.set()
+            with contextlib.suppress(FileNotFoundError):
+                if _read(self._marker) == self._me:
+                    self._marker.unlink()
+        self._kernels = self._beating = None
+
+    def _try(self) -> bool:
+        kernels = _kernels_lock(self._path)
+        if kernels is None:
+            return self._take_marker()
+        lock = FileLock(self._path, timeout=0)
+        try:
+            if not kernels:
+                return False
+            lock.acquire()
+        except Timeout:
+            return False
+        self._kernels = lock
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # it is for messages only
+                self._path.write_text(json.dumps(self._me))
+        return True
+
+    def _take_marker(self) -> bool:
+        """Make the marker, whole or not at all, and never over another's; that of the dead is put aside first."""
+        with contextlib.suppress(FileNotFoundError):
+            held = _read(self._marker)
+            if self._state()[0] is False:
+                self._put_aside(held)
+        beside = _temporary(self._marker)
+        try:
+            beside.write_text(json.dumps(self._me))
+            os.link(beside, self._marker)
+        except FileExistsError:
+            return False
+        finally:
+            beside.unlink(missing_ok=True)
+        os.utime(self._path)
+        self._beating = threading.Event()
+        threading.Thread(target=self._beat, args=(self._beating,), daemon=True).start()
+        return True
+
+    def _put_aside(self, held: dict[str, Any]) -> None:
+        aside = _temporary(self._marker)
+        self._marker.rename(aside)
+        if _read(aside) != held:  # another process was faster, and this is its own
+            with contextlib.suppress(OSError):
+                os.link(aside, self._marker)
+        else:
+            log.warning("%s was left by %s, which is gone: taken over", self._marker, _described(held))
+        aside.unlink(missing_ok=True)
+
+    def _beat(self, ended: threading.Event) -> None:
+        while not ended.wait(BEAT):
+            with contextlib.suppress(OSError):
+                os.utime(self._marker)
+
+    def _state(self) -> tuple[bool | None, float]:
+        """Say whether the holder lives, None where nobody here can know, and when it gave its last sign of life."""
+        if _kernels_lock(self._path) is not None:
+            return True, 1.0
+        try:
+            held, beat = _read(self._marker), self._marker.stat().st_mtime
+        except FileNotFoundError:
+            return None, 0.0
+        if all(held.get(name) == self._me[name] for name in ("machine", "processes")):
+            return _started(held.get("process")) == held.get("started"), beat
+        beside = _temporary(self._marker)
+        try:
+            beside.touch()
+            age = beside.stat().st_mtime - beat
+        finally:
+            beside.unlink(missing_ok=True)
+        return (False if age > SILENCE else None), beat
+
+    def _holder(self) -> str:
+        if _kernels_lock(self._path) is not None:
+            return _described(_read(self._path))
+        with contextlib.suppress(FileNotFoundError):
+            return f"{_described(_read(self._marker))}; if that is gone, delete {self._marker}"
+        return "another process"
+
+
+def marker_of(path: Path) -> Path:
+    """Return the file that stands for a lock where the file system has none."""
+    return path.with_name(f"{path.name}.holder")
+
+
+def _kernels_lock(path: Path) -> bool | None:
+    """Say whether the kernel's lock is free; None where the file system has none."""
+    if fcntl is None:
+        return True
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _identity() -> dict[str, Any]:
+    """Say which process this is, so that another can look it up: on which boot of which machine, among which."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    known = boot.exists() and namespace.exists()
+    return {
+        "process": os.getpid(),
+        "started": _started(os.getpid()),
+        "host": socket.gethostname(),
+        "machine": boot.read_text().strip() if known else socket.gethostname(),
+        "processes": namespace.stat().st_ino if known else 0,
+    }
+
+
+def _started(process: object) -> str | None:
+    """Say when a process of this machine was started, by the kernel's count; None when it doesn't live."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return None
+    state, *rest = text.rpartition(")")[2].split()
+    return None if state in "ZX" else rest[18]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        holder = json.loads(path.read_bytes())
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _described(holder: dict[str, Any]) -> str:
+    if not {"process", "host", "since"} <= holder.keys():
+        return "another process"
+    return f"process {holder['process']} on {holder['host']} since {holder['since']}"
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".histolight-{os.getpid()}-{secrets.token_hex(4)}.tmp")

@@ -1,0 +1,172 @@
+"""Locks where the file system has them, and where it has none: nobody waits for the dead, or without a word."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from histolight import files, locks
+from histolight.errors import RequestError
+from histolight.locks import HeldError, Lock, marker_of
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is Linux's")
+
+# A share without flock: fails with the error number in NOFLOCK (38: Lustre without -o flock; 37: NFS without lockd).
+SOURCE = """
+#include <errno.h>
+#include <stdlib.h>
+int flock(int descriptor, int operation) { errno = atoi(getenv("NOFLOCK")); return -1; }
+"""
+HOLDER = """
+import sys, time
+from pathlib import Path
+from histolight.locks import Lock
+lock = Lock(Path(sys.argv[1]))
+lock.acquire()
+print("held", flush=True)
+time.sleep(600)
+"""
+TAKER = """
+import logging, sys, time
+from pathlib import Path
+logging.basicConfig(format="%(message)s")
+from histolight import locks
+locks.SILENCE = float(sys.argv[3]) if len(sys.argv) > 3 else locks.SILENCE
+lock = locks.Lock(Path(sys.argv[1]))
+try:
+    lock.acquire(wait=sys.argv[2] == "wait")
+    print("taken")
+except locks.HeldError as error:
+    print("refused", error)
+"""
+
+
+@pytest.fixture(scope="module")
+def no_flock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not here")
+    folder = tmp_path_factory.mktemp("noflock")
+    (folder / "noflock.c").write_text(SOURCE)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", "noflock.so", "noflock.c"], cwd=folder, check=True)
+    return folder / "noflock.so"
+
+
+def environment(no_flock: Path | None, number: int = 38) -> dict[str, str]:
+    root = str(Path(__file__).parents[1])
+    shim = {} if no_flock is None else {"LD_PRELOAD": str(no_flock), "NOFLOCK": str(number)}
+    return {**os.environ, "PYTHONPATH": root, **shim}
+
+
+def hold(path: Path, env: dict[str, str], before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    holder = subprocess.Popen(
+        [*before, sys.executable, "-c", textwrap.dedent(HOLDER), str(path)], stdout=subprocess.PIPE, text=True, env=env
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def take(path: Path, env: dict[str, str], *options: str, before: tuple[str, ...] = ()) -> tuple[str, str, float]:
+    begun = time.monotonic()
+    done = subprocess.run(
+        [*before, sys.executable, "-c", TAKER, str(path), *options],
+        capture_output=True, text=True, env=env, timeout=90, check=True,
+    )  # fmt: skip
+    return done.stdout.strip(), done.stderr.strip(), time.monotonic() - begun
+
+
+@pytest.mark.parametrize("number", [None, 37, 38, 524])
+def test_a_live_holder_is_named_and_a_dead_one_does_not_count(
+    number: int | None, no_flock: Path, tmp_path: Path
+) -> None:
+    env = environment(None if number is None else no_flock, number or 0)
+    path = tmp_path / "a.lock"
+    with hold(path, env) as holder:
+        said, _, _ = take(path, env, "once")
+        assert said.startswith(f"refused process {holder.pid} on {os.uname().nodename} since 20")
+        assert (f"if that is gone, delete {marker_of(path)}" in said) == (number is not None)
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        said, line, _ = take(path, env, "once")
+    assert said == "taken"
+    assert ("which is gone: taken over" in line) == (number is not None)
+    assert "site-packages" not in line
+    assert take(path, env, "once")[0] == "taken"
+
+
+def elsewhere(path: Path) -> None:
+    """Make a marker look as if it were of another machine."""
+    marker = marker_of(path)
+    beat = marker.stat()
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "machine": "another", "host": "node02"}))
+    os.utime(marker, ns=(beat.st_atime_ns, beat.st_mtime_ns))
+
+
+def test_a_dead_holder_on_another_machine_is_noticed_by_its_silence(no_flock: Path, tmp_path: Path) -> None:
+    env, path = environment(no_flock), tmp_path / "a.lock"
+    with hold(path, env) as holder:
+        elsewhere(path)
+        said, _, _ = take(path, env, "once", "20")
+        assert said.startswith(f"refused process {holder.pid} on node02 since")  # it gave a sign of life
+        holder.kill()
+    said, line, _ = take(path, env, "once", "4")
+    assert said == "taken"
+    assert f"looking for 4 s whether it lives: the holder of {path}, process {holder.pid} on node02" in line
+    assert "taken over" in line
+
+
+def test_a_wait_of_more_than_two_seconds_is_not_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = Lock(tmp_path / "a.lock"), Lock(tmp_path / "a.lock")
+    first.acquire()
+    threading.Timer(2.5, first.release).start()
+    second.acquire(wait=True)
+    second.release()
+    assert f"waiting for the holder of {tmp_path / 'a.lock'}, process {os.getpid()} on" in caplog.text
+
+
+def test_of_many_that_take_over_one_succeeds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(locks, "_kernels_lock", lambda path: path.touch() and None)
+    path = tmp_path / "a.lock"
+    marker_of(path).write_text(json.dumps({"process": 1, "host": "gone", "since": "then", "machine": "x"}))
+    os.utime(marker_of(path), (1, 1))
+    taken = []
+
+    def work() -> None:
+        lock = Lock(path)
+        try:
+            lock.acquire()
+        except HeldError:
+            return
+        taken.append(lock)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 1
+    taken[0].release()
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["a.lock"]
+
+
+def test_a_folder_without_kernel_locks_is_claimed_and_left_as_it_was(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(locks, "_kernels_lock", lambda path: path.touch() and None)
+    with files.claimed(tmp_path / "run"):
+        refused = pytest.raises(RequestError, match=r"in use by another process: .*if that is gone, delete .*\.holder")
+        with refused, files.claimed(tmp_path / "run"):
+            pass
+        (tmp_path / "run" / "result").touch()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".histolight.lock", "result"]
+    with files.claimed(tmp_path / "empty"):
+        pass
+    assert not (tmp_path / "empty").exists()
