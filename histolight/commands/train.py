@@ -53,8 +53,8 @@ def summary(metrics: dict[str, Any], directory: Path) -> str:
 
 def _curves(directory: Path) -> str:
     """Say where the curves of a run lie, by the logger that it had."""
-    if (directory / "mlflow").is_dir():
-        return f"MLflow       sqlite:///{directory.resolve()}/mlflow/mlflow.db, unless logger.uri was given"
+    if (directory / "mlflow" / "mlflow.db").is_file():
+        return f"MLflow       sqlite:///{directory.resolve()}/mlflow/mlflow.db"
     for name, label in (("wandb", "W&B"), ("csv", "CSV")):
         if (directory / name).is_dir():
             return f"{label:<12} {directory / name}"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import io
 import logging
 import os
+import re
+import socket
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -23,7 +27,11 @@ from torchvision.utils import make_grid
 
 from histolight import files
 from histolight.config.schema import Config, LoggerConfig
-from histolight.errors import RequestError
+from histolight.errors import RequestError, system_reason
+
+ANSWER = 5.0  # seconds for which a server is waited for
+
+log = logging.getLogger("histolight")
 
 PACKAGES = {"mlflow": ("mlflow", "sqlalchemy", "alembic"), "wandb": ("wandb",)}
 
@@ -42,7 +50,8 @@ def build_logger(config: Config, directory: Path) -> Logger:
     """Build the logger of a run; a continued run goes on where it was.
 
     Everything is written inside the run directory, and no network is touched, unless ``logger.uri`` (MLflow) or
-    ``logger.offline=false`` (Weights & Biases) say otherwise.
+    ``logger.offline=false`` (Weights & Biases) say otherwise. A server that is away neither ends nor delays a training:
+    it is tried for :data:`ANSWER` seconds, and a warning says where the curves are kept instead.
 
     Raises:
         RequestError: A package is missing, or the logger can't be opened.
@@ -53,8 +62,15 @@ def build_logger(config: Config, directory: Path) -> Logger:
         return _csv(directory)
     if name == "tensorboard":
         return TensorBoardLogger(directory, name="tensorboard", version="", default_hp_metric=False)
+    server = _server(config.logger)
+    away = _away(server) if server else ""
+    if away and name == "mlflow":
+        return _kept_here(directory, server, away)
     folder = directory.resolve() / name
     folder.mkdir(exist_ok=True)
+    if away:
+        log.warning("logger=wandb: %s is away (%s); the curves are kept in %s, for wandb sync", server, away, folder)
+        return _wandb(dataclasses.replace(config.logger, offline=True), directory, folder)
     try:
         return (
             _mlflow(config.logger, directory, folder) if name == "mlflow" else _wandb(config.logger, directory, folder)
@@ -63,13 +79,41 @@ def build_logger(config: Config, directory: Path) -> Logger:
         raise
     except Exception as error:  # whatever a server or its client does not like
         reason = " ".join(str(error).split())[:200]
+        if name == "mlflow" and server and re.search("Max retries exceeded|timed out", str(error)):
+            return _kept_here(directory, server, "it does not answer")
         setting = "logger.uri" if name == "mlflow" else "logger.offline"
         raise RequestError(
             f"logger={name} can't be opened ({reason}): see {setting}, or choose another logger"
         ) from error
 
 
-def _csv(directory: Path) -> Logger:
+def _server(settings: LoggerConfig) -> str:
+    """Return the address of a logger's server; empty where everything stays on this machine."""
+    if settings.name == "mlflow":
+        return settings.uri if settings.uri and re.match("https?://", settings.uri) else ""
+    return "" if settings.offline else os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
+def _away(address: str) -> str:
+    """Say why nothing answers at an address; empty where something does."""
+    parts = urlsplit(address)
+    try:
+        port = parts.port or {"http": 80}.get(parts.scheme, 443)
+        socket.create_connection((parts.hostname or "", port), timeout=ANSWER).close()
+    except ValueError as error:
+        raise RequestError(f"logger.uri={address} is no address: {error}") from error
+    except OSError as error:
+        return system_reason(error)
+    return ""
+
+
+def _kept_here(directory: Path, server: str, reason: str) -> Logger:
+    logger = _csv(directory)
+    log.warning("logger=mlflow: %s is away (%s); the curves are kept in %s", server, reason, logger.log_dir)
+    return logger
+
+
+def _csv(directory: Path) -> CSVLogger:
     """Open ``csv/metrics.csv``; Lightning deletes the one of an interrupted run, which is therefore written anew."""
     logger = CSVLogger(directory, name="csv", version="")
     if not files.is_main_process():
@@ -94,15 +138,72 @@ def _whole_rows(path: Path) -> list[dict[str, Any]]:
 def _mlflow(settings: LoggerConfig, directory: Path, folder: Path) -> Logger:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logger = MLFlowLogger(
-        experiment_name=settings.project,
-        run_name=directory.name,
-        tracking_uri=settings.uri or f"sqlite:///{folder}/mlflow.db",
-        artifact_location=None if settings.uri else (folder / "artifacts").as_uri(),
-        run_id=_remembered(folder),
-    )
+    options = {"experiment_name": settings.project, "run_name": directory.name, "run_id": _remembered(folder)}
+    if settings.uri:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # not seven, which take five minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{ANSWER:.0f}")
+        logger: MLFlowLogger = _OnServer(directory, tracking_uri=settings.uri, **options)
+    else:
+        places = {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "artifact_location": (folder / "artifacts").as_uri()}
+        logger = MLFlowLogger(**options, **places)
     _remember(folder, logger.version)  # which opens the run
+    if isinstance(logger, _OnServer):
+        logger.guard()
     return logger
+
+
+class _OnServer(MLFlowLogger):
+    """MLflow on a server, which may go away while a run trains; its curves are kept in the run directory too."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        super().__init__(**options)
+        self._kept = _csv(directory)
+
+    def guard(self) -> None:
+        """From here on, what the server does not take is left out, after one warning."""
+        self._mlflow_client = _Guarded(self._mlflow_client, f"{self._tracking_uri}", str(self._kept.log_dir))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._kept.log_metrics(dict(metrics), step)
+        super().log_metrics(metrics, step)
+
+    def log_hyperparams(self, params: Any) -> None:
+        self._kept.log_hyperparams(params)
+        super().log_hyperparams(params)
+
+    def save(self) -> None:
+        self._kept.save()
+        super().save()
+
+    def finalize(self, status: str = "success") -> None:
+        self._kept.finalize(status)
+        super().finalize(status)
+
+
+class _Guarded:
+    """A client whose calls never raise: what failed once is not tried again, and nothing is once the server is away."""
+
+    def __init__(self, client: Any, server: str, kept: str) -> None:
+        self._client, self._server, self._kept = client, server, kept
+        self._failed: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if self._client is None or name in self._failed:
+                return None
+            try:
+                return getattr(self._client, name)(*arguments, **options)
+            except Exception as error:  # whatever a server or its client does not like
+                reason = " ".join(str(error).split())[:200]
+                if re.search("Max retries exceeded|timed out|Connection", str(error)):
+                    self._client, what = None, "went away"
+                else:
+                    what = f"does not take {name}"
+                    self._failed.add(name)
+                log.warning("logger=mlflow: %s %s (%s); curves are kept in %s", self._server, what, reason, self._kept)
+                return None
+
+        return call
 
 
 def _wandb(settings: LoggerConfig, directory: Path, folder: Path) -> Logger:

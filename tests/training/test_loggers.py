@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import importlib.util
 import json
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -138,3 +141,79 @@ def test_a_missing_package_names_the_extra_before_anything_is_written(
     with pytest.raises(RequestError, match=message):
         check_request(typed(compose_config([*small, f"logger={name}"])))
     check_logger(LoggerConfig())
+
+
+class Mlflow(http.server.BaseHTTPRequestHandler):
+    """As much of MLflow's server as a run asks for; after ``left`` batches it is gone."""
+
+    left = 3
+
+    def do_GET(self) -> None:  # pictures are refused: nothing knows where x:/a is
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        info = {
+            "run_id": "r1",
+            "run_uuid": "r1",
+            "experiment_id": "1",
+            "status": "RUNNING",
+            "artifact_uri": "mlflow:/a",
+        }
+        run = {"run": {"info": info, "data": {}}, "experiment": {"experiment_id": "1", "lifecycle_stage": "active"}}
+        if "log-batch" in self.path:
+            type(self).left -= 1
+            if self.left < 0:
+                self.connection.close()
+                threading.Thread(target=self.server.shutdown, daemon=True).start()
+                return
+        content = json.dumps({**run, "run_info": info}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def curves_of(run_directory: Path) -> list[str]:
+    lines = (run_directory / "csv" / "metrics.csv").read_text().splitlines()
+    assert set(lines[0].split(",")) >= CURVES | FINAL
+    return lines
+
+
+def test_a_server_that_is_away_from_the_beginning_costs_a_warning(small: list[str], tmp_path: Path, caplog) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    begun = time.monotonic()
+    logger = build_logger(typed(compose_config([*small, "logger=mlflow", f"logger.uri={uri}"])), tmp_path)
+    assert time.monotonic() - begun < 10
+    assert f"logger=mlflow: {uri} is away (Connection refused); the curves are kept in {tmp_path}/csv" in caplog.text
+    logger.log_metrics({"x": 1.0}, 0)
+    logger.save()
+    assert (tmp_path / "csv" / "metrics.csv").read_text().splitlines()[0].split(",") == ["step", "x"]
+
+
+def test_a_server_that_goes_away_does_not_end_the_training(small, tmp_path, caplog, undrawn) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mlflow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{server.server_port}"
+    metrics = run([*small, "logger=mlflow", f"logger.uri={uri}"], tmp_path / "run")
+    server.server_close()
+    assert metrics["status"] == "completed"
+    assert Mlflow.left < 0
+    said = [record.getMessage() for record in caplog.records if "went away" in record.getMessage()]
+    assert len(said) == 1
+    assert f"curves are kept in {tmp_path}/run/csv" in said[0]
+    assert len(curves_of(tmp_path / "run")) > 2
+
+
+def test_weights_and_biases_away_is_kept_for_later(small, tmp_path, caplog, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    config = typed(compose_config([*small, "logger=wandb", "logger.offline=false"]))
+    with closed_at_the_end():
+        build_logger(config, tmp_path).log_metrics({"x": 1.0}, 0)
+    assert "logger=wandb: http://127.0.0.1:9 is away (Connection refused); the curves are kept in" in caplog.text
+    assert list((tmp_path / "wandb").glob("offline-run-*")) != []
