@@ -18,7 +18,7 @@ keys (KEY=VALUE):
   runs=SWEEP         labels that are doubted by runs that did not train on their tiles: a sweep over data.fold, or a
                      list, runs=[DIR,DIR]; doubtful_labels.csv
   data=SOURCE data.root=DIR data.groups=FILE data.classes=[NEGATIVE,POSITIVE] data.limit=N data.image_size=N
-                     the tiles: synthetic, kaggle, pcam, folder, parquet or wilds
+                     the tiles: synthetic, kaggle, pcam, folder, parquet, wilds or several
   data.seed=N        draws the tiles that are shown, and those of data.limit
   data.cache=DIR     folder for packs
   name=NAME          name of the folder; the source's name unless given

@@ -32,6 +32,7 @@ class Kind:
         list_files: Lists the files of the labelled tiles (columns ``path`` and ``size`` in bytes); None where a tile is
             no file.
         needs_root: Whether ``data.root`` must be given.
+        root_is_file: Whether it is a file, not a folder.
         unlabelled_apart: Whether the tiles to predict lie in another ``data.root`` than the labelled ones.
         artificial: Whether the tiles are of no tissue: training on them starts from random weights, and figures on them
             say nothing about tissue.
@@ -44,6 +45,7 @@ class Kind:
     find_groups: Callable[[DataConfig], Path | None] | None = None
     list_files: Callable[[DataConfig], pd.DataFrame] | None = None
     needs_root: bool = True
+    root_is_file: bool = False
     unlabelled_apart: bool = False
     artificial: bool = False
     whole_slides: bool = False
@@ -91,7 +93,7 @@ def check_labelled(config: DataConfig) -> None:
     """
     kind = check_source(config)
     try:
-        if kind.needs_root and kind.load is not None:
+        if kind.needs_root and kind.load is not None and not kind.root_is_file:
             data_root(config)
         if kind.check is not None:
             kind.check(config)
@@ -105,12 +107,13 @@ def check_labelled(config: DataConfig) -> None:
         raise RequestError(f"{error.filename or config.root} cannot be read: {system_reason(error)}") from error
 
 
-def load_source(config: DataConfig, labelled: bool = True) -> Source:
+def load_source(config: DataConfig, labelled: bool = True, keep_domains: bool = False) -> Source:
     """List the tiles of the configured source, and give them their slides where these are known.
 
     Args:
         config: The data part of a run's configuration.
         labelled: False lists the unlabelled tiles instead, for prediction. Their table has no ``label``.
+        keep_domains: Leave the domains that the data bring in the table, whether ``data.domain`` asks for them or not.
 
     Raises:
         RequestError: The folder or a file in it is not what the source needs (:class:`DataError` for single tiles).
@@ -134,7 +137,7 @@ def load_source(config: DataConfig, labelled: bool = True) -> Source:
     table = source.table
     if groups is not None:
         table = with_groups(table, _listed(groups, "data.groups", table))
-    if labelled:
+    if labelled and not keep_domains:
         table = _with_domains(table, config)
     return dataclasses.replace(source, table=table)
 
