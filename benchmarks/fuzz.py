@@ -6,15 +6,18 @@ a file written outside the case's folder are faults; they are printed, and the e
 
     python benchmarks/fuzz.py 2000        # cases 0 to 1,999
     python benchmarks/fuzz.py 1 317       # case 317 again, with its traceback
+    python benchmarks/fuzz.py 500 0 forms,layouts,weights,texts,refusals    # these kinds only
 """
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import logging
 import os
 import random
+import re
 import resource
 import signal
 import struct
@@ -22,26 +25,31 @@ import sys
 import tempfile
 import time
 import traceback
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
 from histolight import files, runs
 from histolight.commands import evaluate, explore, predict
 from histolight.config import keys
-from histolight.config.compose import saved_config, to_yaml, typed
+from histolight.config.compose import compose_config, saved_config, to_yaml, typed
 from histolight.config.request import training_request
 from histolight.config.schema import Config, DataConfig, valid_keys
+from histolight.config.texts import texts as text_keys
 from histolight.data.prepare import load_tiles, prepare
 from histolight.data.sources import load_source
 from histolight.errors import HistolightError
+from histolight.models.backbones.weights import read_state
 from histolight.ranking.ranking import compare_runs
 from histolight.training.fit import check_request
 
@@ -51,6 +59,7 @@ SIZE = 32
 TILES = 12
 RIGHT = ["seed=3", "optimizer.lr=0.01", "data.batch_size=16", "model=resnet34", "trainer=cpu", "name=x", "data.fold=1"]
 RIGHT += ["experiment=demo", "augment=none", "data.limit=100", "loss.pos_weight=2.5", "scheduler=cosine"]
+REFUSED: dict[str, int] = {}  # error numbers by path
 SECONDS = 30  # that one case may take
 MEGABYTES = 1500  # that the process may grow by over all cases
 ODD = [
@@ -104,10 +113,12 @@ ODD += [
 ]
 
 
-def main(count: int, first: int = 0) -> int:
+def main(count: int, first: int = 0, names: str = "") -> int:
     torch.set_num_threads(1)
     logging.getLogger("histolight").setLevel(logging.ERROR)
     kinds = [labels, slides, submission, image, folder, pack, run, overrides]
+    kinds += [forms, layouts, weights, texts, refusals]
+    kinds = [kind for kind in kinds if not names or kind.__name__ in names.split(",")]
     tried: Counter[tuple[str, str]] = Counter()
     faults = 0
     writes: list[str] = []
@@ -131,6 +142,8 @@ def main(count: int, first: int = 0) -> int:
             except Exception:
                 outcome, found = "exception", traceback.format_exc(limit=-6 if count > 1 else None)
             signal.alarm(0)
+            REFUSED.clear()
+            files.give_back_folders()
             if outside := [path for path in writes if not path.startswith(str(place))]:
                 outcome, found = "wrote outside", ", ".join(outside[:3])
         tried[kind.__name__, outcome] += 1
@@ -154,6 +167,9 @@ def _too_long(number: int, frame: object) -> None:
 
 
 def _note_write(event: str, arguments: tuple, writes: list[str]) -> None:
+    if event == "open" and isinstance(arguments[0], str | os.PathLike) and os.fspath(arguments[0]) in REFUSED:
+        error = REFUSED[os.fspath(arguments[0])]
+        raise OSError(error, os.strerror(error), os.fspath(arguments[0]))
     if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         path = os.path.abspath(arguments[0])
         if not path.startswith(("/dev/", "/proc/")) and ".pyc" not in path:
@@ -283,10 +299,107 @@ def _word(chance: random.Random, place: Path) -> str:
     return chance.choice(["", "", "", "", "+", "++", "~"]) + key + chance.choice(["=", "=", "=", "", "=="]) + value
 
 
+def forms(chance: random.Random, place: Path) -> None:
+    """Labels, ids and tables in the forms that people have, some of them damaged."""
+    ids = write_kaggle(place / "data", chance.choice(["train", "train", "train/train"]))
+    path = place / "data" / "train_labels.csv"
+    pairs = chance.sample([("0", "1"), ("0.0", "1.0"), ("False", "True"), ('"0"', '"1"'), ("benign", "tumor")], 2)
+    rows = [f"{name}{chance.choice(['', '', '.tif'])},{chance.choice(pairs)[row % 2]}" for row, name in enumerate(ids)]
+    if chance.random() < 0.3:
+        rows[chance.randrange(len(rows))] = f"{chance.choice(ids)},{chance.choice(ODD)}"
+    text = ("id,label\n" + "\n".join(rows) + "\n").encode(errors="replace")
+    if chance.random() < 0.6:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", chance.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
+            for name in chance.sample(
+                ["train_labels.csv", "a/b.csv", "__MACOSX/x.csv", "readme.txt"], chance.randint(1, 3)
+            ):
+                archive.writestr(name, text)
+        text = chance.choice([buffer.getvalue(), gzip.compress(text)])
+    if chance.random() < 0.3:
+        path.unlink()
+        path = path.with_name(f"train_labels.csv{chance.choice(['.zip', '.gz'])}")
+    path.write_bytes(text)
+    if chance.random() < 0.4:
+        change(chance, path, BINARY)
+    prepare(config("kaggle", place))
+
+
+def layouts(chance: random.Random, place: Path) -> None:
+    """Folders in folders: parts, patients, classes, in any order and with any modes of images."""
+    levels = [
+        ["train", "val", "test"],
+        ["8863", "8864", "p 1"],
+        ["0", "1"],
+        ["benign", "tumor"],
+        ["A", "B"],
+        ["", ODD[4]],
+    ]
+    depth = chance.sample(levels, chance.randint(1, 3))
+    modes = chance.choice([["RGB"], ["RGB", "L", "P", "CMYK"], ["RGBA", "LA", "1", "RGB"]])
+    for number in range(24):
+        folder = place.joinpath("data", *(chance.choice(level).replace("/", "_") for level in depth))
+        folder.mkdir(parents=True, exist_ok=True)
+        mode = chance.choice(modes)
+        kind = "tif" if mode == "CMYK" else "png"
+        picture(number, mode).save(folder / f"{chance.choice([number, number % 5])}.{kind}")
+    data = prepare(config("folder", place, classes=chance.choice([None, None, ["A", "B"], ["0", "1"]])))
+    assert set(data.table["label"]) == {0, 1}
+
+
+def weights(chance: random.Random, place: Path) -> None:
+    """A file of weights, wrapped and prefixed, some of them damaged."""
+    content: object = {f"{chance.choice(['', 'module.', 'model.'])}layer.{name}": torch.ones(2) for name in "abc"}
+    for _ in range(chance.randint(0, 3)):
+        name = chance.choice(["state_dict", "model", "net", "x", "", *ODD])
+        content = chance.choice(
+            [{name: content}, {name: content, "epoch": 3}, {name: content, "y": content}, [content]]
+        )
+    path = place / f"w.{chance.choice(['pth', 'ckpt', 'safetensors'])}"
+    torch.save(content, path)
+    if chance.random() < 0.4:
+        change(chance, path, BINARY)
+    state = read_state(path)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+
+
+def texts(chance: random.Random, place: Path) -> None:
+    """A command line of texts: each is refused, or in the configuration as it was typed."""
+    keys_of_texts = [key for key in text_keys() if not key.startswith(("hydra.", "run", "like"))]
+    typed_in = {}
+    for key in chance.sample(keys_of_texts, chance.randint(1, 4)):
+        odd = "".join(chance.choice(ODD) for _ in range(chance.randint(1, 2)))
+        typed_in[key] = "".join(chance.choice([odd, "2026_11_27", "1e3", "epoch=1.pth", "a (1)"]))
+    words = [f"{chance.choice(['', '', '+', '++'])}{key}={value}" for key, value in typed_in.items()]
+    composed = compose_config(words)
+    for key, value in typed_in.items():
+        plain = "${" not in value and value.strip()[:1] not in ("'", '"') and not re.match(r"\w+\(", value)
+        found = OmegaConf.select(composed, key)
+        assert not plain or found == value or (found is None and value.lower() == "null"), f"{key}={value!r}: {found!r}"
+
+
+def refusals(chance: random.Random, place: Path) -> None:
+    """One file that the system refuses with any of its errors: the message has the error's own name."""
+    write_folder(place / "data", "png")
+    prepare(config("folder", place))
+    paths = sorted(path for path in place.rglob("*") if path.is_file() and path.suffix != ".lock")
+    path, number = chance.choice(paths), chance.choice([1, 5, 11, 13, 28, 30, 36, 37, 116, 524])
+    REFUSED[str(path)] = number
+    refused = None
+    try:
+        prepare(config("folder", place))
+    except HistolightError as error:
+        refused = error
+    if refused is not None:
+        assert os.strerror(number) in str(refused), str(refused)
+        assert "damaged" not in str(refused), str(refused)
+        raise refused
+
+
 # ------------------------------------------------------------------------------------------------- right input
 
 
-def config(source: str, place: Path, **data: str) -> DataConfig:
+def config(source: str, place: Path, **data: Any) -> DataConfig:
     root, cache = str(place / "data"), str(place / "cache")
     return DataConfig(source=source, root=root, cache=cache, image_size=SIZE, val_fraction=0.4, **data)
 
@@ -523,4 +636,4 @@ IMAGES: list[Callable[[random.Random, Path], None]] = [
 ]
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:] or ["2000"])))
+    sys.exit(main(*map(int, sys.argv[1:3] or ["2000"]), *sys.argv[3:]))

@@ -59,9 +59,20 @@ def check_table(table: pd.DataFrame, config: DataConfig) -> None:
     ]
     if rows:
         detected = " and ".join(f"{problem} ({detail})" for _, problem, detail in rows)
-        raise DataError(
-            f"{detected}: give more tiles of it, a larger data.limit or fewer data.folds", problem_frame(rows)
-        )
+        raise DataError(f"{detected}: {_what_is_enough(table, config)}", problem_frame(rows))
+
+
+def _what_is_enough(table: pd.DataFrame, config: DataConfig) -> str:
+    """Name what a split needs less tiles of the rarer class for, or how many it needs."""
+    rarest, testing = int(np.bincount(table["label"], minlength=2).min()), config.test_fraction > 0
+    if config.split != "random" and table["group"].notna().any():  # then slides count, not tiles
+        return f"give more tiles of it, of {config.folds if config.fold is not None else 2 + testing} slides or more"
+    if config.fold is not None and rarest - testing >= 2:
+        first = " data.fold=0" if config.fold >= rarest - testing else ""
+        return f"use data.folds={rarest - testing}{first}, or give more tiles of it"
+    if config.fold is None and testing and rarest >= 2:
+        return "use data.test_fraction=0, or give more tiles of it"
+    return f"give at least {2 + testing} of each"
 
 
 def find_duplicates(table: pd.DataFrame, hashes: np.ndarray) -> tuple[pd.DataFrame, str]:

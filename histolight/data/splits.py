@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -59,9 +61,47 @@ def make_split(table: pd.DataFrame, config: DataConfig) -> tuple[pd.Series, str]
         if torn:
             log.warning("%d slides lie on several sides of the given split: its figures flatter", torn)
     else:
-        parts, kind = _draw(ordered, given, config)
+        try:
+            parts, kind = _draw(ordered, given, config)
+            _check_parts(parts, ordered["label"].to_numpy())
+        except _RareError as error:
+            raise RequestError(f"{error}: {_what_works(ordered, given, config)}") from None
     _check_parts(parts, ordered["label"].to_numpy())
     return pd.Series(parts, index=ordered.index, name="split", dtype=object).reindex(table.index), kind
+
+
+class _RareError(RequestError):
+    """A class is too rare for the split that is asked for; another may work."""
+
+
+def _what_works(table: pd.DataFrame, given: np.ndarray | None, config: DataConfig) -> str:
+    """Name a split near to the one asked for that gives every part both classes, by trying it."""
+    labels = table["label"].to_numpy()
+    for other in _neighbours(config, int(np.bincount(labels, minlength=2).min())):
+        folds = range(other.folds) if other.fold is not None else [None]
+        try:
+            for fold in folds:
+                _check_parts(_draw(table, given, dataclasses.replace(other, fold=fold))[0], labels)
+        except RequestError:
+            continue
+        keys = [
+            key for key in ("test_fraction", "val_fraction", "folds", "fold") if vars(other)[key] != vars(config)[key]
+        ]
+        return f"use {' '.join(f'data.{key}={vars(other)[key]:g}' for key in keys)}"
+    limit = ", or a larger data.limit" if config.limit else ""
+    return f"no fraction and no number of folds works: give more tiles of it, from several slides{limit}"
+
+
+def _neighbours(config: DataConfig, rarest: int) -> Iterator[DataConfig]:
+    """List splits like the one asked for, the nearest first: fewer folds, other fractions, no test part."""
+    for test in dict.fromkeys((config.test_fraction, 0.0)):
+        if config.fold is not None:
+            for folds in range(min(config.folds, rarest), 1, -1)[:20]:
+                fold = config.fold if config.fold < folds else 0
+                yield dataclasses.replace(config, test_fraction=test, folds=folds, fold=fold)
+        else:
+            for fraction in sorted((0.1, 0.2, 0.3, 0.4, 0.5), key=lambda value: abs(value - config.val_fraction)):
+                yield dataclasses.replace(config, test_fraction=test, val_fraction=fraction)
 
 
 def _draw(table: pd.DataFrame, given: np.ndarray | None, config: DataConfig) -> tuple[np.ndarray, str]:
@@ -127,12 +167,10 @@ def _hold_out(
             chosen = train_test_split(pool, test_size=size, stratify=labels[pool], random_state=seed)[1]
         except ValueError as error:
             raise RequestError(f"{key} cannot be split off {len(pool)} tiles: {error}") from None
-        return np.asarray(chosen)
+        return _with_both(np.asarray(chosen), pool, labels, seed)
     most = min(len(set(slides[pool])), int(np.bincount(labels[pool], minlength=2).min()))
     if most < 2:
-        raise RequestError(
-            f"{key} needs two slides and two tiles of each class to choose from, and there are {most}: add slides"
-        )
+        raise _RareError(f"{key} needs two slides and two tiles of each class to choose from, and there are {most}")
     # The fewest folds, some of them taken together, that come within a hundredth of the fraction.
     count = min(range(2, most + 1), key=lambda folds: (max(_error(fraction, folds), 0.01), folds))
     taken = _taken(fraction, count)
@@ -146,7 +184,38 @@ def _hold_out(
             return np.inf
         return abs(len(chosen) / len(pool) - fraction) + abs(labels[chosen].mean() - prevalence)
 
-    return min(candidates, key=miss)
+    best = min(candidates, key=miss)
+    return best if miss(best) < np.inf else _spread(pool, labels, slides, fraction, seed)
+
+
+def _with_both(chosen: np.ndarray, pool: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Exchange a tile where a class so rare that no share of it was drawn would leave one side without it."""
+    random = np.random.default_rng(seed)
+    for label in (0, 1):
+        rest = np.setdiff1d(pool, chosen)
+        for side, other in ((chosen, rest), (rest, chosen)):
+            if (labels[side] == label).any() or (labels[other] == label).sum() < 2:
+                continue
+            comes, goes = random.choice(other[labels[other] == label]), random.choice(side)
+            chosen = np.append(np.setdiff1d(chosen, [comes, goes]), comes if side is chosen else goes)
+            break
+    return chosen
+
+
+def _spread(pool: np.ndarray, labels: np.ndarray, slides: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Choose whole slides where a class lies in so few that stratified folds leave a part without it.
+
+    The slide with the fewest tiles of the rarer class comes first, then others in random order as far as they fit.
+    """
+    table = pd.crosstab(pd.Series(slides[pool], name="slide"), labels[pool]).reindex(columns=[0, 1], fill_value=0)
+    total, rare = table.to_numpy().sum(), int(table.sum().to_numpy().argmin())
+    first = table[rare][table[rare] > 0].sort_values(kind="stable").index[0]
+    taken = [first]
+    for slide in np.random.default_rng(seed).permutation(table.index.drop(first).to_numpy(dtype=object)):
+        fits = table.loc[[*taken, slide]].to_numpy().sum() <= fraction * total
+        if fits and (table.drop(index=[*taken, slide]).sum() > 0).all():
+            taken.append(slide)
+    return pool[np.isin(slides[pool], taken)]
 
 
 def _taken(fraction: float, folds: int) -> int:
@@ -259,16 +328,11 @@ def _quota(tiles: int, wanted: np.ndarray, empty: np.ndarray) -> np.ndarray:
 def _check_rarest(pool: np.ndarray, labels: np.ndarray, count: int, key: str) -> None:
     rarest = np.bincount(labels[pool], minlength=2).min()
     if rarest < count:
-        raise RequestError(
-            f"{key} needs {count} tiles of each class, and one has {rarest}: use fewer folds or more tiles"
-        )
+        raise _RareError(f"{key} needs {count} tiles of each class, and one has {rarest}")
 
 
 def _check_parts(parts: np.ndarray, labels: np.ndarray) -> None:
     for part in pd.unique(np.append(["train", "val"], parts)):
         for label in (0, 1):
             if not ((parts == part) & (labels == label)).any():
-                raise RequestError(
-                    f"the {part} part has no tile of class {label}: use fewer data.folds, a larger data.limit, another "
-                    "data.seed, or more slides with tiles of this class"
-                )
+                raise _RareError(f"the {part} part has no tile of class {label}")

@@ -1,0 +1,95 @@
+"""Data that are rare in one class: stratification uses what there is, and a message names a split that works."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from histolight.config.schema import DataConfig
+from histolight.data.checks import check_table
+from histolight.data.splits import make_split
+from histolight.errors import RequestError
+
+
+def tiles(positives: int, count: int = 200, slides: int = 0, seed: int = 0) -> pd.DataFrame:
+    random = np.random.default_rng(seed)
+    labels = np.zeros(count, np.int8)
+    labels[random.permutation(count)[:positives]] = 1
+    groups = [f"s{number}" for number in random.integers(0, slides, count)] if slides else [None] * count
+    table = pd.DataFrame({"id": [f"{number:04d}" for number in range(count)], "label": labels, "split": None})
+    table["group"] = pd.Series(groups, dtype=object)
+    return table.assign(cluster=table["group"].fillna(pd.Series([f"#{number}" for number in range(count)])))
+
+
+def configured(words: list[str]) -> DataConfig:
+    values = {key: value for key, _, value in (word.removeprefix("data.").partition("=") for word in words)}
+    read = {"split": str, "seed": int, "fold": int, "folds": int}
+    return DataConfig(source="folder", **{key: read.get(key, float)(value) for key, value in values.items()})
+
+
+def check_both(table: pd.DataFrame, config: DataConfig) -> None:
+    check_table(table, config)
+    split, _ = make_split(table, config)
+    for part, of_part in table.groupby(split):
+        assert set(of_part["label"]) == {0, 1}, part
+    if config.fold is None and table["group"].isna().all():
+        assert (split == "val").mean() == pytest.approx(config.val_fraction, abs=0.02)
+
+
+@pytest.mark.parametrize("split", ["auto", "random"])
+@pytest.mark.parametrize("words", [[], ["data.val_fraction=0.05"], ["data.val_fraction=0.5"]])
+@pytest.mark.parametrize("seed", range(5))
+def test_two_positives_among_200_are_one_on_each_side(split: str, words: list[str], seed: int) -> None:
+    config = configured([f"data.split={split}", f"data.seed={seed}", *words])
+    check_both(tiles(2, seed=seed), config)
+    negatives = tiles(2, seed=seed)
+    check_both(negatives.assign(label=1 - negatives["label"]), config)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_slides_that_hold_a_rare_class_lie_on_both_sides(seed: int) -> None:
+    table = tiles(3, slides=12, seed=seed)
+    if table.loc[table["label"] == 1, "group"].nunique() > 1:
+        check_both(table, DataConfig(source="folder", seed=seed))
+
+
+@pytest.mark.parametrize("slides", [0, 6, 12])
+@pytest.mark.parametrize("positives", [2, 3, 4, 6])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data.fold=0"], ["data.fold=4"], ["data.fold=1", "data.folds=10"], ["data.test_fraction=0.2"],
+        ["data.fold=0", "data.test_fraction=0.2"], ["data.fold=0", "data.split=random"], ["data.test_fraction=0.5"],
+    ],
+)  # fmt: skip
+def test_a_split_that_a_message_names_works(words: list[str], positives: int, slides: int) -> None:
+    table = tiles(positives, slides=slides)
+    for _ in range(3):  # what is known before the tiles are packed, and then what is known of their slides
+        said = refusal(table, configured(words))
+        if not said:
+            return
+        named = re.search(r"use (data\.\S+=[\d.]+( data\.\S+=[\d.]+)*)", said)
+        if named is None:
+            assert re.search(r"give (more|at least)", said)
+            return
+        words = [*words, *named[1].split(" ")]
+        assert not refusal(table, configured(words)) or slides, said
+    raise AssertionError("it went on for ever")
+
+
+def refusal(table: pd.DataFrame, config: DataConfig) -> str:
+    try:
+        check_both(table, config)
+    except RequestError as error:
+        return str(error)
+    return ""
+
+
+def test_a_class_in_one_slide_has_no_split_by_slide() -> None:
+    table = tiles(2, slides=6)
+    table.loc[table["label"] == 1, ["group", "cluster"]] = "s0"
+    with pytest.raises(RequestError, match="no fraction and no number of folds works"):
+        make_split(table, DataConfig(source="folder"))
