@@ -65,7 +65,7 @@ def check_table(table: pd.DataFrame, config: DataConfig) -> None:
 def _what_is_enough(table: pd.DataFrame, config: DataConfig) -> str:
     """Name what a split needs less tiles of the rarer class for, or how many it needs."""
     rarest, testing = int(np.bincount(table["label"], minlength=2).min()), config.test_fraction > 0
-    if config.split != "random" and table["group"].notna().any():  # then slides count, not tiles
+    if config.split != "random" and "group" in table and table["group"].notna().any():  # then slides count, not tiles
         return f"give more tiles of it, of {config.folds if config.fold is not None else 2 + testing} slides or more"
     if config.fold is not None and rarest - testing >= 2:
         first = " data.fold=0" if config.fold >= rarest - testing else ""
