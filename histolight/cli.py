@@ -16,6 +16,7 @@ from histolight.errors import HistolightError, RequestError, nearest, one_line, 
 from histolight.interrupts import signals_interrupt
 
 COMMANDS = {
+    "download": "get PatchCamelyon's files, continued where it stopped and checked",
     "explore": "look at a set of tiles before training: classes, slides, colours, copies, what is damaged",
     "train": "train, validate and (where there is a test part) test: writes a run directory",
     "compare": "rank runs, with intervals and paired tests: table, figures and report.html",
