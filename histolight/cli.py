@@ -112,7 +112,7 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument("--multirun", "-m", action="store_true")
     options, overrides = parser.parse_known_args(rest)
     if unknown := [argument for argument in overrides if argument.startswith("-")]:
-        raise RequestError(f"{unknown[0]} is not an option: see histolight --help")
+        raise RequestError(f"{unknown[0]} is not an option; keys are KEY=VALUE: see histolight {command} --help")
     if options.cfg not in (None, "job", "hydra", "all"):
         raise RequestError(f"--cfg takes job, hydra or all, not {options.cfg}")
     if options.help:

@@ -67,6 +67,11 @@ def test_help_lists_groups_and_keys(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "optimizer.lrr=1"], "did you mean optimizer.lr"),
         (["train", "model.name=densnet121"], "did you mean densenet121"),
         (["train", "--cfgg"], "--cfgg is not an option"),
+        (["train", "--epochs", "3"], "keys are KEY=VALUE: see histolight train --help"),
+        (["train", "lr=1e-3"], "lr is not a key: did you mean optimizer.lr?"),
+        (["train", "epochs=3"], "epochs is not a key: did you mean trainer.max_epochs?"),
+        (["train", "data.limit=1e3"], "data.limit=1e3 is of the wrong type"),
+        (["train", "data.root=tiles"], "data=synthetic has no folder, and data.root is given"),
         (["train", "--cfg", "jobb"], "--cfg takes job, hydra or all"),
     ],
 )

@@ -15,6 +15,7 @@ ORDER = [
     "hardware",
     "locks",
     "files",
+    "progress",
     "runs",
     "config",
     "diagnosis",
@@ -38,7 +39,20 @@ ORDER = [
     "__main__",
 ]
 MOST_LINES = 400
-LOOSE = {"errors", "interrupts", "hardware", "locks", "files", "runs", "process", "api", "cli", "__main__", "__init__"}
+LOOSE = {
+    "errors",
+    "interrupts",
+    "hardware",
+    "locks",
+    "files",
+    "progress",
+    "runs",
+    "process",
+    "api",
+    "cli",
+    "__main__",
+    "__init__",
+}
 
 
 def modules() -> dict[str, Path]:

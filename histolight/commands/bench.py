@@ -9,6 +9,7 @@ from typing import Any
 from histolight import files
 from histolight.config.keys import new_folder, own_keys, read_path
 from histolight.errors import RequestError, system_reason
+from histolight.progress import waiting
 
 KEYS = ("hydra.run.dir", "against")
 USAGE = """\
@@ -62,7 +63,8 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     directory = new_folder(values.get("hydra.run.dir"), "bench", config.name)
     check_labelled(config.data)
     check_weights_file(config.model.weights)
-    from histolight.training.bench import bench
+    with waiting("starting PyTorch"):
+        from histolight.training.bench import bench
 
     with files.claimed(directory):
         figures = bench(others, directory)

@@ -11,6 +11,7 @@ from pathlib import Path
 from histolight import files
 from histolight.config.keys import new_folder, own_keys, read_paths
 from histolight.errors import RequestError, nearest
+from histolight.progress import waiting
 
 KEYS = ("runs", "by", "among", "plan", "hydra.run.dir")
 USAGE = """\
@@ -56,7 +57,7 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     from histolight.ranking.ranking import compare_runs
 
     ranking = compare_runs(config.runs, config.by, config.among)
-    with files.claimed(config.directory):
+    with files.claimed(config.directory), waiting("ranking, and drawing the page"):
         write_report(ranking, config.directory, f"Comparison of {_title(config.runs)}")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(terminal_text(ranking, width))

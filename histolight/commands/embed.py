@@ -10,6 +10,7 @@ from histolight.config.compose import compose_config, typed
 from histolight.config.keys import new_folder
 from histolight.config.schema import Config
 from histolight.errors import InterruptionError, RequestError, command_line
+from histolight.progress import waiting
 
 USAGE = """\
 keys (KEY=VALUE):
@@ -39,7 +40,8 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     if check_source(config.data).needs_root:
         data_root(config.data)
     check_weights_file(config.model.weights)
-    from histolight.training.embed import embed
+    with waiting("starting PyTorch"):
+        from histolight.training.embed import embed
 
     try:
         embedding = embed(config, directory)

@@ -9,6 +9,7 @@ from typing import Any
 from histolight.config.keys import choice, own_keys, read_path
 from histolight.errors import RequestError
 from histolight.inference.evaluate_request import KEYS, EvaluateConfig, evaluate_config
+from histolight.progress import waiting
 from histolight.reports.page import Cell, Table, as_text
 from histolight.reports.parts import interval_text
 from histolight.statistics.figures import FIGURES, names_of
@@ -30,7 +31,8 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     if multirun:
         raise RequestError("-m sweeps over trainings: use it with histolight train, and evaluate what it made")
     request = parse_request(overrides)
-    from histolight.inference.evaluate import evaluate  # imports torch
+    with waiting("starting PyTorch"):
+        from histolight.inference.evaluate import evaluate
 
     metrics = evaluate(request)
     print(summary(metrics, request.directory))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from histolight import runs
 from histolight.config.keys import read_run_and_folder
 from histolight.errors import RequestError
+from histolight.progress import waiting
 
 KEYS = ("run", "tiles", "part", "hydra.run.dir")
 USAGE = """\
@@ -23,10 +24,12 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     if not count.isdecimal():
         raise RequestError(f"tiles={count} is out of range: it is a whole number, such as tiles=8")
     runs.completed_metrics(run)
-    from histolight.explanation.page import answer
-    from histolight.inference.explain import explain_run
+    with waiting("starting PyTorch"):
+        from histolight.explanation.page import answer
+        from histolight.inference.explain import explain_run
 
-    explanation = explain_run(run, part, int(count), directory)
+    with waiting("computing the maps and drawing the page"):
+        explanation = explain_run(run, part, int(count), directory)
     print("\n".join(answer(explanation)))
     print(f"report       {directory / 'report.html'}")
     print(f"tables       {directory / 'attributions.csv'}, explain.json")

@@ -7,6 +7,7 @@ from histolight.config.compose import typed_section
 from histolight.config.keys import choice, read_run_and_folder
 from histolight.config.schema import SlidesConfig
 from histolight.errors import RequestError
+from histolight.progress import waiting
 
 KEYS = ("run", "format", "slides.model_mpp", "hydra.run.dir")
 USAGE = """\
@@ -27,9 +28,11 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     if kind == "onnx" and options.model_mpp is not None:
         raise RequestError("slides.model_mpp= is for format=wsinfer: ONNX needs no pixel size")
     runs.completed_metrics(run)
-    from histolight.inference.export_run import export_run
+    with waiting("starting PyTorch"):
+        from histolight.inference.export_run import export_run
 
-    export = export_run(run, directory, kind, options.model_mpp)
+    with waiting("writing the network, and comparing it with torch"):
+        export = export_run(run, directory, kind, options.model_mpp)
     size, side = f"{export.path.stat().st_size / 1e6:.1f} MB", export.image_size
     print(f"parity       {export.tiles} validation tiles: score differs from torch by at most {export.difference:.1e}")
     if kind == "onnx":

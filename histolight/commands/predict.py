@@ -10,6 +10,7 @@ from histolight.config.keys import choice, own_keys, read_path, read_paths
 from histolight.config.schema import SlidesConfig
 from histolight.errors import InterruptionError, RequestError, command_line
 from histolight.inference.predict import KEYS, PredictConfig, members_of, predict, predict_config
+from histolight.progress import waiting
 
 USAGE = """\
 keys (KEY=VALUE):
@@ -45,7 +46,8 @@ def main(overrides: list[str], multirun: bool = False) -> int:
         if slides is None:
             written = predict(request)
         else:
-            from histolight.inference.slides import predict_slides
+            with waiting("starting PyTorch"):
+                from histolight.inference.slides import predict_slides
 
             written, problems = predict_slides(request, slides)
     except KeyboardInterrupt as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 import shlex
@@ -161,7 +162,8 @@ def _translate(error: Exception, overrides: Sequence[str]) -> str:
         longer = (word.lstrip("+").partition("=")[0] for word in overrides)
         return _unknown_key(next((word for word in longer if f"{word}.".startswith(f"{key}.")), key), given)
     if isinstance(fault, ValidationError) and key:
-        value = "null" if fault.value is None else fault.value
+        typed_in = given.partition("=")[2]
+        value = typed_in or ("null" if fault.value is None else fault.value)
         return f"{key}={value} is of the wrong type: it must be {_expected(key)}"
     for number, override in enumerate(overrides):
         try:
@@ -237,6 +239,10 @@ def _unknown_key(key: str, override: str = "") -> str:
     close = nearest(key, [known for known in keys if ("." in known) == ("." in key)])
     if close.startswith("did"):
         return f"{key} is not a key: {close}"
+    if not group:  # lr for optimizer.lr
+        deeper = {known.rpartition(".")[2]: known for known in reversed(keys) if "." in known}
+        if alike := difflib.get_close_matches(key, deeper, n=1, cutoff=0.75):
+            return f"{key} is not a key: did you mean {deeper[alike[0]]}?"
     same_level = [known for known in keys if known.rpartition(".")[0] == group]
     return f"{key} is not a key: {nearest(key, same_level or [known for known in keys if '.' not in known])}"
 

@@ -26,6 +26,7 @@ from histolight.data.overlaps import BLOCK, Pairs, block_hashes, find_overlaps, 
 from histolight.data.store import UNREADABLE, Tiles
 from histolight.data.table import PACK_FORMAT, Source, TileError
 from histolight.errors import DataError, HistolightError
+from histolight.progress import waiting
 
 MEASURES = {
     "checksums": np.uint32,
@@ -132,7 +133,8 @@ def _overlaps(source: Source, partial: Path, measures: dict[str, np.ndarray]) ->
         tiles.copy(rows, pixels)
         return pixels
 
-    pairs = find_overlaps(measures["hashes"], measures["blocks"], read)
+    with waiting("finding tiles that share pixels"):
+        pairs = find_overlaps(measures["hashes"], measures["blocks"], read)
     if source.read_luma is None:
         return pairs
     luma = np.load(partial / "luma.npy", mmap_mode="r", allow_pickle=False)

@@ -20,6 +20,7 @@ from histolight.exploration.figures import CLASSES
 from histolight.exploration.measures import HASH_BITS, LEAST_CORRELATION, MOST_BITS_APART
 from histolight.exploration.mosaics import Shared
 from histolight.files import write_atomically, write_csv
+from histolight.progress import waiting
 from histolight.reports.figures import tile_grid_figure
 from histolight.reports.page import Cell, Picture, Section, Table, render_page, select
 from histolight.reports.parts import problem_table, saved_picture
@@ -65,17 +66,18 @@ def write_exploration(
     slides = exploration.slide_counts(table)
 
     folder = directory / "figures"
-    sections = [
-        _classes(table),
-        _slides(slides, folder),
-        tile_section(tiles, config.seed, folder),
-        _shared(shared, conflicts, side_of, tiles, folder),
-        _colours(measures, summary, colours, labels, folder),
-        _files(config, pack.tiles.image_size),
-        _blank(blank, tiles, folder),
-        _copies(copies, near, tiles, folder),
-        Section("How this was computed", methods()),
-    ]
+    with waiting("drawing the page"):
+        sections = [
+            _classes(table),
+            _slides(slides, folder),
+            tile_section(tiles, config.seed, folder),
+            _shared(shared, conflicts, side_of, tiles, folder),
+            _colours(measures, summary, colours, labels, folder),
+            _files(config, pack.tiles.image_size),
+            _blank(blank, tiles, folder),
+            _copies(copies, near, tiles, folder),
+            Section("How this was computed", methods()),
+        ]
     for name, problems in (
         ("slides", slides),
         ("near_blank", blank.drop(columns="row")),

@@ -14,6 +14,7 @@ from histolight import files, runs
 from histolight.config.keys import check_pixel_size, new_folder, run_config
 from histolight.config.schema import Config, tile_mpp
 from histolight.errors import RequestError
+from histolight.progress import waiting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,8 +138,10 @@ def predict(request: PredictConfig, progress: bool = True) -> list[Path]:
     """
     from histolight.data.prepare import load_tiles
     from histolight.data.sources import load_source
-    from histolight.inference import networks  # imports torch
     from histolight.inference.recognition import recognise
+
+    with waiting("starting PyTorch"):
+        from histolight.inference import networks
 
     data, settings, directory = request.config.data, request.config.trainer, request.directory
     classifiers = networks.load_classifiers(request.runs, data.image_size)

@@ -36,6 +36,7 @@ from histolight.models.backbones import check_name, resolve_model
 from histolight.models.classifier import Classifier
 from histolight.models.lora import check_lora
 from histolight.models.losses import positive_weight
+from histolight.progress import waiting
 from histolight.reports import measure
 from histolight.reports.run_page import write_run_report
 from histolight.statistics.metrics import best_threshold
@@ -328,11 +329,12 @@ def measure_parts(training: Training, drawn: bool = True) -> dict[str, Any]:
         measured |= measure.measure_part(part, table, measured["threshold"])
         runs.update_metrics(directory, **measured)  # before anything is drawn, which can fail
         if drawn and files.is_main_process():
-            figures = measure.draw_part(
-                part, table, data.part(part)["row"].to_numpy(), data.tiles, measured, data.split_kind
-            )
-            for name, png in measure.save_figures(figures, part, directory).items():
-                loggers.log_picture(trainer.logger, f"{part}/{name}", png, trainer.global_step)
+            with waiting(f"drawing the figures of {part}"):
+                figures = measure.draw_part(
+                    part, table, data.part(part)["row"].to_numpy(), data.tiles, measured, data.split_kind
+                )
+                for name, png in measure.save_figures(figures, part, directory).items():
+                    loggers.log_picture(trainer.logger, f"{part}/{name}", png, trainer.global_step)
     return measured
 
 
@@ -355,7 +357,8 @@ def report(directory: Path) -> None:
     """Write ``report.html``, without which the run is complete all the same."""
     if files.is_main_process():
         try:
-            write_run_report(directory)
+            with waiting("writing report.html"):
+                write_run_report(directory)
         except HistolightError as error:
             log.warning("the run has no report.html: %s", error)
 

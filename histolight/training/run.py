@@ -10,6 +10,7 @@ from pathlib import Path
 from histolight import files
 from histolight.config.checks import check_weights_file
 from histolight.config.request import BEGINNING, training_request
+from histolight.progress import waiting
 
 
 def train_run(overrides: Sequence[str], progress: bool = True) -> Path:
@@ -27,9 +28,10 @@ def train_run(overrides: Sequence[str], progress: bool = True) -> Path:
 
     check_labelled(config.data)
     check_weights_file(config.model.weights)
-    from histolight.training import fit as training  # imports torch, which takes seconds: not before it must
+    with waiting("starting PyTorch"):  # not before it must
+        from histolight.training import fit as training
 
-    config = training.check_request(config)
+        config = training.check_request(config)
     otherwise = f"make it writable for you, or use like={directory} hydra.run.dir=FOLDER" if resume else ""
     held = files.claimed(directory, continued=resume, own=BEGINNING, otherwise=otherwise or files.ANOTHER_FOLDER)
     with held if files.is_main_process() else contextlib.nullcontext():

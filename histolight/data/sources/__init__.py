@@ -15,6 +15,7 @@ import pandas as pd
 from histolight.config.schema import DataConfig
 from histolight.data.table import CENTRES, MEANT, UNUSED, Source, matching_ids, read_groups, read_parts, with_groups
 from histolight.errors import RequestError, nearest, system_reason
+from histolight.progress import waiting
 
 log = logging.getLogger("histolight")
 
@@ -77,9 +78,14 @@ def check_source(config: DataConfig) -> Kind:
     """Return the configured kind of data.
 
     Raises:
-        RequestError: There is no such kind, or its folder isn't given.
+        RequestError: There is no such kind, or its folder isn't given, or one is given that it would not look at.
     """
     kind = find_kind(config.source)
+    if config.root and not kind.needs_root:
+        kinds = ", ".join(name for name in source_names() if find_kind(name).load and find_kind(name).needs_root)
+        raise RequestError(
+            f"data={config.source} has no folder, and data.root is given: say what lies in it, data={kinds}"
+        )
     if kind.needs_root and not config.root:
         raise RequestError(f"data={config.source} needs data.root=FOLDER, the folder with the tiles")
     return kind
@@ -128,7 +134,8 @@ def load_source(config: DataConfig, labelled: bool = True, keep_domains: bool = 
         others = " or ".join(name for name in source_names() if find_kind(name).load_unlabelled)
         raise RequestError(f"data={config.source} has no unlabelled tiles to predict: use data={others}")
     try:
-        source = load(config)
+        with waiting("listing the tiles"):
+            source = load(config)
         groups = _groups_file(config, kind) if labelled else None
     except OSError as error:
         raise RequestError(f"{error.filename or config.root} cannot be read: {system_reason(error)}") from error
