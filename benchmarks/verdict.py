@@ -217,6 +217,9 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
         population=np.where(results["unit"] == "slides", results["slides"].astype(str) + " slides", results["unit"])
         + np.where(results["tumour"] > 0, ", " + results["tumour"].astype(str) + " with tumour", ""),
         power=results["power"].where(results["known_power"] >= 0.8),
+        false_high=stats.beta.ppf(
+            0.999, results["false"] * results["studies"] + 1, results["studies"] * (1 - results["false"])
+        ),
     )
     worst = {
         "cells": ("studies", "size"),
@@ -224,6 +227,7 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
         "ranked": ("ranked", "min"),
         "false": ("false", "max"),
         "false_low": ("false_low", "max"),
+        "false_high": ("false_high", "max"),
         "coverage": ("coverage", "min"),
         "row_coverage": ("row_coverage", "min"),
         "power": ("power", "min"),
