@@ -2,6 +2,8 @@
 
 python benchmarks/pictures.py outputs/tour/run/report.html docs/images/run.png
 python benchmarks/pictures.py outputs/tour/comparison/report.html docs/images/comparison.png 1000
+
+A third argument is the window's height, a fourth the picture's width.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ FLAGS = [
 ]
 
 
-def main(page: Path, picture: Path, height: int = HEIGHT) -> int:
+def main(page: Path, picture: Path, height: int = HEIGHT, width: int = WIDTH) -> int:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         raise SystemExit("there is no Chromium here: install it")
@@ -37,6 +39,7 @@ def main(page: Path, picture: Path, height: int = HEIGHT) -> int:
             [browser, *FLAGS, *window, page.resolve().as_uri()], check=True, capture_output=True, timeout=120
         )
         with Image.open(shot) as image:
+            image.thumbnail((width, height))
             image.convert("RGB").quantize(COLOURS).save(picture, optimize=True)
     print(f"{picture}: {picture.stat().st_size / 1000:.0f} kB")
     return 0

@@ -13,7 +13,7 @@ from histolight.config.compose import typed
 from histolight.config.request import requested_config
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND = re.compile(r"(?:\$ |uv run (?:--\S+ \S+ )*)?histolight (\w+) ?(.*)")
 
 
@@ -43,6 +43,12 @@ def test_commands_are_accepted(page: Path) -> None:
             and not any(re.match(r"run=|like=|data.batch_size=many", w) for w in words)
         ):
             typed(requested_config([word for word in words if not word.startswith("-")]))
+
+
+def test_the_site_has_every_page() -> None:
+    listed = set(re.findall(r"(?m)^([\w/-]+)$", (ROOT / "docs" / "index.md").read_text()))
+    pages = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in (ROOT / "docs").rglob("*.md")}
+    assert pages - {"index"} == listed & pages, "name the page in a list of docs/index.md"
 
 
 def test_the_readme_can_be_read_in_a_few_minutes() -> None:

@@ -15,7 +15,7 @@ assert SPEC.loader is not None
 tables = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(tables)
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CSV = """\
 setting,tiles,seconds,low,high,date,machine,commit
 `a`,220025,0.950,0.9,1.0,2026-11-24,2 cores,1234567
