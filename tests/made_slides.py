@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,15 @@ class MadeSlide:
         for upper in range(0, height, SIDE):
             for left in range(0, width, SIDE):
                 yield np.ascontiguousarray(self.pixels(left, upper, SIDE, SIDE, factor))
+
+
+def annotate(path: Path, shape: Ellipse, factor: float = 1.0) -> None:
+    """Write an ellipse as QuPath would, of the class Tumor; ``factor`` times as large."""
+    angles = np.linspace(0, 2 * np.pi, 361)
+    ring = np.column_stack([shape.x + shape.rx * np.cos(angles), shape.y + shape.ry * np.sin(angles)]) * factor
+    geometry = {"type": "Polygon", "coordinates": [ring.tolist()]}
+    properties = {"objectType": "annotation", "classification": {"name": "Tumor"}}
+    path.write_text(json.dumps([{"type": "Feature", "geometry": geometry, "properties": properties}]))
 
 
 def tumour_share(tiles: np.ndarray) -> np.ndarray:

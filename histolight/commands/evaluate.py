@@ -19,6 +19,8 @@ keys (KEY=VALUE):
   run=DIR            the run; without data= it is measured on its own validation and test tiles
   data=SOURCE data.root=DIR data.groups=FILE data.classes=[NEGATIVE,POSITIVE] data.limit=N
                      other labelled tiles: all of them, or the test part of a source that has its own split
+  data=slides data.root=DIR slides.labels=FILE slides.annotations=DIR slides.positive=[CLASS] slides.units=px
+                     annotated slides (docs/slides.md): also an AUROC over slides, and the scores beside the annotation
   calibrate=true     scale the scores by a temperature, fitted on the run's validation predictions alone
   tta=none           flips and dihedral average the logits of 4 and 8 views of each tile
   data.batch_size=N data.cache=DIR trainer.accelerator=cpu trainer.precision=32-true

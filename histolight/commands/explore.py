@@ -19,6 +19,8 @@ keys (KEY=VALUE):
                      list, runs=[DIR,DIR]; doubtful_labels.csv
   data=SOURCE data.root=DIR data.groups=FILE data.classes=[NEGATIVE,POSITIVE] data.limit=N data.image_size=N
                      the tiles: synthetic, kaggle, pcam, folder, parquet, wilds or several
+  data=slides data.root=DIR slides.KEY=VALUE
+                     annotated slides (docs/slides.md): also where the tiles lie
   data.seed=N        draws the tiles that are shown, and those of data.limit
   data.cache=DIR     folder for packs
   name=NAME          name of the folder; the source's name unless given
@@ -85,9 +87,10 @@ def parse_request(overrides: Sequence[str]) -> ExploreConfig:
     composed = compose_config(overrides)
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
     for key in keys:
-        if key not in ("data", "name", "hydra.run.dir") and not key.startswith("data."):
+        if key not in ("data", "name", "hydra.run.dir") and not key.startswith(("data.", "slides.")):
             raise RequestError(
-                f"{key}= has no place in histolight explore; it takes run, runs, data, data.*, name and hydra.run.dir"
+                f"{key}= has no place in histolight explore; it takes run, runs, data, data.*, slides.*, name and "
+                "hydra.run.dir"
             )
     config = typed(composed)
     given = composed.hydra.run.dir if "hydra.run.dir" in keys else None

@@ -24,6 +24,7 @@ from histolight.progress import waiting
 from histolight.reports.figures import tile_grid_figure
 from histolight.reports.page import Cell, Picture, Section, Table, render_page, select
 from histolight.reports.parts import problem_table, saved_picture
+from histolight.reports.slide_maps import places_section
 
 GRID = 16  # tiles of each class that are shown
 PAIRS = 12  # pairs of copies that are shown
@@ -70,6 +71,7 @@ def write_exploration(
         sections = [
             _classes(table),
             _slides(slides, folder),
+            places_section(table, config, directory) if config.source == "slides" else None,
             tile_section(tiles, config.seed, folder),
             _shared(shared, conflicts, side_of, tiles, folder),
             _colours(measures, summary, colours, labels, folder),

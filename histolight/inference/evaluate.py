@@ -24,13 +24,16 @@ from histolight.data.sources import load_source
 from histolight.data.table import split_note
 from histolight.errors import RequestError
 from histolight.inference.evaluate_request import EvaluateConfig
+from histolight.inference.evaluate_slides import slide_auroc
 from histolight.inference.networks import load_classifiers, predict_logits
 from histolight.inference.recognition import Recognised, recognise
 from histolight.models.classifier import Classifier
 from histolight.reports import figures, measure
 from histolight.reports.run_page import write_run_report
+from histolight.reports.slide_maps import slides_figure
 from histolight.statistics.calibration import fit_temperature
 from histolight.statistics.figures import FIGURES, names_of
+from histolight.statistics.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,14 @@ def notes_on(evaluation: Evaluation, tables: dict[str, pd.DataFrame], measured: 
     agreements = [
         _agreement(run, part, table, tta, evaluation.config) for part, table in tables.items() if tiles.split != "other"
     ]
-    return [*tiles.notes, *agreements, *_calibration_notes(measured, tables, run, tta)]
+    slides = [f"{part}: {sentence}" for part, (_, sentence) in slide_aurocs(evaluation, tables).items()]
+    return [*tiles.notes, *agreements, *slides, *_calibration_notes(measured, tables, run, tta)]
+
+
+def slide_aurocs(evaluation: Evaluation, tables: dict[str, pd.DataFrame]) -> dict[str, tuple[Interval | None, str]]:
+    """Measure each part over whole slides, where the tiles come from such."""
+    data = evaluation.config.data
+    return {part: slide_auroc(table, data) for part, table in tables.items()} if data.source == "slides" else {}
 
 
 def draw_parts(
@@ -162,6 +172,8 @@ def draw_parts(
     for part, table in tables.items():
         rows = tiles.parts[part]["row"].to_numpy()
         pictures[part] = measure.draw_part(part, table, rows, tiles.packed.pack.tiles, measured, tiles.split)
+        if evaluation.config.data.source == "slides":
+            pictures[part]["slides"] = slides_figure(table, evaluation.config.data)
         if temperature is not None:
             calibrated, ece = calibrated_table(table, temperature), measured[f"{part}_calibrated"]["ece"].value
             pictures[part]["reliability_calibrated"] = figures.reliability_figure(
@@ -207,6 +219,7 @@ def record(evaluation: Evaluation, tables: dict[str, pd.DataFrame], measured: di
         notes=notes,
         data_fingerprint=tiles.packed.fingerprint,
         selected_on="val",
+        slides_auroc={part: interval for part, (interval, _) in slide_aurocs(evaluation, tables).items()},
         **measured,
         **runs.provenance(),
     )

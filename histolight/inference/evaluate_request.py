@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from histolight.config.keys import new_folder, run_config
-from histolight.config.schema import ColumnsConfig, Config, valid_keys
+from histolight.config.schema import ColumnsConfig, Config, SlideTilesConfig, valid_keys
 
 KEYS = ("run", "calibrate", "tta", "hydra.run.dir")
 OTHER_TILES = (
@@ -19,6 +20,7 @@ OTHER_TILES = (
     "data.limit",
     "data.seed",
     *valid_keys(ColumnsConfig, "data.columns."),
+    *valid_keys(SlideTilesConfig, "slides."),
 )
 TAKEN = (
     *OTHER_TILES,
@@ -72,4 +74,7 @@ def evaluate_config(
     config = run_config(run, overrides, KEYS, TAKEN, "evaluate")
     directory = new_folder(place, "evaluations", run.resolve().name)
     given = {override.partition("=")[0] for override in overrides}
+    if {"data", "data.root"} & given and "slides.tiles_per_slide" not in given:
+        slides = dataclasses.replace(config.data.slides, tiles_per_slide=None)  # drawn tiles train; all are measured
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, slides=slides))
     return EvaluateConfig(run, config, frozenset(given & set(OTHER_TILES)), calibrate, tta, directory)

@@ -40,7 +40,10 @@ PICTURES = {
     "confusion": "Calls at the threshold chosen on validation, in tiles.",
     "worst_calls": "The surest of the wrong calls on {part} tiles, with label and score. The frame marks the centre, "
     "which decides the label.",
+    "slides": "Slides of the {part} tiles, those with the most tumour: the annotated tumour, outlined, and each tile's "
+    "centre in the colour of its label, purple for tumour; beside it the score of each tile.",
 }
+PHOTOGRAPHS = ("worst_calls", "slides")
 SLIDES_SHOWN = 15
 
 
@@ -213,9 +216,9 @@ def _cell(value: float, low: float | None, high: float | None) -> Cell:
 def _pictures(directory: Path, part: str) -> Section:
     pictures = [
         Picture(
-            as_jpeg(path.read_bytes()) if name == "worst_calls" else path.read_bytes(),
+            as_jpeg(path.read_bytes()) if name in PHOTOGRAPHS else path.read_bytes(),
             caption.format(part=PARTS[part]),
-            wide=name == "worst_calls",
+            wide=name in PHOTOGRAPHS,
         )
         for name, caption in PICTURES.items()
         if (path := directory / "figures" / f"{part}_{name}.png").is_file()

@@ -7,6 +7,7 @@ import pytest
 from histolight import files, runs
 from histolight.config.compose import compose_config, to_yaml, typed
 from histolight.config.keys import run_config
+from histolight.config.schema import tile_mpp
 from histolight.errors import RequestError
 from histolight.inference.predict import predict_config
 from histolight.models.classifier import Classifier
@@ -88,8 +89,10 @@ def test_the_tolerance_can_be_widened_and_an_unknown_size_refuses_nothing(tmp_pa
     assert run_config(unknown, [*other, "data.mpp=0.25"], (), TAKEN, "predict").data.mpp == 0.25
 
 
-def test_slides_are_no_tiles_to_train_on() -> None:
-    from histolight.data.sources import load_source
-
-    with pytest.raises(RequestError, match="data=slides has no labelled tiles"):
-        load_source(typed(compose_config(["data=slides", "data.root=x"])).data)
+def test_slides_are_cut_at_the_pixel_size_of_the_network(tmp_path: Path) -> None:
+    assert tile_mpp(typed(compose_config(["data=slides", "data.root=x"])).data) == 0.972
+    run = _run(tmp_path / "run", ["data=folder", "data.root=x", "data.mpp=0.5"])
+    given = ["data=slides", "data.root=x"]
+    assert tile_mpp(run_config(run, given, (), (*TAKEN, "slides.model_mpp"), "evaluate").data) == 0.5
+    given.append("slides.model_mpp=0.25")
+    assert tile_mpp(run_config(run, given, (), (*TAKEN, "slides.model_mpp"), "evaluate").data) == 0.25

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from made_slides import Ellipse, MadeSlide
+from made_slides import annotate as annotate_shape
 
 from histolight.config.compose import compose_config, typed
 from histolight.config.schema import DataConfig
@@ -26,12 +26,8 @@ def made(seed: int = 0) -> MadeSlide:
     return MadeSlide((400, 300), [Ellipse(200, 150, 190, 140)], [TUMOUR], mpp=MPP, seed=seed)
 
 
-def annotate(path: Path, shape: Ellipse = TUMOUR, name: str = "Tumor", factor: float = 1.0) -> None:
-    angles = np.linspace(0, 2 * np.pi, 361)
-    ring = np.column_stack([shape.x + shape.rx * np.cos(angles), shape.y + shape.ry * np.sin(angles)]) * factor
-    geometry = {"type": "Polygon", "coordinates": [ring.tolist()]}
-    properties = {"objectType": "annotation", "classification": {"name": name}}
-    path.write_text(json.dumps([{"type": "Feature", "geometry": geometry, "properties": properties}]))
+def annotate(path: Path, shape: Ellipse = TUMOUR, factor: float = 1.0) -> None:
+    annotate_shape(path, shape, factor)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,12 +95,15 @@ def load(config: DataConfig) -> Source:
     return _source(config, slides)
 
 
-def label_slides(config: DataConfig, problems: list[tuple[str, str, str]]) -> Iterator[LabelledSlide]:
+def label_slides(
+    config: DataConfig, problems: list[tuple[str, str, str]], only: Collection[str] | None = None
+) -> Iterator[LabelledSlide]:
     """Go through the slides of a folder that are annotated, or that ``slides.labels`` names.
 
     Args:
         config: The data part of a configuration.
         problems: Findings are added to it: file, what, and why.
+        only: Names of slides; None takes all.
 
     Raises:
         RequestError: No slide is there or annotated, or an option is wrong.
@@ -116,6 +119,7 @@ def label_slides(config: DataConfig, problems: list[tuple[str, str, str]]) -> It
             log.warning("%s %s", name, text)
     folder = root if options.annotations is None else Path(options.annotations).expanduser().absolute()
     labels = _slide_labels(options.labels, paths)
+    paths = [path for path in paths if only is None or slide_name(path) in only]
     unknown = []
     for path in tqdm(paths, desc="slides", unit="slide", disable=None):
         try:
