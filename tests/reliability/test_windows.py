@@ -69,7 +69,7 @@ assert statuses == [0, 0, 0, 0, 0, 2], statuses
 def test_no_file_in_use_is_renamed_deleted_or_truncated(small: list[str], tmp_path: Path) -> None:
     request = [*small, f"data.cache={tmp_path / 'cache'}", "trainer.max_epochs=1"]
     command = [sys.executable, "-c", LOCKING, *request]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "refused").exists()
     assert "a file in use is seen" in done.stdout
