@@ -84,7 +84,8 @@ def read_sources(path: Path) -> list[dict[str, str]]:
     twice = frame.loc[frame["name"].duplicated(), "name"]
     if len(twice):
         raise RequestError(f"{path} names two rows {twice.iloc[0]}: give each another name in a column name")
-    rows: list[dict[str, str]] = frame[["source", "root", "name", "groups", "split"]].to_dict("records")
+    columns = ("source", "root", "name", "groups", "split")
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*(frame[name] for name in columns), strict=True)]
     for row in rows:
         if find_kind(row["source"]) is KIND:
             raise RequestError(f"{path} names source={row['source']}: a list can't hold another one, give its rows")
