@@ -113,9 +113,11 @@ def f1(tiles: LabelledScores) -> Interval:
 
 
 def negative_log_likelihood(tiles: LabelledScores) -> Interval:
-    """Measure the mean binary cross-entropy in nats, unweighted."""
+    """Measure the mean binary cross-entropy in nats, unweighted; slides of the scarcer class decide how sure it is."""
     loss = np.logaddexp(0, np.where(tiles.positive, -1.0, 1.0) * tiles.logits.astype(np.float64))
-    return mean_interval(loss, tiles.groups, tiles.level)
+    if lack := lack_of_clusters(tiles.positive, tiles.clusters):
+        return no_interval(float(loss.mean()), lack)
+    return mean_interval(loss, tiles.groups, tiles.level, scarcer_clusters(tiles.positive, tiles.clusters))
 
 
 def balanced_accuracy(tiles: LabelledScores) -> Interval:

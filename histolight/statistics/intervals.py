@@ -360,7 +360,9 @@ def _clopper_pearson(share: float, tiles: float, level: float) -> tuple[float, f
     return low, high
 
 
-def mean_interval(values: npt.ArrayLike, groups: npt.ArrayLike | None = None, level: float = 0.95) -> Interval:
+def mean_interval(
+    values: npt.ArrayLike, groups: npt.ArrayLike | None = None, level: float = 0.95, n_eff: float | None = None
+) -> Interval:
     """Mean of values that are not negative (losses, shares), with an interval that allows for their skewness.
 
     Fay and Feuer, "Confidence intervals for directly standardized rates: a method based on the gamma distribution",
@@ -371,6 +373,7 @@ def mean_interval(values: npt.ArrayLike, groups: npt.ArrayLike | None = None, le
         values: (N,) float, 0 or more.
         groups: (N,) slide of each tile; missing values are clusters of their own.
         level: Confidence level.
+        n_eff: Effective number of clusters, where it is not that of all tiles but of a class that decides more.
     """
     numbers = np.asarray(values, dtype=np.float64)
     clusters = find_clusters(groups, len(numbers))
@@ -381,7 +384,7 @@ def mean_interval(values: npt.ArrayLike, groups: npt.ArrayLike | None = None, le
     if not variance > max(SMALLEST_VARIANCE, 1e-24 * mean**2):
         return no_interval(mean, "no interval: the values do not vary")
     tail = (1 + level) / 2
-    n_eff = effective_clusters(clusters.codes)
+    n_eff = effective_clusters(clusters.codes) if n_eff is None else n_eff
     variance *= (t_quantile(tail, n_eff - 1) / float(special.ndtri(tail))) ** 2
     largest = float(np.bincount(clusters.codes, weights=numbers).max()) / len(numbers)
     low = _gamma_quantile(1 - tail, mean, variance)
