@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
 from datetime import datetime
@@ -23,10 +24,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows, whose locks are always there
-    fcntl = None  # type: ignore[assignment]
 
 BEAT = 2.0  # seconds between two signs of life of a marker's holder
 SILENCE = 30.0  # seconds without one after which it is taken for dead
@@ -108,7 +107,7 @@ class Lock:
         except Timeout:
             return False
         self._kernels = lock
-        if fcntl is not None:
+        if sys.platform != "win32":
             with contextlib.suppress(OSError):  # it is for messages only
                 self._path.write_text(json.dumps(self._me))
         return True
@@ -180,7 +179,7 @@ def marker_of(path: Path) -> Path:
 
 def _kernels_lock(path: Path) -> bool | None:
     """Say whether the kernel's lock is free; None where the file system has none."""
-    if fcntl is None:
+    if sys.platform == "win32":  # its locks are always there
         return True
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:

@@ -121,8 +121,21 @@ def test_a_dead_holder_on_another_machine_is_noticed_by_its_silence(no_flock: Pa
         holder.kill()
     said, line, _ = take(path, env, "once", "4")
     assert said == "taken"
-    assert f"looking for 4 s whether it lives: the holder of {path}, process {holder.pid} on node02" in line
+    assert f"was left by process {holder.pid} on node02" in line
     assert "taken over" in line
+
+
+def test_looking_for_a_sign_of_life_is_said(monkeypatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(locks, "_kernels_lock", lambda path: path.touch() and None)
+    monkeypatch.setattr(locks, "SILENCE", 3.0)
+    monkeypatch.setattr(locks, "PATIENCE", 0.5)
+    path = tmp_path / "a.lock"
+    marker_of(path).write_text(json.dumps({"process": 1, "host": "node02", "since": "then", "machine": "another"}))
+    lock = Lock(path)
+    lock.acquire()
+    lock.release()
+    assert f"looking for 3 s whether it lives: the holder of {path}, process 1 on node02 since then" in caplog.text
+    assert "taken over" in caplog.text
 
 
 def test_a_wait_of_more_than_two_seconds_is_not_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

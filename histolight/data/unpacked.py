@@ -8,7 +8,7 @@ import logging
 import zipfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from histolight.errors import RequestError
 
@@ -57,4 +57,4 @@ def _unzip(path: Path, file: BinaryIO) -> bytes:
         if len(wanted or names) != 1:
             raise RequestError(f"{path} is a zip with {len(names)} tables in it: unzip it, and give the CSV")
         with archive.open((wanted or names)[0]) as member:
-            return cast(bytes, member.read(LARGEST + 1))
+            return member.read(LARGEST + 1)
