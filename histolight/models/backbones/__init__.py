@@ -127,6 +127,7 @@ def build_backbone(config: ModelConfig, image_size: int) -> Backbone:
     backbone = family.build(config, image_size)
     network, head = backbone.network, backbone.head
     _check_output(backbone, name, image_size)
+    _start_small(network.get_submodule(head))
     if config.pooling == "centre":
         if backbone.pooled is None:
             raise RequestError(
@@ -138,6 +139,14 @@ def build_backbone(config: ModelConfig, image_size: int) -> Backbone:
     if config.dropout > 0:
         network.set_submodule(head, nn.Sequential(nn.Dropout(config.dropout), network.get_submodule(head)))
     return backbone
+
+
+def _start_small(layer: nn.Module) -> None:
+    """Draw a last layer anew that begins much larger than PyTorch's own, as EfficientNet's with one output does."""
+    if not isinstance(layer, nn.Linear) or layer.weight.is_meta:
+        return
+    if layer.weight.detach().std() > layer.in_features**-0.5:
+        layer.reset_parameters()
 
 
 def _check_output(backbone: Backbone, name: str, image_size: int) -> None:
