@@ -35,15 +35,9 @@ def main(points: int = 40) -> None:
             _, pages, wall = cost(lambda command=command: subprocess.run(command, capture_output=True, check=False))
             print_row(f"refuse {what.split()[-1].partition('=')[0]}", 0, f"{pages:.2f}", "", f"{wall:.2f}")
         run_sweep([*small, "seed=1000", f"hydra.sweep.dir={base / 'first'}"], progress=False)  # imports, and the pack
-        for name, launcher in {"serial": [], "joblib, 2 at a time": JOBLIB}.items():
-            count = points if not launcher else points // 2
-            sweep = [*small, f"seed=range({count})", f"hydra.sweep.dir={base / name.partition(',')[0]}", *launcher]
-            own, pages, wall = cost(lambda sweep=sweep: run_sweep(sweep, progress=False))
-            found = [f"{own / count:.2f}", f"{pages / count:.2f}"] if not launcher else ["", ""]
-            print_row(f"a further point, {name}", count, *found, f"{wall / count:.2f}")
-
-
-JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+        sweep = [*small, f"seed=range({points})", f"hydra.sweep.dir={base / 'sweep'}"]
+        own, pages, wall = cost(lambda: run_sweep(sweep, progress=False))
+        print_row("a further point, serial", points, *(f"{seconds / points:.2f}" for seconds in (own, pages, wall)))
 
 
 def cost(work: Callable[[], object]) -> tuple[float, float, float]:
