@@ -98,9 +98,9 @@ def _figure_cell(row: Row, name: str) -> Cell:
 def domain_table(ranking: Ranking) -> Table | None:
     """Lay out the AUROC of each row in each domain, the worst domain first; None where the runs have no domains."""
     measured = [domain_aurocs(row, ranking.part) for row in ranking.rows]
-    domains = pd.DataFrame(measured).mean().sort_values().index if any(measured) else []
-    if not len(domains):
+    if not any(measured):
         return None
+    domains = pd.DataFrame(measured).mean().sort_values().index
     names, row_cells = _names(ranking)
     rows = [
         [*row_cells[place], *(Cell(f"{aurocs[name]:.4f}" if name in aurocs else "n/a") for name in domains)]

@@ -63,14 +63,16 @@ def fit_probe(training: Training) -> dict[str, Any]:
         raise RequestError(f"model.probe={kind} needs a network that ends in one layer on vectors, unlike {name}")
     classifier.to(trainer.strategy.root_device)
     training.datamodule.trainer = trainer
-    parts = [(training.datamodule.part_features(name).cpu(), _labels(training, name)) for name in ("train", "val")]
+    train, val = (
+        (training.datamodule.part_features(name).cpu(), _labels(training, name)) for name in ("train", "val")
+    )
     classifier.cpu()
     head = classifier.backbone.get_submodule(classifier.head)
     if isinstance(head, NearestNeighbours):
-        tried, best = fit_neighbours(head, *parts)
+        tried, best = fit_neighbours(head, train, val)
     else:
         assert isinstance(head, nn.Linear)
-        tried, best = fit_linear(head, *parts, classifier.pos_weight)
+        tried, best = fit_linear(head, train, val, classifier.pos_weight)
     trainer.strategy.connect(classifier)
     trainer.save_checkpoint(training.directory / "checkpoints" / "best.ckpt")
     if trainer.logger is not None:
