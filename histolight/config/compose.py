@@ -224,7 +224,7 @@ def _keys() -> list[str]:
 def _expected(key: str) -> str:
     """Say in words of which type a key of the schema is."""
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "a single word or path"}
-    return words.get(next(iter(kinds(key)), None), "a list, [A,B]")
+    return next((words[kind] for kind in kinds(key) if kind in words), "a list, [A,B]")
 
 
 def _unknown_key(key: str, override: str = "") -> str:

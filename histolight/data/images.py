@@ -181,7 +181,7 @@ def _as_rgb(image: Image.Image, said: set[str]) -> Image.Image:
     """Convert another mode to RGB, and say so once; of what is transparent each viewer shows another colour."""
     if image.has_transparency_data:
         whole = image.convert("RGBA")
-        if whole.getextrema()[3] != (255, 255):
+        if whole.getchannel("A").getextrema() != (255, 255):
             raise TileError("not opaque", f"{image.mode} with transparency, to be seen as black or as white{_SAVE}")
         converted = whole.convert("RGB")
     else:

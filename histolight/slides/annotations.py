@@ -104,10 +104,10 @@ def read_tumour(path: Path, slide: Slide, positive: Sequence[str] | None, units:
         values = _read_picture(path)
         if abs(values.shape[1] / values.shape[0] / (slide.sizes[0][0] / slide.sizes[0][1]) - 1) > 0.05:
             raise SlideError(f"{path.name} has another shape than {slide.name}: {values.shape[1]}x{values.shape[0]}")
-        found, counts = np.unique(values, return_counts=True)
+        present, pixels = np.unique(values, return_counts=True)
         values_given = [name for name in positive or () if name.isdecimal()]
-        wanted = [value for value in found if (str(value) in values_given if values_given else value > 0)]
-        return Tumour(picture=np.isin(values, wanted)), dict(zip(map(str, found), map(int, counts), strict=True))
+        wanted = [value for value in present if (str(value) in values_given if values_given else value > 0)]
+        return Tumour(picture=np.isin(values, wanted)), dict(zip(map(str, present), map(int, pixels), strict=True))
     outlines = _in_pixels(read_outlines(path), path, slide, units)
     counts = {name: sum(outline.name == name for outline in outlines) for name in {o.name for o in outlines}}
     return Tumour(area=tumour_area(outlines, positive)), counts

@@ -138,13 +138,20 @@ def _whole_rows(path: Path) -> list[dict[str, Any]]:
 def _mlflow(settings: LoggerConfig, directory: Path, folder: Path) -> Logger:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    options = {"experiment_name": settings.project, "run_name": directory.name, "run_id": _remembered(folder)}
+    options: dict[str, Any] = {
+        "experiment_name": settings.project,
+        "run_name": directory.name,
+        "run_id": _remembered(folder),
+    }
     if settings.uri:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # not seven, which take five minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{ANSWER:.0f}")
         logger: MLFlowLogger = _OnServer(directory, tracking_uri=settings.uri, **options)
     else:
-        places = {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "artifact_location": (folder / "artifacts").as_uri()}
+        places: dict[str, Any] = {
+            "tracking_uri": f"sqlite:///{folder}/mlflow.db",
+            "artifact_location": (folder / "artifacts").as_uri(),
+        }
         logger = MLFlowLogger(**options, **places)
     _remember(folder, logger.version)  # which opens the run
     if isinstance(logger, _OnServer):
@@ -161,7 +168,8 @@ class _OnServer(MLFlowLogger):
 
     def guard(self) -> None:
         """From here on, what the server does not take is left out, after one warning."""
-        self._mlflow_client = _Guarded(self._mlflow_client, f"{self._tracking_uri}", str(self._kept.log_dir))
+        guarded: Any = _Guarded(self._mlflow_client, f"{self._tracking_uri}", str(self._kept.log_dir))
+        self._mlflow_client = guarded
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._kept.log_metrics(dict(metrics), step)

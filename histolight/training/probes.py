@@ -63,9 +63,7 @@ def fit_probe(training: Training) -> dict[str, Any]:
         raise RequestError(f"model.probe={kind} needs a network that ends in one layer on vectors, unlike {name}")
     classifier.to(trainer.strategy.root_device)
     training.datamodule.trainer = trainer
-    train, val = (
-        (training.datamodule.part_features(name).cpu(), _labels(training, name)) for name in ("train", "val")
-    )
+    train, val = ((training.datamodule.part_features(name).cpu(), _labels(training, name)) for name in ("train", "val"))
     classifier.cpu()
     head = classifier.backbone.get_submodule(classifier.head)
     if isinstance(head, NearestNeighbours):

@@ -65,7 +65,8 @@ class _TileFolder:
 def _tile_folders(root: Path, classes: list[str] | None) -> list[_TileFolder]:
     """List the class folders: in the root, in the folders of its parts, or in these in a folder for each slide."""
     found = []
-    for name, part in (part_folders(root) or {"": None}).items():
+    parts: dict[str, str | None] = {**part_folders(root)} or {"": None}
+    for name, part in parts.items():
         folder, below = root / name, f"{name}/" if name else ""
         slides = slide_folders(folder, classes)
         if slides:

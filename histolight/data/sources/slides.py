@@ -20,9 +20,9 @@ from histolight.data.checks import problem_frame
 from histolight.data.sources import Kind, data_root
 from histolight.data.table import Source, fingerprint, read_csv
 from histolight.errors import DataError, RequestError
-from histolight.slides import annotations, tissue
+from histolight.slides import tissue
 from histolight.slides import grid as grids
-from histolight.slides.annotations import Tumour
+from histolight.slides.annotations import Tumour, find_annotation, label_cells, read_tumour
 from histolight.slides.grid import Grid
 from histolight.slides.reader import (
     MASK,
@@ -78,7 +78,8 @@ def load(config: DataConfig) -> Source:
             wrong.
         DataError: Slides or annotations can't be used; it lists all of them.
     """
-    slides, problems, counts = [], [], Counter[str]()
+    problems: list[tuple[str, str, str]] = []
+    slides, counts = [], Counter[str]()
     for slide in label_slides(config, problems):
         counts.update(slide.classes)
         chosen = draw(slide.labels, config.slides.tiles_per_slide, [config.seed, zlib.crc32(slide.name.encode())])
@@ -123,7 +124,7 @@ def label_slides(
     unknown = []
     for path in tqdm(paths, desc="slides", unit="slide", disable=None):
         try:
-            annotation = annotations.find_annotation(folder, slide_name(path), folder == root)
+            annotation = find_annotation(folder, slide_name(path), folder == root)
             if annotation is None and labels.get(slide_name(path)) != 0:
                 unknown.append(path.name)
                 continue
@@ -197,11 +198,11 @@ def _label_slide(path: Path, annotation: Path | None, label: int | None, config:
             raise SlideError(f"{path.name} shows no tissue: slides.tissue=none takes all of it")
         tumour, classes = Tumour(), dict[str, int]()
         if annotation is not None:
-            tumour, classes = annotations.read_tumour(annotation, slide, options.positive, options.units)
+            tumour, classes = read_tumour(annotation, slide, options.positive, options.units)
         if label is not None and tumour.none == bool(label):
             what = "no tumour" if tumour.none else "tumour"
             raise SlideError(f"{path.name} has the label {label} in slides.labels, and {what} in {annotation}")
-        labels = annotations.label_cells(tumour, grid, cells, slide.sizes[0])
+        labels = label_cells(tumour, grid, cells, slide.sizes[0])
         _warn_of_units(path, tumour, slide, labels, grid)
     finally:
         slide.close()
