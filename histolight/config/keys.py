@@ -91,7 +91,7 @@ def run_config(run: Path, overrides: Sequence[str], own: Sequence[str], taken: S
     """
     # Hydra: not for commands that compose nothing.
     from histolight.config.compose import config_groups, like_config, saved_config, typed
-    from histolight.config.schema import tile_mpp, valid_keys
+    from histolight.config.schema import RESAMPLED, tile_mpp, valid_keys
 
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     for key in sorted(given - set(taken)):
@@ -107,7 +107,7 @@ def run_config(run: Path, overrides: Sequence[str], own: Sequence[str], taken: S
     if "data" in given:
         for key in {"image_size", "stain", "batch_size", "cache"} - {key.removeprefix("data.") for key in given}:
             config.data[key] = saved.data[key]
-        if config.data.source == "slides" and "slides.model_mpp" not in given:
+        if config.data.source in RESAMPLED and "slides.model_mpp" not in given:
             config.data.slides.model_mpp = tile_mpp(saved.data)
     result = typed(config)
     check_pixel_size(result.data, tile_mpp(saved.data), run)
@@ -121,7 +121,7 @@ def check_pixel_size(data: DataConfig, trained: float | None, run: Path) -> None
         RequestError: The two differ by more than ``data.mpp_tolerance``. Where only the network's is known, a warning
             says so.
     """
-    if data.source == "slides" or trained is None:
+    if data.source in RESAMPLED or trained is None:
         return
     if data.mpp is None:
         log.warning(

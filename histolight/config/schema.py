@@ -132,9 +132,12 @@ class DataConfig:
     slides: SlideTilesConfig = field(default_factory=SlideTilesConfig)
 
 
+RESAMPLED = frozenset({"slides"})  # sources whose tiles are cut at data.slides.model_mpp
+
+
 def tile_mpp(data: DataConfig) -> float | None:
     """Return the pixel size of the tiles in microns: whole slides are resampled to ``data.slides.model_mpp``."""
-    return data.slides.model_mpp if data.source == "slides" else data.mpp
+    return data.slides.model_mpp if data.source in RESAMPLED else data.mpp
 
 
 def conf_directory() -> Path:

@@ -20,8 +20,8 @@ from histolight.data.checks import problem_frame
 from histolight.data.sources import Kind, data_root
 from histolight.data.table import Source, fingerprint, read_csv
 from histolight.errors import DataError, RequestError
-from histolight.slides import tissue
 from histolight.slides import grid as grids
+from histolight.slides import tissue
 from histolight.slides.annotations import Tumour, find_annotation, label_cells, read_tumour
 from histolight.slides.grid import Grid
 from histolight.slides.reader import (
