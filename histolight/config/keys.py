@@ -121,6 +121,8 @@ def check_pixel_size(data: DataConfig, trained: float | None, run: Path) -> None
         RequestError: The two differ by more than ``data.mpp_tolerance``. Where only the network's is known, a warning
             says so.
     """
+    from histolight.config.schema import RESAMPLED
+
     if data.source in RESAMPLED or trained is None:
         return
     if data.mpp is None:
