@@ -27,6 +27,8 @@ EXTRAS = {
     "mlflow": "logger=mlflow",
     "wandb": "logger=wandb",
     "parquet": "histolight embed, and tiles in Parquet files (data=parquet)",
+    "labels": "labels that other runs doubt (histolight explore runs=...)",
+    "lora": "low-rank adapters for transformers (model.lora_rank)",
 }
 
 MALICIOUS = {"lightning": ("2.6.2", "2.6.3")}

@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from histolight import files, runs
 from histolight.config.compose import saved_config, to_yaml
-from histolight.config.schema import Config, DataConfig
+from histolight.config.schema import RESAMPLED, Config, DataConfig
 from histolight.data.overlaps import find_leaks, shows_something
 from histolight.data.pack import Pack
 from histolight.data.prepare import PackedTiles, find_warnings, load_tiles
@@ -161,7 +161,7 @@ def notes_on(evaluation: Evaluation, tables: dict[str, pd.DataFrame], measured: 
 def slide_aurocs(evaluation: Evaluation, tables: dict[str, pd.DataFrame]) -> dict[str, tuple[Interval | None, str]]:
     """Measure each part over whole slides, where the tiles come from such."""
     data = evaluation.config.data
-    return {part: slide_auroc(table, data) for part, table in tables.items()} if data.source == "slides" else {}
+    return {part: slide_auroc(table, data) for part, table in tables.items()} if data.source in RESAMPLED else {}
 
 
 def draw_parts(
@@ -172,7 +172,7 @@ def draw_parts(
     for part, table in tables.items():
         rows = tiles.parts[part]["row"].to_numpy()
         pictures[part] = measure.draw_part(part, table, rows, tiles.packed.pack.tiles, measured, tiles.split)
-        if evaluation.config.data.source == "slides":
+        if evaluation.config.data.source in RESAMPLED:
             pictures[part]["slides"] = slides_figure(table, evaluation.config.data)
         if temperature is not None:
             calibrated, ece = calibrated_table(table, temperature), measured[f"{part}_calibrated"]["ece"].value

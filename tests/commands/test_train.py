@@ -171,7 +171,7 @@ def test_runs_named_in_the_same_second_have_a_folder_each(here: Path) -> None:
         directory = training_request(["name=again"])[1]
         assert directory.name in [f"{name}-{number}" for name in taken]
         for name in taken:
-            Path("outputs/runs", f"{name}-{number}").mkdir()
+            Path("outputs/runs", f"{name}-{number}").mkdir(exist_ok=True)  # the request took one
 
 
 @pytest.mark.usefixtures("undrawn")

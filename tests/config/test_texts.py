@@ -39,8 +39,9 @@ def is_plain(value: str) -> bool:
 one_text = (st.sampled_from(ODD) | st.text(LETTERS, min_size=1, max_size=12)).filter(is_plain)
 
 
-OPTIONAL = {"data.root", "data.cache", "data.groups", "model.weights", "model.architecture", "loss.pos_weight"}
-OPTIONAL |= {"logger.uri", "run", "like"}
+DEFAULTS = compose_config([])
+OWN = [key for key in texts() if not key.startswith("hydra")]
+OPTIONAL = {key for key in OWN if OmegaConf.select(DEFAULTS, key) is None} | {"loss.pos_weight", "model.weights"}
 
 
 @settings(max_examples=20, deadline=None)

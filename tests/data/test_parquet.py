@@ -112,7 +112,7 @@ def test_slide_centre_and_part_are_columns(columns, write):
     extra = {"wsi": [number // 3 for number in range(COUNT)], "center": [f"c{number // 10}" for number in range(COUNT)]}
     extra["fold"] = ["train"] * 20 + ["valid"] * 10
     root = write({**columns, **extra})
-    table = load_source(config(root, columns=ColumnsConfig(split="fold"))).table.set_index("row")
+    table = load_source(config(root, columns=ColumnsConfig(split="fold")), keep_domains=True).table.set_index("row")
     assert table.loc[29, ["id", "group", "domain", "split"]].tolist() == ["tiles_0000029", "9", "c2", "val"]
     data = prepare(config(root))
     assert data.split_kind == "slide"

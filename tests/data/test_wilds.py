@@ -48,7 +48,7 @@ def change(root: Path, **values) -> None:
 
 @pytest.mark.parametrize("below", [".", ".."])
 def test_slides_centres_and_the_official_split_are_taken(root, below, make_tiles, caplog):
-    source = load_source(config(root / below))
+    source = load_source(config(root / below), keep_domains=True)
     table = source.table.set_index("id")
     tile = table.loc["patch_patient_005_node_4_x_3360_y_21792"]
     assert tile[["label", "group", "domain", "split"]].tolist() == [1, "1", "0", "train"]

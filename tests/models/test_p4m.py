@@ -237,7 +237,7 @@ def test_its_operations_are_those_of_its_convolutions() -> None:
 
 def test_grad_cam_turns_with_the_tile() -> None:
     network = classifier(size=96).requires_grad_(False)
-    layer, last = feature_layers(network.backbone, 96)
+    layer, last, _ = feature_layers(network.backbone, 96)
     assert layer == last
     tiles = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
     called = np.array([True, False])

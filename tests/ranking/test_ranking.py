@@ -293,7 +293,7 @@ def test_a_sweep_in_progress_ranks_its_complete_rows(tmp_path: Path) -> None:
     assert {row.name for row in ranking.rows} == {"resnet18", "resnet34"}
     assert unranked(ranking) == {
         "vgg11": "it lacks 2 of the 3 trainings that the rows are compared on: seed 1, seed 2",
-        "vgg11_1": "no reason recorded",
+        "vgg11_1": "it has no result yet",
     }
 
 

@@ -226,7 +226,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[int]:
     """Sweeps without real trainings; the seeds in it fail."""
     failing: set[int] = set()
 
-    def train(config: Any, point: Point) -> None:
+    def train(config: Any, point: Point, *_: object) -> None:
         with runs.recorded(point.directory):
             runs.update_metrics(point.directory, val={"auroc": {"value": 0.5, "low": 0, "high": 1}})
         if config.seed in failing:
