@@ -136,4 +136,4 @@ def test_runs_sweeps_and_predictions_that_start_together_all_run(small: list[str
     [run, _] = sorted(tmp_path.glob("outputs/runs/*"))
     tiles = small[1]
     together(*(["predict", f"run={run}", "data=folder", tiles, f"tta={tta}"] for tta in ("none", "flips")))
-    assert len(list(tmp_path.glob("outputs/predictions/*/submission.csv"))) == 2
+    assert len(list(tmp_path.glob("outputs/predictions/*/predictions.csv"))) == 2

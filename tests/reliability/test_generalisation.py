@@ -190,7 +190,7 @@ def test_a_network_that_pools_the_centre_is_exported_and_explained(
 ) -> None:
     network = pooled["centre"]
     assert export_onnx(network, tiles, tmp_path / "model.onnx", {}) <= 1e-4
-    _, last = feature_layers(network.backbone, 96)
+    _, last, _ = feature_layers(network.backbone, 96)
     called = np.array([bool(value) for _, value in zip(tiles, itertools.cycle([True, False]), strict=False)])
     maps = grad_cam(network.requires_grad_(True), last, tiles, called)
     shares = centre_share(maps, 96)

@@ -107,7 +107,8 @@ def test_every_number_at_every_file(command: str, run: Path, place: Path, refusi
         shown = capsys.readouterr().err
         _refused.clear()
         assert "Traceback" not in shown
-        if status == 0 and command == "predict" and Path(end).parent.name == own_pack:
+        own = Path(end).parent.name == own_pack or "overlaps were not looked for" in shown
+        if status == 0 and command == "predict" and own:
             continue  # the run's own tiles, with which those to predict are only compared
         lines = [line for line in shown.splitlines() if line.startswith("histolight: ")]
         assert status in (1, 2), (end, number, status, shown)
