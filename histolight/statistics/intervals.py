@@ -262,10 +262,10 @@ def auroc_ends(
     quantile = special.stdtrit(freedom, (1 + level) / 2)
     with np.errstate(divide="ignore", invalid="ignore"):
         shape = np.maximum(variance / normal_variance(aurocs), share)
-    return (
-        np.minimum(low, _score_end(aurocs, shape, quantile)),
-        np.maximum(high, 1 - _score_end(1 - aurocs, shape, quantile)),
-    )
+        return (
+            np.minimum(low, _score_end(aurocs, shape, quantile)),
+            np.maximum(high, 1 - _score_end(1 - aurocs, shape, quantile)),
+        )
 
 
 def _score_end(aurocs: Array, shape: Array, quantile: Array) -> Array:
