@@ -154,7 +154,8 @@ class Lock:
             held, beat = _read(self._marker), self._marker.stat().st_mtime
         except FileNotFoundError:
             return None, 0.0
-        if all(held.get(name) == self._me[name] for name in ("machine", "processes")):
+        here = all(held.get(name) == self._me[name] for name in ("machine", "processes"))
+        if here and held.get("started") is not None:  # which not every system says
             return _started(held.get("process")) == held.get("started"), beat
         beside = _temporary(self._marker)
         try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from histolight.config.schema import Config
+from histolight.config.schema import Config, DataConfig
 from histolight.errors import RequestError, nearest
 
 DOWNLOADED = ("imagenet", "hub")  # what model.weights names besides a file
@@ -21,6 +22,29 @@ def check_weights_file(weights: str | None) -> None:
             f"model.weights={weights} is not a file: give imagenet, hub, null, or the path of a state dict (.pth, "
             ".safetensors)"
         )
+
+
+def absolute_paths(data: DataConfig) -> DataConfig:
+    """Make the paths hold from any working directory."""
+
+    def absolute(path: str | None, *words: str) -> Any:
+        return path if path is None or path in words else os.path.abspath(os.path.expanduser(path))
+
+    slides = dataclasses.replace(
+        data.slides,
+        annotations=absolute(data.slides.annotations),
+        labels=absolute(data.slides.labels),
+        tissue=absolute(data.slides.tissue, "otsu", "none"),
+    )
+    return dataclasses.replace(
+        data,
+        root=absolute(data.root),
+        cache=absolute(data.cache),
+        groups=absolute(data.groups),
+        domain=absolute(data.domain, "source"),
+        split=absolute(data.split, "auto", "random"),
+        slides=slides,
+    )
 
 
 def check_values(config: Any, prefix: str = "") -> None:

@@ -149,7 +149,23 @@ def few_shots(data: PreparedData, shots: int | None, seed: int) -> PreparedData:
             )
         drawn.append(random.choice(rows, shots, replace=False))
     kept = (data.table["split"] != "train") | data.table.index.isin(np.concatenate(drawn))
-    return replace(data, table=data.table[kept])
+    table = data.table[kept]
+    leaks = data.leaks[data.leaks["id_1"].isin(table["id"]) & data.leaks["id_2"].isin(table["id"])]
+    return replace(data, table=table, leaks=leaks.reset_index(drop=True), leaking=_leaking(leaks))
+
+
+def _leaking(leaks: pd.DataFrame) -> dict[str, int]:
+    """Count the tiles of ``val`` and ``test`` in a list of leaks that share pixels with an earlier part."""
+    sides = [
+        leaks[[f"id_{own}", f"split_{own}", f"split_{other}"]].set_axis(["id", "split", "with"], axis=1)
+        for own, other in ((1, 2), (2, 1))
+    ]
+    tiles = pd.concat(sides)
+    earlier = {"val": ["train"], "test": ["train", "val"]}
+    return {
+        part: int(tiles.loc[(tiles["split"] == part) & tiles["with"].isin(before), "id"].nunique())
+        for part, before in earlier.items()
+    }
 
 
 def find_warnings(table: pd.DataFrame, pack: Pack) -> pd.DataFrame:

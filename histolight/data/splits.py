@@ -114,7 +114,8 @@ def _draw(table: pd.DataFrame, given: np.ndarray | None, config: DataConfig) -> 
     if given is not None:
         parts[given == "test"] = "test"
         pool = np.flatnonzero(given != "test")
-    if kind == "slide" and not (known := table["cluster"].isin(slides).to_numpy())[pool].all():
+    by_domain = config.fold is not None and kind != "random" and "domain" in table
+    if kind == "slide" and not by_domain and not (known := table["cluster"].isin(slides).to_numpy())[pool].all():
         log.warning("%d tiles have no known slide: they train, and never validate or test", (~known[pool]).sum())
         pool = pool[known[pool]]
     hold_out, make_folds = (_hold_out_components, _component_folds) if kind == "overlap" else (_hold_out, _folds)
@@ -126,7 +127,7 @@ def _draw(table: pd.DataFrame, given: np.ndarray | None, config: DataConfig) -> 
         parts[test] = "test"
         pool = np.setdiff1d(pool, test)
         val_fraction /= 1 - config.test_fraction
-    if config.fold is not None and kind != "random" and "domain" in table:
+    if by_domain:  # which needs no known slides
         parts[_of_domain(table, pool, config)] = "val"
         return parts, "domain"
     if config.fold is None:

@@ -47,7 +47,7 @@ POSITIVE = {"1", "cancer", "malignant", "metastasis", "pos", "positive", "tumor"
 
 MEANT = {"data.groups": "slide", "data.domain": "centre"}
 _LONGEST_HEADER = 2**16  # bytes; each column of a longer one would take far more memory than its name
-_MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]
+MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None"]
 
 
 def describe_split(
@@ -239,7 +239,7 @@ def read_groups(path: Path, key: str = "data.groups", usual: Collection[str] = S
             problems[["id", "problem", "detail"]].reset_index(drop=True),
         )
     groups = frame[["id", others[0]]].set_axis(["id", "group"], axis=1)
-    return groups.assign(group=groups["group"].mask(groups["group"].isin(_MISSING), None))
+    return groups.assign(group=groups["group"].mask(groups["group"].isin(MISSING), None))
 
 
 def part_of(name: str) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histolight.config.schema import DataConfig, tile_mpp
+from histolight.config.schema import RESAMPLED, DataConfig, tile_mpp
 from histolight.data.checks import NEAR_BLANK_CONTRAST
 from histolight.data.overlaps import pair_table
 from histolight.data.prepare import PackedTiles
@@ -71,7 +71,7 @@ def write_exploration(
         sections = [
             _classes(table),
             _slides(slides, folder),
-            places_section(table, config, directory) if config.source == "slides" else None,
+            places_section(table, config, directory) if config.source in RESAMPLED else None,
             tile_section(tiles, config.seed, folder),
             _shared(shared, conflicts, side_of, tiles, folder),
             _colours(measures, summary, colours, labels, folder),

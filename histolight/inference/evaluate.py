@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from scipy.special import expit
 
 from histolight import files, runs
+from histolight.config.checks import absolute_paths
 from histolight.config.compose import saved_config, to_yaml
 from histolight.config.schema import RESAMPLED, Config, DataConfig
 from histolight.data.overlaps import find_leaks, shows_something
@@ -195,7 +195,8 @@ def save(evaluation: Evaluation, tables: dict[str, pd.DataFrame], pictures: dict
         files.write_csv(directory / "data_problems.csv", warnings)
     if tiles.recognised is not None and len(tiles.recognised.table):
         files.write_csv(directory / "recognised.csv", tiles.recognised.table)
-    files.write_atomically(directory / "config.yaml", to_yaml(_absolute(evaluation.config)))
+    own = dataclasses.replace(evaluation.config, data=absolute_paths(evaluation.config.data))
+    files.write_atomically(directory / "config.yaml", to_yaml(own))
     files.write_atomically(directory / "training.yaml", to_yaml(saved_config(evaluation.run)))
 
 
@@ -343,18 +344,3 @@ def _calibration_notes(measured: dict[str, Any], tables: dict[str, pd.DataFrame]
     if tta != "none":
         notes.append("the temperature was fitted to logits without tta")
     return notes
-
-
-def _absolute(config: Config) -> Config:
-    """Make the paths hold from any working directory."""
-    data = config.data
-    keys = (
-        "root",
-        "cache",
-        "groups",
-        *(["domain"] if data.domain != "source" else []),
-        *([] if data.split in ("auto", "random") else ["split"]),
-    )
-    paths = {key: getattr(data, key) for key in keys}
-    full = {key: os.path.abspath(os.path.expanduser(path)) for key, path in paths.items() if path}
-    return dataclasses.replace(config, data=dataclasses.replace(data, **full))

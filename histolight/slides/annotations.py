@@ -319,7 +319,7 @@ def _read_picture(path: Path) -> np.ndarray:
                 values = np.asarray(picture if picture.mode in ("L", "P", "1") else picture.convert("RGB"))
         else:
             with tifffile.TiffFile(path) as file:
-                levels = [level for level in file.series[0].levels if math.prod(level.shape[:2]) <= MOST_PIXELS]
+                levels = [level for level in file.series[0].levels if math.prod(level.shape) <= 4 * MOST_PIXELS]
                 if not levels:
                     raise SlideError(f"{path.name} has more than {MOST_PIXELS:,} pixels and no smaller level: give one")
                 values = levels[0].asarray()

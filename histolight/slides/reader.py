@@ -135,7 +135,7 @@ def list_slides(root: Path) -> tuple[list[Path], dict[str, str], list[str]]:
         ) from error
     pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
     names = {slide_name(path) for path in pictures}
-    masks = [path for path in pictures if slide_name(path).removesuffix(MASK) in names - {slide_name(path)}]
+    masks = {path for path in pictures if _is_mask(slide_name(path), names)}
     slides = [path for path in pictures if path not in masks]
     if not slides:
         raise RequestError(f"{root} holds no slide: histolight reads {', '.join(SUFFIXES)}")
@@ -152,6 +152,11 @@ def list_slides(root: Path) -> tuple[list[Path], dict[str, str], list[str]]:
     foreign = [path.name for path in files if path.suffix.lower() not in SUFFIXES + COMPANIONS]
     problems |= dict.fromkeys(foreign, "is no slide by its name: move it elsewhere, or convert it to a pyramidal TIFF")
     return [path for path in slides if path.name not in problems], problems, others
+
+
+def _is_mask(name: str, names: set[str]) -> bool:
+    """Whether a picture is named after a slide that lies beside it."""
+    return name.endswith(MASK) and name.removesuffix(MASK) in names
 
 
 def slide_name(path: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from histolight import files, runs
 from histolight.augment.registry import check_augment
+from histolight.config.checks import absolute_paths
 from histolight.config.compose import to_yaml
 from histolight.config.schema import AugmentConfig, Config, DataConfig, LoggerConfig
 from histolight.data.datamodule import TileDataModule
@@ -78,16 +78,7 @@ def check_request(config: Config) -> Config:
     devices, gpus = config.trainer.devices, torch.cuda.device_count()
     if config.trainer.accelerator != "cpu" and devices.isdigit() and 0 < gpus < int(devices):
         raise RequestError(f"trainer.devices={devices}, but there are {gpus} GPUs here")
-    data = config.data
-    data = dataclasses.replace(
-        data,
-        root=_absolute(data.root),
-        cache=_absolute(data.cache),
-        groups=_absolute(data.groups),
-        domain=data.domain if data.domain == "source" else _absolute(data.domain),
-        split=data.split if data.split in ("auto", "random") else os.path.abspath(os.path.expanduser(data.split)),
-    )
-    return dataclasses.replace(config, data=data, model=model)
+    return dataclasses.replace(config, data=absolute_paths(config.data), model=model)
 
 
 def _check_adapters(config: Config) -> None:
@@ -96,11 +87,6 @@ def _check_adapters(config: Config) -> None:
     check_lora()
     if config.model.freeze == "backbone" or config.model.freeze_epochs:
         raise RequestError("model.lora_rank keeps the backbone itself frozen: leave model.freeze and freeze_epochs out")
-
-
-def _absolute(path: str | None) -> str | None:
-    """Make a path hold from any working directory, so that a saved configuration does."""
-    return os.path.abspath(os.path.expanduser(path)) if path else path
 
 
 def prepare_data(

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from histolight.cli import main
 from histolight.config.schema import DataConfig
 from histolight.data.prepare import prepare
+from histolight.data.splits import make_split
 from histolight.errors import RequestError
 
 
@@ -131,3 +132,14 @@ def test_figures_by_domain_stand_in_metrics_page_and_comparison(root, small, tmp
     (row,) = json.loads((tmp_path / "compared/comparison.json").read_text())["rows"]
     assert list(row["by_domain"].values()) == pytest.approx(aurocs)
     assert "AUROC by domain" in (tmp_path / "compared/report.html").read_text()
+
+
+def test_tiles_without_a_slide_are_left_out_with_their_domain() -> None:
+    table = pd.DataFrame({"id": [f"{number:02d}" for number in range(40)], "label": [0, 1] * 20, "split": None})
+    table["domain"] = ["a"] * 20 + ["b"] * 20
+    table["group"] = [f"s{number}" if number % 2 else None for number in range(40)]
+    table["cluster"] = table["group"].where(table["group"].notna(), table["id"])
+    parts, kind = make_split(table, DataConfig("folder", "x", domain="source", folds=2, fold=0))
+    assert kind == "domain"
+    assert set(parts[table["domain"] == "a"]) == {"val"}
+    assert set(parts[table["domain"] == "b"]) == {"train"}

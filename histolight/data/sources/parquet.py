@@ -26,14 +26,14 @@ from histolight.config.schema import ColumnsConfig, DataConfig
 from histolight.data.checks import describe, problem_frame
 from histolight.data.images import decode, decode_luma, list_images
 from histolight.data.sources import Kind, data_root
-from histolight.data.table import CENTRES, SLIDES, Source, TileError, find_labels, fingerprint, part_of
+from histolight.data.table import CENTRES, MISSING, SLIDES, Source, TileError, find_labels, fingerprint, part_of
 from histolight.errors import DataError, RequestError
 
 log = logging.getLogger("histolight")
 
 _USUAL = {"slide": SLIDES, "centre": CENTRES, "split": {"split"}, "label": {"label"}, "id": {"id"}}
 _BATCH = 256  # rows read together
-_KEPT = 34 * _BATCH  # rows kept: a block of tiles for each of the 32 threads that may decode
+_KEPT = 66 * _BATCH  # rows kept: packing has up to two blocks ahead for each of 32 threads
 
 
 def load(config: DataConfig) -> Source:
@@ -224,14 +224,21 @@ def _table(file: _File, columns: dict[str, str | None]) -> pd.DataFrame:
         if name == "label" and column is not None:
             table["label"] = pd.Series(_named(values, file.classes.get(column)), dtype=object)
         elif name != "label":
-            table[meaning] = pd.Series([None if value is None else str(value) for value in values], dtype=object)
+            table[meaning] = pd.Series([_text(value) for value in values], dtype=object)
     paths = found[file.image].combine_chunks().flatten()[0].to_pylist() if file.has_paths else [None] * found.num_rows
     return table.assign(path=pd.Series(paths, dtype=object))
 
 
+def _text(value: object) -> str | None:
+    """Write a value of a column; what is empty or not a number is missing."""
+    if value is None or value != value or str(value).strip() in MISSING:
+        return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _named(values: list[Any], names: list[str] | None) -> list[Any]:
     """Put names in the place of the numbers of classes."""
-    if names is None or {name.lower() for name in names} == {"0", "1"}:
+    if names is None or [name.lower() for name in names] == ["0", "1"]:
         return values
     return [names[value] if isinstance(value, int) and 0 <= value < len(names) else value for value in values]
 
@@ -310,8 +317,8 @@ class _Reader:
                     batch = next(self._stream)
                     self._kept.update(batch)
                     self._next = batch[-1][0] + 1
-                while len(self._kept) > _KEPT + _BATCH:
-                    self._kept.popitem(last=False)
+                    while len(self._kept) > _KEPT + _BATCH:
+                        self._kept.popitem(last=False)
             found = self._kept[row]
         if isinstance(found, TileError):
             raise found

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histolight.config.schema import DataConfig
+from histolight.config.schema import RESAMPLED, DataConfig
 from histolight.data.sources import Kind, find_kind, load_source
 from histolight.data.table import Source, fingerprint, part_of, read_csv
 from histolight.errors import RequestError
@@ -101,11 +101,18 @@ def _load_one(row: dict[str, str], path: Path, config: DataConfig) -> Source:
         root=str(path.parent / Path(row["root"]).expanduser()),
         groups=str(path.parent / Path(row["groups"]).expanduser()) if row["groups"] else None,
         split="auto",
+        mpp=None if row["source"] in RESAMPLED else config.mpp,  # of slides it would be that of the file
     )
+    cut = own.slides.model_mpp if own.source in RESAMPLED else None
+    if cut and config.mpp and abs(config.mpp / cut - 1) > config.mpp_tolerance:
+        raise RequestError(
+            f"{row['name']} is cut at slides.model_mpp={cut:g}, and data.mpp={config.mpp:g}: make them equal"
+        )
     source = load_source(dataclasses.replace(own, domain=None), keep_domains=True)
     if row["split"]:
-        parts = source.table["split"]
-        table = source.table.assign(split=parts.where(parts.notna(), part_of(row["split"])).astype(object))
+        if source.table["split"].notna().any():
+            raise RequestError(f"{row['name']} brings its own split: leave split empty in its row of {path}")
+        table = source.table.assign(split=pd.Series(part_of(row["split"]), index=source.table.index, dtype=object))
         return dataclasses.replace(source, table=table)
     return source
 

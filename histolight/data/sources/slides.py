@@ -264,7 +264,7 @@ def _source(config: DataConfig, slides: list[tuple[Path, Grid, np.ndarray, np.nd
     ends = np.flatnonzero(np.diff(np.column_stack([number, cells // grids.BLOCK]), axis=0).any(axis=1)) + 1
     table = table.assign(split=pd.Series([None] * len(table), dtype=object), row=np.arange(len(table), dtype=np.int64))
 
-    @functools.lru_cache(maxsize=4)
+    @functools.lru_cache(maxsize=64)  # as many as reader threads may be at
     def opened(number: int) -> Slide:
         return open_slide(slides[number][0], config.mpp)
 
