@@ -98,6 +98,11 @@ class FeatureCache:
         with tqdm(total=len(rows), desc=f"features of {part}", unit="tile", disable=None) as bar:
             for start, batch in zip(range(0, len(rows), batch_size), compute(rows), strict=True):
                 features = batch.float().cpu().numpy()
+                if not np.isfinite(features).all():
+                    raise HistolightError(
+                        "the network gives features that are not finite: try trainer.precision=32-true, and see "
+                        "whether model.weights fits the network"
+                    )
                 if values is None:
                     values = self._open(done, features.shape[1])
                 place = rows[start : start + len(features)]

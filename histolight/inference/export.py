@@ -122,6 +122,9 @@ def export_onnx(classifier: Classifier, tiles: npt.NDArray[np.uint8], path: Path
                     f"the exported features differ from torch's by {of_features:.1e} of their standard deviation, "
                     f"above {FEATURES_TOLERANCE:.0e}: nothing was written; another version of torch may agree"
                 )
+            weights = folder / f"{path.name}.data"  # where torch puts more than 1.5 GiB, whatever external_data says
+            if weights.is_file():
+                weights.replace(path.with_name(weights.name))
             beside.replace(path)
     except OSError as error:
         raise HistolightError(cannot_write(path, error, files.ANOTHER_FOLDER)) from error

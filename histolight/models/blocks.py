@@ -9,7 +9,8 @@ from torch import nn
 
 from histolight.errors import RequestError
 
-BEHIND = re.compile(r"(^|\.)(norm|fc_norm|ln|layernorm|head|heads|pooler)\b")  # what comes after the last block
+# What comes after the last block.
+BEHIND = re.compile(r"(^|\.)(norm|fc_norm|ln|layernorm|post_layernorm|head|heads|pooler)\b")
 
 
 def find_blocks(network: nn.Module) -> str:

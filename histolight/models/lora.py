@@ -38,6 +38,10 @@ def add_adapters(network: nn.Module, head: str, rank: int) -> None:
         raise RequestError(
             "model.lora_rank needs a transformer of timm/ or hf/: this network's attention has no layers"
         )
+    if any(getattr(module, "q_bias", None) is not None for module in network.modules()):
+        raise RequestError(
+            "model.lora_rank does not reach this network's attention, which reads the weights of its layers directly"
+        )
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), network)
     network.get_submodule(head).requires_grad_(True)
 

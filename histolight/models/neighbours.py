@@ -44,8 +44,9 @@ class NearestNeighbours(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map features ``(n, F)`` to logits ``(n, 1)``."""
-        similarities, places = (normalize(features) @ self.features.T).topk(len(self.votes))
-        return vote(similarities, self.labels[places], len(self.votes))
+        with torch.autocast(features.device.type, enabled=False):  # bf16 would tell few neighbours apart
+            similarities, places = (normalize(features.float()) @ self.features.T).topk(len(self.votes))
+            return vote(similarities, self.labels[places], len(self.votes))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         for name, value in self.named_buffers():  # as many tiles as the checkpoint has

@@ -176,6 +176,8 @@ def _prepared(sweep: Path, config: DataConfig) -> PreparedData:
     if key not in _shared:
         _shared.clear()
         _shared[key] = prepare(config)
+    if config.residency == "memmap":
+        _shared[key].resident.clear()
     return _shared[key]
 
 

@@ -55,14 +55,16 @@ def pages_drawn(sweep: Sweep, count: int) -> Iterator[bool]:
 @contextlib.contextmanager
 def _drawn_meanwhile(sweep: Sweep) -> Iterator[None]:
     """Draw the pages of completed points while the sweep goes on; at its end wait for the last ones."""
-    command = [sys.executable, "-m", "histolight.sweeps.pages", str(sweep.directory)]
+    command = [sys.executable, "-P", "-m", "histolight.sweeps.pages", str(sweep.directory)]
     # A session of its own: Ctrl-C is for the sweep, which ends it.
     process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     assert process.stdin is not None
     try:
         yield
         process.stdin.close()
-        process.wait()
+        if process.wait():
+            log.warning("the process that draws pages ended early: this one draws what is missing")
+            _draw_pages(without_page(point_folders(sweep.directory)))
     finally:
         process.terminate()
         process.wait()
@@ -84,7 +86,7 @@ def _draw_pages(folders: Sequence[Path]) -> None:
     for path in folders:
         try:
             draw_page(path)
-        except (HistolightError, KeyError) as error:  # KeyError: the tiles are others now
+        except Exception as error:  # of one point, such as other tiles by now: the next ones go on
             log.warning("%s has no page: %s", path, " ".join(str(error).split()))
 
 
