@@ -37,7 +37,7 @@ _ORIENTATION = 0x0112
 def list_images(
     folder: Path, suffixes: tuple[str, ...] = SUFFIXES, recursive: bool = True
 ) -> tuple[pd.DataFrame, list[str]]:
-    """List the image files below a folder; hidden files are ignored, links back to a parent folder not followed.
+    """List the image files below a folder; hidden files are ignored, links to a folder already listed not followed.
 
     Returns:
         Columns ``path`` (below ``folder``, with /), ``size`` (bytes) and ``mtime_ns``, sorted by path; and the paths of
@@ -45,9 +45,10 @@ def list_images(
     """
     files: list[tuple[str, int, int]] = []
     others: list[str] = []
-    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(folder),))]
+    listed = {_identity(folder)}
+    pending = [""]
     while pending:
-        below, parents = pending.pop()
+        below = pending.pop()
         with os.scandir(folder / below) as entries:
             for entry in entries:
                 path = below + entry.name
@@ -60,8 +61,9 @@ def list_images(
                         others.append(path)
                 elif entry.is_dir():
                     identity = _identity(Path(entry.path))
-                    if recursive and identity not in parents:
-                        pending.append((f"{path}/", (*parents, identity)))
+                    if recursive and not (entry.is_symlink() and identity in listed):
+                        listed.add(identity)
+                        pending.append(f"{path}/")
                     else:
                         others.append(f"{path}/")
                 elif not entry.name.lower().endswith(suffixes):

@@ -49,7 +49,8 @@ def predict_slides(request: PredictConfig, options: SlidesConfig) -> tuple[list[
     identity["mean"] = request.mean
     header = json.dumps(identity | vars(settings) | {"root": data.root}).encode() + b"\n"
     print(
-        f"{len(slides):,} slides, {len(classifiers)} network{'s' * (len(classifiers) > 1)}, tta={request.tta}, "
+        f"{len(slides):,} slide{'s' * (len(slides) != 1)}, "
+        f"{len(classifiers)} network{'s' * (len(classifiers) > 1)}, tta={request.tta}, "
         f"{settings.model_mpp:g} µm a pixel, a tile every {settings.stride} pixels; writing {directory}",
         file=sys.stderr,
     )
