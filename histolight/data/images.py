@@ -46,9 +46,9 @@ def list_images(
     files: list[tuple[str, int, int]] = []
     others: list[str] = []
     listed = {_identity(folder)}
-    pending = [""]
+    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(folder),))]
     while pending:
-        below = pending.pop()
+        below, parents = pending.pop()
         with os.scandir(folder / below) as entries:
             for entry in entries:
                 path = below + entry.name
@@ -61,9 +61,10 @@ def list_images(
                         others.append(path)
                 elif entry.is_dir():
                     identity = _identity(Path(entry.path))
-                    if recursive and not (entry.is_symlink() and identity in listed):
+                    again = identity in parents or (entry.is_symlink() and identity in listed)
+                    if recursive and not again:
                         listed.add(identity)
-                        pending.append(f"{path}/")
+                        pending.append((f"{path}/", (*parents, identity)))
                     else:
                         others.append(f"{path}/")
                 elif not entry.name.lower().endswith(suffixes):
