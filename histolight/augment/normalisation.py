@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from histolight.augment.colour import mix_channels
+from histolight.augment.constants import constant
 
 LIGHT = 240 / 255  # of an empty slide; this and what follows: Macenko et al. 2009 and the code that they published
 BACKGROUND = 0.15  # optical density; a pixel with less than that in any channel is no tissue
@@ -97,8 +98,8 @@ def _macenko(density: torch.Tensor, tissue: torch.Tensor, enough: torch.Tensor) 
     most = torch.stack([_upper_percentile(amounts[:, stain], everything) for stain in (0, 1)], 1)
     stained = enough & (common.flatten() < 0.9995) & (most > 0.01).all(1)
 
-    scale = _REFERENCE_AMOUNTS.to(density) / most.clamp_min(0.01)
-    change = (unmix.unsqueeze(3) * scale.view(-1, 1, 2, 1) * _REFERENCE_STAINS.to(density)).sum(2)
+    scale = constant(_REFERENCE_AMOUNTS, density) / most.clamp_min(0.01)
+    change = (unmix.unsqueeze(3) * scale.view(-1, 1, 2, 1) * constant(_REFERENCE_STAINS, density)).sum(2)
     light = mix_channels(density, -change, density.new_zeros(len(density), 3)).exp_()
     return light.mul_(LIGHT).clamp_(0, 1), stained
 
@@ -125,8 +126,8 @@ def _reinhard(tiles: torch.Tensor) -> torch.Tensor:
     """
     lab = rgb_to_lab(tiles)
     deviation, mean = torch.std_mean(lab, dim=(2, 3), correction=0, keepdim=True)
-    scale = _REFERENCE_DEVIATION.to(lab).view(1, 3, 1, 1) / deviation.clamp_min(1e-3)
-    return lab_to_rgb((lab - mean) * scale + _REFERENCE_MEAN.to(lab).view(1, 3, 1, 1))
+    scale = constant(_REFERENCE_DEVIATION, lab).view(1, 3, 1, 1) / deviation.clamp_min(1e-3)
+    return lab_to_rgb((lab - mean) * scale + constant(_REFERENCE_MEAN, lab).view(1, 3, 1, 1))
 
 
 def rgb_to_lab(tiles: torch.Tensor) -> torch.Tensor:
@@ -151,5 +152,5 @@ def lab_to_rgb(lab: torch.Tensor) -> torch.Tensor:
 
 def _mix(tiles: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
     """Multiply one matrix with every pixel of every tile, a column."""
-    offset = torch.zeros(3) if offset is None else offset
-    return mix_channels(tiles, matrix.T.to(tiles).unsqueeze(0), offset.to(tiles).unsqueeze(0))
+    added = tiles.new_zeros(3) if offset is None else constant(offset, tiles)
+    return mix_channels(tiles, constant(matrix, tiles).T.unsqueeze(0), added.unsqueeze(0))

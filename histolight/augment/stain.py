@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from histolight.augment.colour import mix_channels
+from histolight.augment.constants import constant
 from histolight.augment.registry import Draw, augmentation
 
 DARKEST = 1 / 255  # darker pixels count as this one, the darkest that 8 bits tell from black: log 0 is no density
@@ -35,7 +36,7 @@ def change_stains(tiles: torch.Tensor, factors: torch.Tensor, offsets: torch.Ten
         A new batch in [0, 1]. Factors of 1 and offsets of 0 return the tiles but for rounding, and black, which becomes
         1/255.
     """
-    rgb_of_hed, hed_of_rgb = _RGB_OF_HED.to(tiles), _HED_OF_RGB.to(tiles)
+    rgb_of_hed, hed_of_rgb = constant(_RGB_OF_HED, tiles), constant(_HED_OF_RGB, tiles)
     # Taking apart, changing and putting together are one 3x3 matrix.
     change = (hed_of_rgb.unsqueeze(0).unsqueeze(3) * factors.view(-1, 1, 3, 1) * rgb_of_hed).sum(2)
     added = (offsets.unsqueeze(2) * rgb_of_hed).sum(1)

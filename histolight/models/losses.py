@@ -41,4 +41,4 @@ def binary_loss(logits: torch.Tensor, labels: torch.Tensor, pos_weight: float, s
         smoothing: Labels become ``label * (1 - smoothing) + smoothing / 2``.
     """
     logits, targets = logits.float(), labels * (1 - smoothing) + smoothing / 2
-    return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=logits.new_tensor(pos_weight))
+    return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=logits.new_full((), pos_weight))
