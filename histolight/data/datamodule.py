@@ -151,13 +151,24 @@ class TileDataModule(L.LightningDataModule):
         return device.type == "cuda" and size < _RESIDENT_PART * torch.cuda.mem_get_info(device)[0]
 
 
-def augmented(batch: Batch, augment: AugmentConfig, stain: str) -> Batch:
+def augmented(
+    batch: Batch,
+    augment: AugmentConfig,
+    stain: str,
+    new_generator: Callable[[torch.device], torch.Generator] = torch.Generator,
+) -> Batch:
     """Augment a batch as its own seed says: uint8 ``(N, S, S, 3)`` to ``(N, 3, S, S)`` floats, channels_last.
 
     Stain normalisation comes first: the other way round it would take most of the augmentation back. Mixing turns the
     labels, 0 or 1, into numbers between.
+
+    Args:
+        batch: On its device.
+        augment: What changes.
+        stain: ``data.stain``.
+        new_generator: Makes the source of random numbers on a device; PyTorch's fake CUDA devices have none.
     """
-    generator = torch.Generator(batch.tiles.device).manual_seed(batch.seed)
+    generator = new_generator(batch.tiles.device).manual_seed(batch.seed)
     # Without normalisation bytes are what is turned and mirrored: faster.
     tiles = batch.tiles.permute(0, 3, 1, 2) if stain == "none" else to_floats(batch.tiles, stain)
     tiles = augment_tiles(tiles, augment, generator)

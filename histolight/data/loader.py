@@ -90,14 +90,19 @@ class TileLoader:
         # Batches are views of these: metrics keep labels, and a small array kept from among the large ones that are
         # gathered and freed beside it would stop the allocator from using their place again, batch after batch.
         labels, rows = torch.from_numpy(self.labels[order]), torch.from_numpy(self.rows[order])
+        if isinstance(self.tiles, DeviceRows):
+            yield from self._resident(self.tiles, epoch, labels, rows)
+            return
         if self.pin:
             labels, rows = labels.pin_memory(), rows.pin_memory()
         parts = zip(labels.split(self.batch_size), rows.split(self.batch_size), strict=True)
-        steps = ((epoch, step, *part) for step, part in zip(range(len(self)), parts, strict=False))
-        if isinstance(self.tiles, DeviceRows):
-            yield from (self._batch(*step) for step in steps)
-        else:
-            yield from self._prefetched(steps)
+        yield from self._prefetched((epoch, step, *part) for step, part in zip(range(len(self)), parts, strict=False))
+
+    def _resident(self, tiles: DeviceRows, epoch: int, labels: torch.Tensor, rows: torch.Tensor) -> Iterator[Batch]:
+        """Gather on the device; what says which tiles is copied there once an epoch, not batch by batch."""
+        whole = (part.to(tiles.device).split(self.batch_size) for part in (labels, rows, tiles.places(rows)))
+        for step, (some, which, places) in zip(range(len(self)), zip(*whole, strict=True), strict=False):
+            yield Batch(tiles.at(places), some, which, self._seed(epoch, step))
 
     def _prefetched(self, steps: Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]) -> Iterator[Batch]:
         with ThreadPoolExecutor(1, thread_name_prefix="gather") as pool:
@@ -110,13 +115,14 @@ class TileLoader:
                 yield waiting.popleft().result()
 
     def _batch(self, epoch: int, step: int, labels: torch.Tensor, rows: torch.Tensor) -> Batch:
-        seed = int(np.random.SeedSequence([self.seed, epoch, step, self.share[0]]).generate_state(1)[0])
-        if isinstance(self.tiles, DeviceRows):
-            return Batch(self.tiles.gather(rows), labels, rows, seed)
+        assert isinstance(self.tiles, Tiles)
         size = self.tiles.image_size
         tiles = torch.empty((len(rows), size, size, 3), dtype=torch.uint8, pin_memory=self.pin)
         self.tiles.gather(rows.numpy(), out=tiles.numpy())
-        return Batch(tiles, labels, rows, seed)
+        return Batch(tiles, labels, rows, self._seed(epoch, step))
+
+    def _seed(self, epoch: int, step: int) -> int:
+        return int(np.random.SeedSequence([self.seed, epoch, step, self.share[0]]).generate_state(1)[0])
 
 
 class DeviceRows:
@@ -131,20 +137,15 @@ class DeviceRows:
         self._place = torch.full((int(rows.max(initial=-1)) + 1,), -1, dtype=torch.int64)
         self._place[torch.tensor(rows)] = torch.arange(len(rows))
         self._store = values
+        self.device = values.device
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """Gather what is kept of some tiles.
+    def places(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return where tiles, ``(n,)`` int64 on the CPU, are kept: ``(n,)`` int64 there."""
+        return self._place[rows]
 
-        Args:
-            rows: ``(n,)`` int64 on the CPU, among those kept.
-
-        Returns:
-            ``(n, ...)`` on the device.
-        """
-        places = self._place[rows]
-        if self._store.is_cuda:
-            places = places.pin_memory()
-        return self._store.index_select(0, places.to(self._store.device, non_blocking=True))
+    def at(self, places: torch.Tensor) -> torch.Tensor:
+        """Gather what is kept at some places, ``(n,)`` int64 on the device: ``(n, ...)`` there."""
+        return self._store.index_select(0, places)
 
 
 class DeviceTiles(DeviceRows):
@@ -158,6 +159,7 @@ class DeviceTiles(DeviceRows):
 
     def __init__(self, tiles: Tiles, rows: np.ndarray, device: torch.device) -> None:
         store = torch.empty((len(rows), tiles.image_size, tiles.image_size, 3), dtype=torch.uint8, device=device)
-        for start in range(0, len(rows), _BLOCK):
-            store[start : start + _BLOCK] = torch.from_numpy(tiles.gather(rows[start : start + _BLOCK]))
+        blocks = TileLoader(tiles, rows, np.zeros(len(rows)), _BLOCK, pin=device.type == "cuda")
+        for part, block in zip(store.split(_BLOCK), blocks, strict=True):
+            part.copy_(block.tiles, non_blocking=True)
         super().__init__(rows, store)

@@ -7,6 +7,8 @@ import math
 import os
 import sys
 import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 from histolight.data.loader import Batch
@@ -24,16 +26,56 @@ from histolight.files import write_atomically
 from histolight.models.classifier import Classifier
 from histolight.training.loggers import log_tiles
 
-EVERY = 10  # steps between two readings of the loss: each reading waits for the device
+EVERY = 10  # steps between two points of the curves
+
+
+class Losses:
+    """Losses on their way from the device; reading those that have arrived makes neither side wait for the other."""
+
+    def __init__(self) -> None:
+        self._coming: deque[tuple[int, dict[str, float] | None, torch.Tensor, torch.cuda.Event | None]] = deque()
+
+    def add(self, step: int, figures: dict[str, float] | None, loss: torch.Tensor) -> None:
+        """Send the loss of a step, a scalar, on its way.
+
+        Args:
+            step: Its number in the epoch.
+            figures: What is to be logged beside it; None is no point of the curves.
+            loss: On any device.
+        """
+        self._coming.append((step, figures, *_sent(loss.detach())))
+
+    def read(self, wait: bool) -> Iterator[tuple[int, dict[str, float] | None, float]]:
+        """Yield step, figures and loss of those that have arrived, or of all of them, in their order."""
+        while self._coming and (wait or self._coming[0][3] is None or self._coming[0][3].query()):
+            step, figures, loss, arrival = self._coming.popleft()
+            if arrival is not None:
+                arrival.synchronize()
+            yield step, figures, float(loss)
+
+
+def _sent(loss: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Begin to copy a scalar to the host; the event says when it is there, None that reading it is what waits."""
+    if not loss.is_cuda:
+        return loss, None
+    copy = torch.empty(loss.shape, dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
+    arrival = torch.cuda.Event()
+    arrival.record()
+    return copy, arrival
 
 
 class Speed(L.Callback):
     """Measure tiles/s and how long the device waits for data; log them with loss and learning rate.
 
-    A loss that is not finite stops the training.
+    A loss that is not finite stops the training: at once, on a GPU as soon as it has arrived, and where processes share
+    the training at the next point of the curves, which is the same for all of them.
+
+    Args:
+        guards: Stop it; false lets a search for learning rates go too far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, guards: bool = True) -> None:
+        self.guards = guards
         self.tiles = 0
         self.seconds = 0.0
         self.waited = 0.0
@@ -43,6 +85,7 @@ class Speed(L.Callback):
         self._begun = self._ended = self._fit_begun = 0.0
         self._elapsed_before = 0.0
         self._tiles_of_epoch = 0
+        self._losses = Losses()
 
     @property
     def tiles_per_second(self) -> float:
@@ -81,34 +124,46 @@ class Speed(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Count the batch; read the loss every few steps."""
+        """Count the batch; read the loss, and every few steps log it."""
         self._tiles_of_epoch += len(batch.rows) * trainer.world_size
         last = batch_idx + 1 == trainer.num_training_batches
-        if last or batch_idx % EVERY == 0:
-            assert isinstance(pl_module, Classifier)
-            assert pl_module.loss is not None
-            self.loss = float(pl_module.loss.detach())
-            if not math.isfinite(self.loss):
-                raise HistolightError(
-                    f"the loss became {self.loss} in epoch {trainer.current_epoch}, step {batch_idx}: "
-                    "try a lower optimizer.lr or trainer.clip=1"
-                )
+        point = last or batch_idx % EVERY == 0
+        assert isinstance(pl_module, Classifier)
+        assert pl_module.loss is not None
+        if point:
             self.rate = self._tiles_of_epoch / (time.perf_counter() - self._begun)
-            self._log(trainer)
             self.anonymous_memory_mb = max(anonymous_memory_mb(), self.anonymous_memory_mb)
+        self._losses.add(batch_idx, self._figures(trainer) if point else None, pl_module.loss)
+        each = trainer.world_size == 1 and pl_module.device.type in ("cpu", "cuda")
+        if each or point:
+            self._read(trainer, wait=last or not each)
         if last:
             seconds = time.perf_counter() - self._begun
             self.tiles += self._tiles_of_epoch
             self.seconds += seconds
         self._ended = time.perf_counter()
 
-    def _log(self, trainer: L.Trainer) -> None:
-        if trainer.logger is None:
-            return
-        # The last group holds the last layer, whose peak is optimizer.lr.
-        figures = {"train/loss": self.loss, "learning_rate": trainer.optimizers[0].param_groups[-1]["lr"]}
-        figures |= {"speed/tiles_per_second": self.rate, "speed/data_wait_seconds": self.waited}
-        trainer.logger.log_metrics(figures, trainer.global_step)
+    def _figures(self, trainer: L.Trainer) -> dict[str, float]:
+        return {
+            "step": trainer.global_step,
+            # The last group holds the last layer, whose peak is optimizer.lr.
+            "learning_rate": trainer.optimizers[0].param_groups[-1]["lr"],
+            "speed/tiles_per_second": self.rate,
+            "speed/data_wait_seconds": self.waited,
+        }
+
+    def _read(self, trainer: L.Trainer, wait: bool) -> None:
+        for step, figures, loss in self._losses.read(wait):
+            if self.guards and not math.isfinite(loss):
+                raise HistolightError(
+                    f"the loss became {loss} in epoch {trainer.current_epoch}, step {step}: "
+                    "try a lower optimizer.lr or trainer.clip=1"
+                )
+            if figures is not None:
+                self.loss = loss
+                if trainer.logger is not None:
+                    total = int(figures.pop("step"))
+                    trainer.logger.log_metrics({"train/loss": loss, **figures}, total)
 
 
 class Progress(TQDMProgressBar):
@@ -183,7 +238,8 @@ class AveragedWeights(WeightAveraging):
     """Lightning's averaging of weights and batch-norm statistics, for validation and checkpoints.
 
     Lightning's own StochasticWeightAveraging validates and keeps the weights that are not averaged, and replaces the
-    schedule.
+    schedule. PyTorch's update of its AveragedModel asks the device how many steps it holds, and waits for the answer:
+    here the host counts them.
 
     Args:
         decay: Part of itself that an exponential average keeps each step; None is the plain mean.
@@ -191,26 +247,62 @@ class AveragedWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float | None, start: float = 0.0) -> None:
-        # Of all parameters at once PyTorch has a plain mean too, which fails on a batch norm's count of batches.
-        super().__init__(
-            **({"avg_fn": get_swa_avg_fn()} if decay is None else {"multi_avg_fn": get_ema_multi_avg_fn(decay)})
-        )
+        super().__init__()
+        self._mean = None if decay is None else get_ema_multi_avg_fn(decay)
         self._start = start
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Update the average, which copies the weights where nothing has been averaged yet."""
-        assert self._average_model is not None
-        if self._latest_update_step <= self._start * trainer.estimated_stepping_batches:
-            self._average_model.n_averaged.zero_()
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._count = 0  # of steps that the average holds
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Begin to average; afterwards let go of it, since a checkpoint that is measured holds its own."""
+        """Begin to average, where the training computes; afterwards let go: what is measured holds its own."""
+        self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             self._average_model = None
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the average once a step, which copies the weights where nothing has been averaged yet."""
+        if trainer.global_step <= self._latest_update_step:
+            return
+        if self._latest_update_step <= self._start * trainer.estimated_stepping_batches:
+            self._count = 0
+        assert self._average_model is not None
+        self._update(_values(self._average_model.module), _values(pl_module))
+        self._count += 1
+        self._latest_update_step = trainer.global_step
+
+    def _update(self, averages: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+        if self._count == 0:
+            torch._foreach_copy_(averages, values)
+            return
+        pairs = list(zip(averages, values, strict=True))
+        kept, new = (list(part) for part in zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True))
+        if self._mean is not None:
+            self._mean(kept, new, self._count)
+        else:
+            change = torch._foreach_sub(new, kept)
+            torch._foreach_div_(change, self._count + 1)
+            torch._foreach_add_(kept, change)
+        if counts := [pair for pair in pairs if not pair[0].is_floating_point()]:  # a batch norm's of its batches
+            torch._foreach_copy_(*map(list, zip(*counts, strict=True)))
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the average, with how many steps it holds."""
+        if self._average_model is not None:
+            self._average_model.n_averaged.fill_(self._count)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the average, and how many steps it holds."""
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if self._average_model is not None:
+            self._count = int(self._average_model.n_averaged)
+
+
+def _values(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [*(parameter.detach() for parameter in module.parameters()), *module.buffers()]
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

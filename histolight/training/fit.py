@@ -217,7 +217,7 @@ def find_learning_rate(training: Training, checkpoint: str | None, progress: boo
         return
     with files.temporary_folder(directory) as folder, quiet_lightning():
         apart = dataclasses.replace(config, logger=LoggerConfig("csv"))
-        trainer = build_trainer(apart, folder, Speed(), progress=False)
+        trainer = build_trainer(apart, folder, Speed(guards=False), progress=False)
         rates, losses = range_test(trainer, training.classifier, TileDataModule(training.data, config))
     show_learning_rates(rates, losses, config.optimizer.lr, training.trainer.logger, directory, progress)
 
