@@ -1,52 +1,64 @@
-"""Do the tests notice? Change the splits and the measures a little, one place at a time, and run their own tests.
+"""Do the tests notice? Change the splits, the statistics and the ranking a little, and run the tests of that place.
 
-A mutant is a module with one comparison, sum, number, name, condition or returned value changed; texts, and options
-given by keyword, are left alone. It is killed when a test fails or takes a minute of CPU. Survivors are printed with
-their line: either a test is missing, or the change makes no difference. Exit status 1 when one survives, or when the
-tests fail without a change.
+A mutant is a module with one comparison, sum, number, name, condition or returned value changed; texts are left alone.
+It is asked those tests of its module that enter the changed function, the quick ones first, and is killed when one
+fails or takes ten times as long (and ten seconds more). A mutant that no test enters survives. Survivors are printed
+with their line: either a test is missing, or the change makes no difference. Exit status 1 when one survives, or when
+the tests fail without a change.
 
-    python benchmarks/mutate.py 100       # 100 of all mutants, drawn at random
-    python benchmarks/mutate.py 0         # all of them, in a random order; Ctrl-C ends it with the table so far
+    python benchmarks/mutate.py 40        # 40 of the mutants of each module, drawn at random
+    python benchmarks/mutate.py 0         # all of them; Ctrl-C ends it with the modules so far
     python benchmarks/mutate.py 8 histolight/statistics/metrics.py    # of these modules only
 
-Every mutant is a fork of this process, which has imported all but histolight.
+Every mutant is a fork. One of a function is a fork of a process that has collected the tests: the function, wherever
+others have imported it, gets the other code. One outside of functions is a fork of a process that has imported all but
+histolight, and gets the changed module when its tests import it.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import multiprocessing
 import os
 import random
-import resource
+import signal
 import sys
-from collections import Counter
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType, FunctionType
+from typing import Any
 
 import pytest
 from tables import csv_printer
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
+OURS = str(ROOT / "histolight") + os.sep
 IMPORTED = "captum.attr h5py hydra lightning matplotlib.figure pandas scipy.optimize sklearn.metrics torch torchmetrics"
 IMPORTED += " sklearn.linear_model sklearn.model_selection tensorboard.backend.event_processing.event_accumulator"
+STATISTICS = "tests/statistics/test_"
+RANKING = ["tests/ranking/test_ranking.py", "tests/ranking/test_runs.py", "tests/ranking/test_page.py"]
 FILES = {
-    "histolight/data/splits.py": ["tests/data/test_splits.py", "tests/data/test_given_splits.py"],
+    "histolight/data/splits.py": [
+        f"tests/data/test_{name}.py" for name in ("splits", "given_splits", "rare_classes", "domains")
+    ],
     **{
-        f"histolight/statistics/{name}.py": [f"tests/statistics/test_{name}.py"]
-        for name in ("calibration", "figures", "intervals", "metrics", "slides", "verdict")
+        f"histolight/statistics/{name}.py": [f"{STATISTICS}{name}.py"]
+        for name in ("calibration", "intervals", "metrics", "slides", "verdict")
     },
-    "histolight/statistics/clusters.py": ["tests/statistics/test_intervals.py", "tests/statistics/test_verdict.py"],
-    "histolight/statistics/planning.py": ["tests/statistics/test_verdict.py", "tests/ranking/test_ranking.py"],
+    "histolight/statistics/clusters.py": [f"{STATISTICS}intervals.py", f"{STATISTICS}verdict.py"],
+    "histolight/statistics/figures.py": [f"{STATISTICS}{name}.py" for name in ("figures", "metrics", "intervals")],
+    "histolight/statistics/planning.py": [f"{STATISTICS}verdict.py", *RANKING],
     **{
-        f"histolight/ranking/{name}.py": ["tests/ranking/test_ranking.py", "tests/ranking/test_runs.py"]
-        for name in ("answer", "plan", "ranking", "rows", "runs", "tables")
+        f"histolight/ranking/{name}.py": RANKING
+        for name in ("answer", "figures", "page", "plan", "ranking", "rows", "runs", "tables")
     },
 }
 OPPOSITE = [
@@ -71,57 +83,202 @@ OPPOSITE = [
 ]
 SWAPS = {getattr(ast, name): getattr(ast, OPPOSITE[place ^ 1]) for place, name in enumerate(OPPOSITE)}
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "argmin": "argmax", "argmax": "argmin"}
-SECONDS = 60  # of CPU, for the tests of one mutant
 
 
-def main(count: str = "100", *modules: str) -> int:
+def main(count: str = "40", *modules: str) -> int:
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     for name in IMPORTED.split():
         importlib.import_module(name)
-    paths = modules or tuple(FILES)
-    for path in paths:
-        if run_tests(path) != 0:
-            raise SystemExit(f"the tests of {path} fail without a change")
-    every = [(path, place) for path in paths for place in range(len(changes(ast.parse(Path(path).read_text()))))]
-    drawn = random.Random(0).sample(every, min(int(count) or len(every), len(every)))
-    tried: Counter[str] = Counter()
-    survived: Counter[str] = Counter()
-    with contextlib.suppress(KeyboardInterrupt):  # the table is of what was tried until then
-        for path, place in tqdm(drawn, unit="mutant"):
-            tree = ast.parse(Path(path).read_text())
-            line, change = changes(tree)[place]
-            before = ast.unparse(tree).splitlines()
-            change()
-            after = ast.unparse(ast.fix_missing_locations(tree)).splitlines()
-            lives = run_tests(path, tree) == 0
-            tried[path] += 1
-            survived[path] += lives
-            if lives:
-                old, new = next(pair for pair in zip(before, after, strict=False) if pair[0] != pair[1])
-                tqdm.write(f"{path}:{line}\n  - {old.strip()}\n  + {new.strip()}", file=sys.stderr)
     print_row = csv_printer("module", "places", "tried", "killed", "survived")
-    for path in paths:
-        there = sum(one == path for one, _ in every)
-        print_row(path, there, tried[path], tried[path] - survived[path], survived[path])
-    return int(survived.total() > 0)
+    status = 0
+    together: dict[tuple[str, ...], list[str]] = {}  # modules that have the same tests
+    for path in modules or FILES:
+        together.setdefault(tuple(FILES[path]), []).append(path)
+    with contextlib.suppress(KeyboardInterrupt):  # what was printed until then stands
+        for paths in together.values():
+            places = {path: range(len(changes(ast.parse(Path(path).read_text())))) for path in paths}
+            drawn = [
+                (path, place)
+                for path, there in places.items()
+                for place in random.Random(0).sample(there, min(int(count) or len(there), len(there)))
+            ]
+            answers = tqdm(try_mutants(paths, drawn), total=len(drawn), unit="mutant", leave=False, disable=None)
+            survivors = sorted(one for one, lives in answers if lives)
+            for one in survivors:
+                print(describe(*one), file=sys.stderr, flush=True)
+            for path in paths:
+                tried, survived = (sum(one[0] == path for one in ones) for ones in (drawn, survivors))
+                print_row(path, len(places[path]), tried, tried - survived, survived)
+            status |= bool(survivors)
+    return status
 
 
-def changes(tree: ast.Module) -> list[tuple[int, Callable[[], object]]]:
-    """List what can be changed: the line, and a function that changes the tree in place."""
-    found: list[tuple[int, Callable[[], object]]] = []
+def try_mutants(paths: list[str], drawn: list[tuple[str, int]]) -> Iterator[tuple[tuple[str, int], bool]]:
+    """Say of each mutant whether it lives, those of functions first."""
+    listed = {path: changes(ast.parse(Path(path).read_text())) for path in paths}
+    inside = [(path, place) for path, place in drawn if listed[path][place][1]]
+    answers = in_fork(lambda send: run_pytest(paths, Trial(inside, send)))
+    seconds = next(answers, None)
+    if seconds is None:
+        raise SystemExit(f"without a change fails: pytest {' '.join([*paths, *FILES[paths[0]]])}")
+    yield from answers
+    for one in drawn:
+        if one not in inside:
+            finder = Finder(*one, seconds)
+            yield one, any(in_fork(lambda send, finder=finder: send(run_pytest(paths, finder) == 0)))
 
-    def visit(node: ast.AST) -> None:
+
+def run_pytest(paths: list[str], plugin: object) -> int:
+    """Run the tests of some modules and their examples."""
+    return pytest.main(["-n0", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *paths, *FILES[paths[0]]], [plugin])
+
+
+def in_fork(work: Callable[[Callable[[Any], None]], object]) -> Iterator[Any]:
+    """Do some work quietly in a fork, and yield what it sends; a fork that breaks down sends no more."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = os.fork()
+    if process == 0:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        try:
+            work(sender.send)
+        finally:
+            os._exit(0)
+    sender.close()
+    with contextlib.suppress(EOFError):
+        while True:
+            yield receiver.recv()
+    os.waitpid(process, 0)
+
+
+def passes(item: pytest.Item, seconds: float) -> bool:
+    """Run one test, with fixtures of its own; more seconds of CPU end the process."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+    return not item.session.testsfailed
+
+
+class Trial:
+    """Tries mutants of functions on the tests that pytest has collected; a plugin of pytest.
+
+    It sends the CPU seconds of each test, and each mutant with whether it lives; nothing where a test fails.
+    """
+
+    def __init__(self, mutants: list[tuple[str, int]], send: Callable[[Any], None]) -> None:
+        self.mutants, self.send = mutants, send
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:  # noqa: D102
+        tests = list(in_fork(lambda send: measure(session, send)))
+        if session.testsfailed or len(tests) < len(session.items):
+            return True
+        self.send({item.nodeid: seconds for item, (seconds, _) in zip(session.items, tests, strict=True)})
+        quick_first = sorted(zip(session.items, tests, strict=True), key=lambda pair: pair[1][0])
+        live = [one for one in gc.get_objects() if isinstance(one, FunctionType)]
+        for path, place in self.mutants:
+            file, name = str(ROOT / path), changes(ast.parse(Path(path).read_text()))[place][1]
+            code = {one.co_firstlineno: one for one in codes(mutant(path, place)) if one.co_qualname == name}
+            same = [one for one in live if (one.__code__.co_filename, one.__code__.co_qualname) == (file, name)]
+            asked = [(item, 10 * seconds + 10) for item, (seconds, entered) in quick_first if (file, name) in entered]
+
+            def ask(send: Callable[[Any], None]) -> None:
+                for one in same:  # noqa: B023
+                    one.__code__ = code[one.__code__.co_firstlineno]  # noqa: B023
+                send(all(passes(*test) for test in asked))  # noqa: B023
+
+            self.send(((path, place), any(in_fork(ask))))
+        return True
+
+
+def measure(session: pytest.Session, send: Callable[[Any], None]) -> None:
+    """Send the CPU seconds of each test, and the functions that it enters."""
+    for item in session.items:
+        entered: set[tuple[str, str]] = set()
+
+        def note(frame: FrameType, *_: object) -> None:
+            code = frame.f_code
+            if code.co_filename.startswith(OURS):
+                entered.add((code.co_filename, code.co_qualname.partition(".<locals>")[0]))  # noqa: B023
+
+        started = time.process_time()
+        sys.settrace(note)
+        passed = passes(item, 3600)
+        sys.settrace(None)
+        if not passed:
+            return
+        send((time.process_time() - started, entered))
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Finds one module, and gives it other code; a plugin of pytest, whose own finder would else come first."""
+
+    def __init__(self, path: str, place: int, seconds: dict[str, float]) -> None:
+        # Folders of histolight are namespace packages: the module's own doctests know it by its last name.
+        self.names = (path.removesuffix(".py").replace("/", "."), Path(path).stem)
+        self.path, self.code, self.seconds = str(ROOT / path), mutant(path, place), seconds
+
+    def pytest_configure(self) -> None:  # noqa: D102
+        sys.meta_path.insert(0, self)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:  # noqa: D102
+        items.sort(key=lambda item: self.seconds[item.nodeid])
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:  # noqa: D102
+        signal.setitimer(signal.ITIMER_PROF, 10 * self.seconds[item.nodeid] + 10)
+
+    def find_spec(self, name: str, *_: object) -> importlib.machinery.ModuleSpec | None:  # noqa: D102
+        if name not in self.names:
+            return None
+        loader = importlib.machinery.SourceFileLoader(name, self.path)
+        loader.get_code = lambda _: self.code  # type: ignore[method-assign]
+        return importlib.util.spec_from_file_location(name, self.path, loader=loader)
+
+
+def mutant(path: str, place: int) -> CodeType:
+    """Compile a module with one change."""
+    tree = ast.parse(Path(path).read_text())
+    changes(tree)[place][2]()
+    return compile(ast.fix_missing_locations(tree), str(ROOT / path), "exec")
+
+
+def codes(code: CodeType) -> Iterator[CodeType]:
+    """List the code of every function, however deep."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from codes(constant)
+
+
+def describe(path: str, place: int) -> str:
+    """Show what a mutant changes."""
+    tree = ast.parse(Path(path).read_text())
+    line, _, change = changes(tree)[place]
+    before = ast.unparse(tree).splitlines()
+    change()
+    after = ast.unparse(ast.fix_missing_locations(tree)).splitlines()
+    old, new = next(pair for pair in zip(before, after, strict=False) if pair[0] != pair[1])
+    return f"{path}:{line}\n  - {old.strip()}\n  + {new.strip()}"
+
+
+def changes(tree: ast.Module) -> list[tuple[int, str, Callable[[], object]]]:
+    """List what can be changed: the line, the outermost function, and a function that changes the tree in place."""
+    found: list[tuple[int, str, Callable[[], object]]] = []
+
+    def visit(node: ast.AST, scope: tuple[str, ...], function: str) -> None:
         silent = isinstance(node, (ast.Raise, ast.ImportFrom, ast.JoinedStr))
         if silent or (isinstance(node, ast.Expr) and ast.unparse(node).startswith(("log.", "'", '"'))):
             return
-        found.extend((getattr(node, "lineno", 0), change) for change in _changes(node))
+        found.extend((getattr(node, "lineno", 0), function, change) for change in _changes(node))
+        scope = (*scope, node.name) if isinstance(node, (ast.ClassDef, ast.FunctionDef)) else scope
         for name, field in ast.iter_fields(node):
+            entered = ".".join(scope) if isinstance(node, ast.FunctionDef) and name == "body" else ""
             for child in field if isinstance(field, list) else [field]:
                 if isinstance(child, ast.AST) and name not in ("annotation", "returns"):
-                    visit(child)
+                    visit(child, scope, function or entered)
 
-    visit(tree)
+    visit(tree, (), "")
     return found
 
 
@@ -146,39 +303,6 @@ def _changes(node: ast.AST) -> list[Callable[[], object]]:
         case ast.Return(value=ast.AST()):
             return [lambda: setattr(node, "value", ast.Constant(None))]
     return []
-
-
-def run_tests(path: str, tree: ast.Module | None = None) -> int:
-    """Run the tests of a file in a fork, quietly with the tree in its place; 0 when all pass."""
-    process = os.fork()
-    if process == 0:
-        if tree is not None:
-            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-        arguments = ["-n0", "-x", "-q", "--tb=short", "-p", "no:cacheprovider", path, *FILES[path]]
-        os._exit(pytest.main(arguments, [Finder(path, compile(tree, path, "exec"))] if tree else []))
-    return os.waitpid(process, 0)[1]
-
-
-class Finder(importlib.abc.MetaPathFinder):
-    """Finds one module, and gives it other code; a plugin of pytest, whose own finder would else come first."""
-
-    def __init__(self, path: str, code: CodeType) -> None:
-        # Folders of histolight are namespace packages: the module's own doctests know it by its last name.
-        self.names = (path.removesuffix(".py").replace("/", "."), Path(path).stem)
-        self.path, self.code = str(ROOT / path), code
-
-    def pytest_configure(self) -> None:  # noqa: D102
-        sys.meta_path.insert(0, self)
-
-    def find_spec(self, name: str, *_: object) -> importlib.machinery.ModuleSpec | None:  # noqa: D102
-        if name not in self.names:
-            return None
-        loader = importlib.machinery.SourceFileLoader(name, self.path)
-        loader.get_code = lambda _: self.code  # type: ignore[method-assign]
-        return importlib.util.spec_from_file_location(name, self.path, loader=loader)
 
 
 if __name__ == "__main__":

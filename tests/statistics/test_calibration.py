@@ -36,6 +36,19 @@ def test_the_likelihood_is_scikit_learns_and_is_smallest_there() -> None:
     assert found == pytest.approx(log_loss(labels, expit(logits.astype(float) / best)))
     for other in (best * 0.99, best * 1.01, 1.0):
         assert negative_log_likelihood(logits, labels, other) > found
+    assert negative_log_likelihood(logits, labels) == pytest.approx(log_loss(labels, expit(logits.astype(float))))
+
+
+def test_a_temperature_at_the_end_of_the_range_is_none() -> None:
+    # Four tiles of logit a and one of -a, four of them right: the best temperature is a / log(4).
+    def logits(temperature: float) -> np.ndarray:
+        return temperature * np.log(4) * np.array([1, 1, 1, 1, -1])
+
+    for temperature in (0.0102, 98.0):
+        assert fit_temperature(logits(temperature), [1, 1, 1, 0, 0]) == pytest.approx(temperature)
+    for temperature in (0.01005, 99.5):
+        with pytest.raises(RequestError, match="finds no temperature"):
+            fit_temperature(logits(temperature), [1, 1, 1, 0, 0])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from histolight.statistics.slides import domain_figures, slide_figures
 
 
+@pytest.mark.filterwarnings("error")
 def test_slides_are_listed_worst_first_and_by_name_where_they_are_alike() -> None:
     rows = [("b", 1, 0.5), ("b", 0, 0.1), ("a", 1, 0.5), ("a", 0, 0.2), ("c", 1, 0.4), ("c", 1, 0.3), ("d", 0, 0.1)]
     found = slide_figures(pd.DataFrame(rows, columns=["group", "label", "score"]), 0.5)  # 0.5 itself is not above 0.5
@@ -34,21 +35,27 @@ def test_domains_are_measured_by_themselves_the_worst_first() -> None:
     logits = shift * labels + random.normal(size=300)
     table = pd.DataFrame({"label": labels, "domain": np.repeat(["b", "c", "a"], 100), "logit": logits, "cluster": None})
     table = table.assign(score=1 / (1 + np.exp(-logits)))
-    table = pd.concat([table, pd.DataFrame({"label": [1, 1], "domain": "z", "logit": [1.0, -1], "score": [0.7, 0.3]})])
+    # 0.6 itself is not above 0.6.
+    one_class = {"label": [1, 1, 0, 0, 0], "domain": list("zzyyy"), "logit": 0.0, "score": [0.7, 0.6, 0.6, 0.7, 0.8]}
+    table = pd.concat([table, pd.DataFrame(one_class)])
     measured = domain_figures(table, 0.6)
-    assert [entry["domain"] for entry in measured] == ["b", "a", "c", "z"]
+    assert [entry["domain"] for entry in measured] == ["b", "a", "c", "y", "z"]
     for entry in measured[:3]:
         tiles = table[table["domain"] == entry["domain"]]
         called, positive = tiles["score"] > 0.6, tiles["label"] == 1
         assert entry["auroc"].value == pytest.approx(roc_auc_score(positive, tiles["logit"]))
         assert entry["auroc"].low < entry["auroc"].value < entry["auroc"].high
+        assert entry["sensitivity"] == pytest.approx((called & positive).sum() / positive.sum())
         assert entry["specificity"] == pytest.approx((~called & ~positive).sum() / (~positive).sum())
         assert (entry["tiles"], entry["tumour"]) == (100, positive.sum())
-    assert measured[3] == {
-        "domain": "z",
-        "tiles": 2,
-        "tumour": 2,
-        "auroc": None,
-        "sensitivity": 0.5,
-        "specificity": None,
-    }
+    assert measured[3:] == [
+        {
+            "domain": "y",
+            "tiles": 3,
+            "tumour": 0,
+            "auroc": None,
+            "sensitivity": None,
+            "specificity": pytest.approx(1 / 3),
+        },
+        {"domain": "z", "tiles": 2, "tumour": 2, "auroc": None, "sensitivity": 0.5, "specificity": None},
+    ]
