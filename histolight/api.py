@@ -195,6 +195,8 @@ def evaluate(
     *,
     tta: str = "none",
     calibrate: bool = False,
+    chosen_on: str | Path | Run | None = None,
+    adapt: str = "none",
     directory: str | Path | None = None,
 ) -> Run:
     """Measure a completed run on its own tiles, or on others, as ``histolight evaluate`` does.
@@ -203,7 +205,10 @@ def evaluate(
         run: The run.
         overrides: Other tiles, such as ``["data=folder", "data.root=DIR"]``, or another device or batch size.
         tta: ``none``, ``flips`` or ``dihedral``.
-        calibrate: Measure the scores also as a temperature changes them, fitted on the run's validation predictions.
+        calibrate: Measure the scores also as a temperature changes them.
+        chosen_on: An earlier evaluation of the run, whose tiles choose threshold and temperature; None is the run's
+            validation.
+        adapt: ``none``, or what is fitted to the tiles without their labels: ``prior`` or ``batch_norm``.
         directory: An unused folder; None is ``outputs/evaluations/NAME-TIME``.
 
     Returns:
@@ -216,7 +221,8 @@ def evaluate(
     from histolight.inference.evaluate_request import evaluate_config
 
     place = None if directory is None else str(directory)
-    request = evaluate_config(_one_path(run), as_words(overrides), tta, calibrate, place)
+    chosen = None if chosen_on is None else _one_path(chosen_on)
+    request = evaluate_config(_one_path(run), as_words(overrides), tta, calibrate, place, chosen, adapt)
     measure(request)
     return Run(request.directory)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from histolight.config.keys import choice, own_keys, read_path
 from histolight.errors import RequestError
 from histolight.inference.evaluate_request import KEYS, EvaluateConfig, evaluate_config
 from histolight.progress import waiting
+from histolight.reports.calls import calls_notes, calls_rows
 from histolight.reports.page import Cell, Table, as_text
 from histolight.reports.parts import interval_text
 from histolight.statistics.figures import FIGURES, names_of
@@ -21,7 +23,15 @@ keys (KEY=VALUE):
                      other labelled tiles: all of them, or the test part of a source that has its own split
   data=slides data.root=DIR slides.labels=FILE slides.annotations=DIR slides.positive=[CLASS] slides.units=px
                      annotated slides (docs/slides.md): also an AUROC over slides, and the scores beside the annotation
-  calibrate=true     scale the scores by a temperature, fitted on the run's validation predictions alone
+  chosen_on=DIR      choose the threshold and the temperature on the tiles of an earlier evaluation of this run, such as
+                     those of other slides; unless given, on the run's own validation tiles
+  calibrate=true     scale the scores by a temperature
+  adapt=none         without looking at labels, fit the scores to the share of tumour among other tiles (prior), or the
+                     network's batch-norm statistics to them (batch_norm)
+  report.prevalence=P
+                     say what a call means where this share of the tiles is tumour
+  report.abstain=0.05
+                     share of wrong calls of either class that validation leaves where the network may abstain
   tta=none           flips and dihedral average the logits of 4 and 8 views of each tile
   data.batch_size=N data.cache=DIR trainer.accelerator=cpu trainer.precision=32-true
   hydra.run.dir=DIR  where the evaluation goes; outputs/evaluations/NAME-TIME unless given
@@ -37,7 +47,7 @@ def main(overrides: list[str], multirun: bool = False) -> int:
         from histolight.inference.evaluate import evaluate
 
     metrics = evaluate(request)
-    print(summary(metrics, request.directory))
+    print(summary(metrics, asdict(request.config), request.directory))
     return 0
 
 
@@ -54,17 +64,21 @@ def parse_request(overrides: Sequence[str]) -> EvaluateConfig:
         )
     run = read_path(values["run"])
     calibrate, tta = choice(values, "calibrate", "false", "true"), choice(values, "tta", "none", "flips", "dihedral")
-    return evaluate_config(run, others, tta, calibrate == "true", values.get("hydra.run.dir"))
+    adapt = values.get("adapt", "none")
+    chosen_on = read_path(values["chosen_on"]) if "chosen_on" in values else None
+    return evaluate_config(run, others, tta, calibrate == "true", values.get("hydra.run.dir"), chosen_on, adapt)
 
 
-def summary(metrics: dict[str, Any], directory: Path) -> str:
+def summary(metrics: dict[str, Any], config: dict[str, Any], directory: Path) -> str:
     """Say every figure with its interval, on which tiles, what chose them, and where everything lies."""
     lines = []
     for part in metrics["tiles"]:
         counts = metrics["tiles"][part]
         lines += [f"{part}: {counts['0']:,} benign and {counts['1']:,} tumour tiles, {metrics['origin'][part]}"]
         lines += [as_text(figures_table(metrics, part)), *filter(None, [metrics[part]["auroc"]["note"]]), ""]
-    lines += metrics["notes"]
+        rows = [[Cell(name), *cells] for name, cells in calls_rows(metrics, [part])]
+        lines += [as_text(Table(["", part], rows, words=1)), ""] if rows else []
+    lines += [*metrics["notes"], *calls_notes(metrics, config)]
     lines += [f"evaluation   {directory}", f"report       {directory / 'report.html'}"]
     return "\n".join(lines)
 

@@ -264,6 +264,20 @@ class SlidesConfig:
 
 
 @dataclass
+class ReportConfig:
+    """What ``metrics.json`` and the page say beside the figures; no part of a training.
+
+    Attributes:
+        abstain: No more than this share of validation's tumour tiles lies below the scores that are called neither
+            benign nor tumour, and of its benign tiles above.
+        prevalence: Share of tumour tiles at which to say what a call means (predictive values); null says nothing.
+    """
+
+    abstain: float = number(0.05, above=0, below=0.5)
+    prevalence: float | None = number(None, above=0, below=1)
+
+
+@dataclass
 class Config:
     """A whole run.
 
@@ -282,6 +296,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     seed: int = number(0, least=0, most=2**32 - 1)
     name: str = "synthetic"
     run: str | None = None

@@ -107,6 +107,12 @@ def load_tiles(source: Source, config: DataConfig, part: str | None = None) -> P
     return PackedTiles(table, pack, _fingerprint(table, pack.hashes[table["row"].to_numpy()]))
 
 
+def with_hashes(packed: PackedTiles) -> pd.DataFrame:
+    """Put beside each tile the hashes by which it is known: ``pixels`` and ``luma``, uint64."""
+    rows = packed.table["row"].to_numpy()
+    return packed.table.assign(pixels=packed.pack.hashes[rows], luma=packed.pack.lumas[rows])
+
+
 def prepare(config: DataConfig) -> PreparedData:
     """Find the tiles, check them, pack them, sample them and split them.
 
@@ -119,8 +125,7 @@ def prepare(config: DataConfig) -> PreparedData:
     checks.check_table(source.table, config)
     packed = load_tiles(source, config)
     split, kind = make_split(packed.table, config)
-    pack, rows = packed.pack, packed.table["row"].to_numpy()
-    table = packed.table.assign(split=split, pixels=pack.hashes[rows], luma=pack.lumas[rows])
+    pack, table = packed.pack, with_hashes(packed).assign(split=split)
     columns = ["id", "label", "group", "cluster", "split", "row", "pixels", "luma"]
     table = table[columns + ["domain"] * ("domain" in table)]
     pairs = pack.overlaps[shows_something(pack.overlaps, pack.contrast)]

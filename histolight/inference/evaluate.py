@@ -19,19 +19,21 @@ from histolight.config.compose import saved_config, to_yaml
 from histolight.config.schema import RESAMPLED, Config, DataConfig
 from histolight.data.overlaps import find_leaks, shows_something
 from histolight.data.pack import Pack
-from histolight.data.prepare import PackedTiles, find_warnings, load_tiles
+from histolight.data.prepare import PackedTiles, find_warnings, load_tiles, with_hashes
 from histolight.data.sources import load_source
 from histolight.data.table import split_note
 from histolight.errors import RequestError
+from histolight.inference.adaptation import Adapted, adapt_batch_norm, adapt_prior, check_adaptable
 from histolight.inference.evaluate_request import EvaluateConfig
 from histolight.inference.evaluate_slides import slide_auroc
+from histolight.inference.levels import Levels, check_apart, describe, levels_of_evaluation, levels_of_run
 from histolight.inference.networks import load_classifiers, predict_logits
 from histolight.inference.recognition import Recognised, recognise
 from histolight.models.classifier import Classifier
 from histolight.reports import figures, measure
 from histolight.reports.run_page import write_run_report
 from histolight.reports.slide_maps import slides_figure
-from histolight.statistics.calibration import fit_temperature
+from histolight.statistics.decisions import Band
 from histolight.statistics.figures import FIGURES, names_of
 from histolight.statistics.intervals import Interval
 
@@ -78,6 +80,8 @@ def evaluate(request: EvaluateConfig) -> dict[str, Any]:
     with files.claimed(request.directory):
         evaluation = prepare(request)
         tables = predict_parts(evaluation)
+        if request.adapt == "prior":
+            evaluation, tables = with_prior(evaluation, tables)
         measured = measure_parts(evaluation, tables)
         notes = notes_on(evaluation, tables, measured)
         pictures = draw_parts(evaluation, tables, measured)
@@ -97,9 +101,10 @@ class Evaluation:
         config: Its configuration, or one with other tiles, another batch size or another device.
         directory: Where the evaluation goes.
         tta: As in :func:`histolight.inference.networks.tile_views`.
-        temperature: Divides the logits of the calibrated figures; None where there are none.
+        levels: What turns scores into calls.
         classifiers: The network, as an ensemble of one.
         tiles: The tiles and their parts.
+        adapted: How it was fitted to the tiles without their labels.
     """
 
     run: Path
@@ -107,9 +112,10 @@ class Evaluation:
     config: Config
     directory: Path
     tta: str
-    temperature: float | None
+    levels: Levels
     classifiers: list[Classifier]
     tiles: EvaluatedTiles
+    adapted: Adapted | None = None
 
 
 def prepare(request: EvaluateConfig) -> Evaluation:
@@ -117,10 +123,27 @@ def prepare(request: EvaluateConfig) -> Evaluation:
     run, config = request.run, request.config
     classifiers = load_classifiers([run], config.data.image_size)
     trained = runs.completed_metrics(run)
-    temperature = run_temperature(run) if request.calibrate else None
+    levels = find_levels(request, trained["threshold"])
     tiles = find_tiles(run, trained, config.data, request.requested)
-    config = dataclasses.replace(config, data=tiles.config)
-    return Evaluation(run, trained, config, request.directory, request.tta, temperature, classifiers, tiles)
+    if tiles.split != "other" and (request.chosen_on or request.adapt != "none"):
+        key = "chosen_on" if request.chosen_on else "adapt"
+        raise RequestError(f"{key}= is for other tiles than the run's own, and these are its own: leave {key} out")
+    if request.chosen_on is not None:
+        check_apart(request.chosen_on, tiles.packed)
+    check_adaptable(request.adapt, len(tiles.packed.table))
+    config, adapted = dataclasses.replace(config, data=tiles.config), None
+    if request.adapt == "batch_norm":
+        rows, store = tiles.packed.table["row"].to_numpy(), tiles.packed.pack.tiles
+        adapted = adapt_batch_norm(classifiers[0], store, rows, config.trainer)
+    return Evaluation(run, trained, config, request.directory, request.tta, levels, classifiers, tiles, adapted)
+
+
+def find_levels(request: EvaluateConfig, threshold: float) -> Levels:
+    """Choose threshold, band and temperature where the request says, else on the run's validation tiles."""
+    abstain, calibrate = request.config.report.abstain, request.calibrate
+    if request.chosen_on is None:
+        return levels_of_run(request.run, threshold, abstain, calibrate)
+    return levels_of_evaluation(request.chosen_on, request.run, request.tta, request.adapt, abstain, calibrate)
 
 
 def predict_parts(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
@@ -136,12 +159,21 @@ def predict_parts(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def with_prior(evaluation: Evaluation, tables: dict[str, pd.DataFrame]) -> tuple[Evaluation, dict[str, pd.DataFrame]]:
+    """Fit the scores to the share of tumour among the tiles; the calls at the threshold stay what they are."""
+    levels, (part, table) = evaluation.levels, next(iter(tables.items()))
+    adapted = adapt_prior(table, levels.tiles)
+    band = Band(adapted.score(levels.band.low), adapted.score(levels.band.high))
+    levels = dataclasses.replace(levels, threshold=adapted.score(levels.threshold), band=band)
+    return dataclasses.replace(evaluation, levels=levels, adapted=adapted), {part: adapted.table(table)}
+
+
 def measure_parts(evaluation: Evaluation, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Measure each part at 0.5, at the run's threshold and, with a temperature, calibrated."""
-    temperature = evaluation.temperature
-    measured: dict[str, Any] = {"threshold": evaluation.trained["threshold"], "temperature": temperature}
+    """Measure each part at 0.5, at the threshold, with the band and, with a temperature, calibrated."""
+    levels, prevalence = evaluation.levels, evaluation.config.report.prevalence
+    measured, temperature = describe(levels), levels.temperature
     for part, table in tables.items():
-        measured |= measure.measure_part(part, table, measured["threshold"])
+        measured |= measure.measure_part(part, table, levels.threshold, levels.band, prevalence)
         if temperature is not None:
             calibrated = measure.intervals(calibrated_table(table, temperature), 0.5)
             measured[f"{part}_calibrated"] = calibrated | {name: measured[part][name] for name in names_of("order")}
@@ -155,7 +187,7 @@ def notes_on(evaluation: Evaluation, tables: dict[str, pd.DataFrame], measured: 
         _agreement(run, part, table, tta, evaluation.config) for part, table in tables.items() if tiles.split != "other"
     ]
     slides = [f"{part}: {sentence}" for part, (_, sentence) in slide_aurocs(evaluation, tables).items()]
-    return [*tiles.notes, *agreements, *slides, *_calibration_notes(measured, tables, run, tta)]
+    return [*tiles.notes, *agreements, *slides, *_calibration_notes(evaluation, measured, tables)]
 
 
 def slide_aurocs(evaluation: Evaluation, tables: dict[str, pd.DataFrame]) -> dict[str, tuple[Interval | None, str]]:
@@ -168,10 +200,11 @@ def draw_parts(
     evaluation: Evaluation, tables: dict[str, pd.DataFrame], measured: dict[str, Any]
 ) -> dict[str, dict[str, Figure]]:
     """Draw the figures of each part."""
-    pictures, tiles, temperature = {}, evaluation.tiles, evaluation.temperature
+    pictures, tiles, temperature = {}, evaluation.tiles, evaluation.levels.temperature
+    stamp = evaluation.adapted.sentence if evaluation.adapted else ""
     for part, table in tables.items():
         rows = tiles.parts[part]["row"].to_numpy()
-        pictures[part] = measure.draw_part(part, table, rows, tiles.packed.pack.tiles, measured, tiles.split)
+        pictures[part] = measure.draw_part(part, table, rows, tiles.packed.pack.tiles, measured, tiles.split, stamp)
         if evaluation.config.data.source in RESAMPLED:
             pictures[part]["slides"] = slides_figure(table, evaluation.config.data)
         if temperature is not None:
@@ -193,8 +226,10 @@ def save(evaluation: Evaluation, tables: dict[str, pd.DataFrame], pictures: dict
     warnings = find_warnings(pd.concat(tiles.parts.values()), tiles.packed.pack)
     if len(warnings):
         files.write_csv(directory / "data_problems.csv", warnings)
-    if tiles.recognised is not None and len(tiles.recognised.table):
-        files.write_csv(directory / "recognised.csv", tiles.recognised.table)
+    if tiles.recognised is not None:
+        runs.write_splits(directory, with_hashes(tiles.packed).assign(split="test"))
+        if len(tiles.recognised.table):
+            files.write_csv(directory / "recognised.csv", tiles.recognised.table)
     own = dataclasses.replace(evaluation.config, data=absolute_paths(evaluation.config.data))
     files.write_atomically(directory / "config.yaml", to_yaml(own))
     files.write_atomically(directory / "training.yaml", to_yaml(saved_config(evaluation.run)))
@@ -211,10 +246,11 @@ def record(evaluation: Evaluation, tables: dict[str, pd.DataFrame], measured: di
         run=str(evaluation.run.resolve()),
         devices=trained.get("devices"),
         tta=evaluation.tta,
+        adapted=evaluation.adapted and {**vars(evaluation.adapted), "sentence": evaluation.adapted.sentence},
         split=tiles.split,
         slides=int(pd.concat(tiles.parts.values())["group"].nunique()),
         tiles={part: {str(label): int(count.get(label, 0)) for label in (0, 1)} for part, count in counts.items()},
-        origin={part: _origin(part, tiles, evaluation.config.data, trained) for part in tables},
+        origin={part: _origin(part, evaluation) for part in tables},
         seen=0 if tiles.recognised is None else len(tiles.recognised.table),
         recognised=None if tiles.recognised is None else tiles.recognised.counts,
         notes=notes,
@@ -289,16 +325,6 @@ def _own_choice(table: pd.DataFrame, pack: Pack) -> dict[str, str]:
     return choice
 
 
-def run_temperature(run: Path) -> float:
-    """Fit the temperature of a run on the predictions of its validation tiles.
-
-    Raises:
-        RequestError: They are missing, or no temperature is best.
-    """
-    table = runs.read_predictions(run / "predictions" / "val.csv")
-    return fit_temperature(table["logit"], table["label"])
-
-
 def calibrated_table(table: pd.DataFrame, temperature: float) -> pd.DataFrame:
     """Divide the logits of a table of predictions by a temperature."""
     logit = table["logit"] / np.float32(temperature)
@@ -324,16 +350,22 @@ def _agreement(run: Path, part: str, table: pd.DataFrame, tta: str, config: Conf
     return f"{part}: logits differ from the training's by up to {apart:.2g} ({why})"
 
 
-def _origin(part: str, tiles: EvaluatedTiles, data: DataConfig, trained: dict[str, Any]) -> str:
+def _origin(part: str, evaluation: Evaluation) -> str:
+    tiles, data = evaluation.tiles, evaluation.config.data
     if tiles.split == "other":
-        return f"data={data.source} data.root={data.root}, {tiles.choice[part]}"
-    return f"the run's own {part} part, {tiles.choice[part]}; {split_note(trained)}"
+        stamp = f"; {evaluation.adapted.sentence}" if evaluation.adapted else ""
+        return f"data={data.source} data.root={data.root}, {tiles.choice[part]}{stamp}"
+    return f"the run's own {part} part, {tiles.choice[part]}; {split_note(evaluation.trained)}"
 
 
-def _calibration_notes(measured: dict[str, Any], tables: dict[str, pd.DataFrame], run: Path, tta: str) -> list[str]:
+def _calibration_notes(evaluation: Evaluation, measured: dict[str, Any], tables: dict[str, pd.DataFrame]) -> list[str]:
+    own, notes = evaluation.levels.chosen_on == "validation", []
+    if not own:
+        notes.append(f"the threshold {measured['threshold']:.4f} was chosen on {evaluation.levels.chosen_on}")
     if measured["temperature"] is None:
-        return []
-    notes = [f"temperature {measured['temperature']:.4f}, fitted on the validation predictions of {run}"]
+        return notes
+    where = f"the validation predictions of {evaluation.run}" if own else evaluation.levels.chosen_on
+    notes.append(f"temperature {measured['temperature']:.4f}, fitted on {where}")
     for part in tables:
         before, after = measured[part], measured[f"{part}_calibrated"]
         moved = [
@@ -341,6 +373,6 @@ def _calibration_notes(measured: dict[str, Any], tables: dict[str, pd.DataFrame]
             for name in names_of("scores")
         ]
         notes.append(f"{part}: {', '.join(moved)}{', on the tiles that it was fitted on' if part == 'val' else ''}")
-    if tta != "none":
+    if own and evaluation.tta != "none":
         notes.append("the temperature was fitted to logits without tta")
     return notes

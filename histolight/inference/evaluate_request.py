@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from histolight.config.keys import new_folder, run_config
+from histolight.config.keys import choice, new_folder, run_config
 from histolight.config.schema import ColumnsConfig, Config, SlideTilesConfig, valid_keys
+from histolight.errors import RequestError
 
-KEYS = ("run", "calibrate", "tta", "hydra.run.dir")
+KEYS = ("run", "chosen_on", "calibrate", "tta", "adapt", "hydra.run.dir")
 OTHER_TILES = (
     "data",
     "data.root",
@@ -32,6 +33,8 @@ TAKEN = (
     "trainer",
     "trainer.accelerator",
     "trainer.precision",
+    "report.abstain",
+    "report.prevalence",
 )
 
 
@@ -46,6 +49,8 @@ class EvaluateConfig:
         calibrate: Whether to fit a temperature.
         tta: ``none``, ``flips`` or ``dihedral``.
         directory: Where the evaluation goes.
+        chosen_on: An earlier evaluation whose tiles choose threshold and temperature; None is the run's validation.
+        adapt: ``none``, or what is fitted to the tiles without their labels: ``prior`` or ``batch_norm``.
     """
 
     run: Path
@@ -54,10 +59,18 @@ class EvaluateConfig:
     calibrate: bool
     tta: str
     directory: Path
+    chosen_on: Path | None = None
+    adapt: str = "none"
 
 
 def evaluate_config(
-    run: Path, overrides: Sequence[str], tta: str = "none", calibrate: bool = False, place: str | None = None
+    run: Path,
+    overrides: Sequence[str],
+    tta: str = "none",
+    calibrate: bool = False,
+    place: str | None = None,
+    chosen_on: Path | None = None,
+    adapt: str = "none",
 ) -> EvaluateConfig:
     """Check what is asked for.
 
@@ -67,9 +80,11 @@ def evaluate_config(
         tta: ``none``, ``flips`` or ``dihedral``.
         calibrate: Whether to fit a temperature.
         place: The folder for the evaluation; None is ``outputs/evaluations/NAME-TIME``.
+        chosen_on: An earlier evaluation whose tiles choose threshold and temperature; None is the run's validation.
+        adapt: ``none``, ``prior`` or ``batch_norm``.
 
     Raises:
-        RequestError: A key is unknown, the run doesn't exist, or the folder holds files.
+        RequestError: A key is unknown, the run doesn't exist, keys exclude each other, or the folder holds files.
     """
     config = run_config(run, overrides, KEYS, TAKEN, "evaluate")
     directory = new_folder(place, "evaluations", run.resolve().name)
@@ -77,4 +92,11 @@ def evaluate_config(
     if {"data", "data.root"} & given and "slides.tiles_per_slide" not in given:
         slides = dataclasses.replace(config.data.slides, tiles_per_slide=None)  # drawn tiles train; all are measured
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, slides=slides))
-    return EvaluateConfig(run, config, frozenset(given & set(OTHER_TILES)), calibrate, tta, directory)
+    requested = frozenset(given & set(OTHER_TILES))
+    choice({"adapt": adapt}, "adapt", "none", "prior", "batch_norm")
+    if adapt == "prior" and calibrate:
+        raise RequestError("adapt=prior calibrates the scores already: leave calibrate out")
+    for key, value in (("chosen_on", chosen_on), ("adapt", None if adapt == "none" else adapt)):
+        if value is not None and not requested:
+            raise RequestError(f"{key}={value} is for other tiles: give them with data=SOURCE data.root=FOLDER")
+    return EvaluateConfig(run, config, requested, calibrate, tta, directory, chosen_on, adapt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,14 +68,19 @@ class Recognised:
         return f"by their pixels, of these {self.tiles:,} tiles {', '.join(words)}{unchecked}"
 
 
-def recognise(run: Path, packed: PackedTiles) -> Recognised:
+def recognise(run: Path, packed: PackedTiles, parts: Collection[str] = ("train", "val")) -> Recognised:
     """Look among tiles for those that trained or chose a run, or that overlap these.
+
+    Args:
+        run: The run, or an evaluation of one.
+        packed: The tiles.
+        parts: Which of the run's own tiles are meant.
 
     Raises:
         RequestError: The run's ``splits.csv`` is missing or damaged.
     """
     splits = runs.read_splits(run)
-    used = splits[splits["split"] != "test"].sort_values("split", kind="stable")  # a tile of both parts trained
+    used = splits[splits["split"].isin(parts)].sort_values("split", kind="stable")  # a tile of both parts trained
     ids = packed.table["id"].to_numpy(dtype=object)
     if not set(runs.HASHES) <= set(used):
         part = pd.Series(ids).map(used["split"])

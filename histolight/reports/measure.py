@@ -13,7 +13,8 @@ from scipy.special import expit
 from histolight.data.pack import Tiles
 from histolight.reports import figures
 from histolight.reports.parts import interval_text, save_figure
-from histolight.statistics.figures import FIGURES, metric_intervals, names_of
+from histolight.statistics.decisions import Band, abstention, predictive_values
+from histolight.statistics.figures import FIGURES, LabelledScores, metric_intervals, names_of
 from histolight.statistics.intervals import Interval
 from histolight.statistics.slides import domain_figures
 
@@ -44,16 +45,27 @@ def intervals(table: pd.DataFrame, threshold: float) -> dict[str, Interval]:
     return metric_intervals(logits, labels, threshold, clusters)
 
 
-def measure_part(part: str, table: pd.DataFrame, threshold: float) -> dict[str, Any]:
+def labelled_scores(table: pd.DataFrame, threshold: float) -> LabelledScores:
+    """Take from a table of predictions what figures are computed from."""
+    positive = (table["label"] == 1).to_numpy()
+    return LabelledScores(table["logit"].to_numpy(), positive, threshold, table["cluster"].to_numpy(), 0.95)
+
+
+def measure_part(
+    part: str, table: pd.DataFrame, threshold: float, band: Band | None = None, prevalence: float | None = None
+) -> dict[str, Any]:
     """Measure one part as ``metrics.json`` has it.
 
     Args:
         part: Its name.
         table: Its predictions.
         threshold: The one that was chosen on validation.
+        band: The scores that are called neither way, likewise; None calls every tile.
+        prevalence: Share of tumour tiles at which to say what a call at the threshold means; None says nothing.
 
     Returns:
         ``<part>``: all figures, with calls at 0.5; ``<part>_at_threshold``: those that depend on the threshold, at it;
+        ``<part>_abstaining``: coverage and error with the band; ``<part>_at_prevalence``: predictive values;
         where tiles have a ``domain``, ``<part>_by_domain``: those of each domain, the worst first.
     """
     at_threshold = intervals(table, threshold)
@@ -61,13 +73,23 @@ def measure_part(part: str, table: pd.DataFrame, threshold: float) -> dict[str, 
         part: intervals(table, 0.5),
         f"{part}_at_threshold": {name: at_threshold[name] for name in names_of("calls")},
     }
+    if band is not None:
+        measured[f"{part}_abstaining"] = abstention(labelled_scores(table, threshold), band)
+    if prevalence is not None:
+        measured[f"{part}_at_prevalence"] = predictive_values(labelled_scores(table, threshold), prevalence)
     if "domain" in table:
         measured[f"{part}_by_domain"] = domain_figures(table, threshold)
     return measured
 
 
 def draw_part(
-    part: str, table: pd.DataFrame, rows: np.ndarray, tiles: Tiles, measured: dict[str, Any], split: str
+    part: str,
+    table: pd.DataFrame,
+    rows: np.ndarray,
+    tiles: Tiles,
+    measured: dict[str, Any],
+    split: str,
+    stamp: str = "",
 ) -> dict[str, Figure]:
     """Draw ROC, precision-recall, reliability, confusion and the worst calls of one part.
 
@@ -78,9 +100,10 @@ def draw_part(
         tiles: The tile store.
         measured: From :func:`measure_part`, and ``threshold``.
         split: How the tiles were chosen, for the titles: ``random``, ``slide``, ``given`` or ``other``.
+        stamp: What else must stand in every title.
     """
     scores, labels = table["score"].to_numpy(), table["label"].to_numpy()
-    where = f"{part}, {'other tiles' if split == 'other' else f'{split} split'}"
+    where = f"{part}, {'other tiles' if split == 'other' else f'{split} split'}{f', {stamp}' if stamp else ''}"
     wrong = figures.worst_calls(scores, labels, measured["threshold"])
     shown = wrong[:WORST]
     captions = [f"{'tumour' if labels[i] else 'benign'}, score {scores[i]:.2f}" for i in shown]

@@ -13,6 +13,7 @@ import pandas as pd
 from histolight.data.sources import is_artificial
 from histolight.data.table import PARTS, SPLITS, split_note
 from histolight.files import write_atomically
+from histolight.reports.calls import calls_section, chosen_on
 from histolight.reports.curves import curve_figures, read_curves
 from histolight.reports.model_card import model_card
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
@@ -31,13 +32,14 @@ METHODS = {
     "mover": "from the intervals of sensitivity and specificity (Zou and Donner 2008)",
     "linearised": "linearised, on the logit scale",
     "gamma": "a gamma distribution (Fay and Feuer 1997)",
+    "woodruff": "from the thresholds that the interval of the specificity leaves (Woodruff 1952)",
 }
 PICTURES = {
     "roc": "ROC of the {part} tiles.",
     "precision_recall": "Precision against recall; the area under the steps is the average precision.",
     "reliability": "Reliability: the share of tumour among tiles of about the same score, and how many there are.",
-    "reliability_calibrated": "Reliability after temperature scaling, fitted on validation.",
-    "confusion": "Calls at the threshold chosen on validation, in tiles.",
+    "reliability_calibrated": "Reliability after temperature scaling.",
+    "confusion": "Calls at the threshold, in tiles.",
     "worst_calls": "The surest of the wrong calls on {part} tiles, with label and score. The frame marks the centre, "
     "which decides the label.",
     "slides": "Slides of the {part} tiles, those with the most tumour: the annotated tumour, outlined, and each tile's "
@@ -69,6 +71,7 @@ def write_run_report(directory: Path) -> Path:
     }
     sections = [
         _figures_section(metrics, predictions, config),
+        calls_section(metrics, config, list(predictions)),
         *[section for part in LEADING if (section := _pictures(directory, part)).pictures],
         _training(directory),
         *[_slides(table, part, metrics) for part, table in predictions.items()],
@@ -111,7 +114,8 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
         "other": f" of {slides} slides" if slides else "",
     }.get(metrics["split"], f" ({SPLITS[metrics['split']].partition(':')[0]})")
     chosen = what_was_chosen(metrics)
-    sentences = [f"On {tiles}{known} {network} finds tumour with AUROC {_figure(auroc)}."]
+    stamp = f", {metrics['adapted']['sentence']}," if metrics.get("adapted") else ""
+    sentences = [f"On {tiles}{known} {network}{stamp} finds tumour with AUROC {_figure(auroc)}."]
     if lead == metrics.get("selected_on") and metrics["split"] != "other":
         sentences.append(
             f"{chosen[0].upper()}{chosen[1:]} was chosen by its AUROC on these same tiles, and so was the threshold: "
@@ -161,9 +165,10 @@ def _figures_section(
     metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config: dict[str, Any]
 ) -> Section | None:
     threshold = metrics.get("threshold")
+    stamp = f", {metrics['adapted']['sentence']}" if metrics.get("adapted") else ""
     columns = {
         f"{part}{ending}": heading
-        for part, name in ((part, PARTS[part]) for part in LEADING)
+        for part, name in ((part, f"{PARTS[part]}{stamp}") for part in LEADING)
         for ending, heading in (
             ("", name),
             ("_at_threshold", f"{name} at {threshold:.3f}" if threshold is not None else ""),
@@ -182,14 +187,13 @@ def _figures_section(
     used = [one for column in columns for one in metrics[column].values()]
     notes = [f"With 95 % intervals. {_methods([metrics[column] for column in columns])}"]
     if threshold is not None:
-        chosen = f"Calls at 0.5, and at {threshold:.3f}: the threshold of the highest balanced accuracy on validation"
+        where = chosen_on(metrics)
+        chosen = f"Calls at 0.5, and at {threshold:.3f}: the threshold of the highest balanced accuracy on {where}"
         notes.append(
             f"{chosen}, whose own figures at it are therefore optimistic." if "val" in metrics else f"{chosen}."
         )
     if metrics.get("temperature") is not None:
-        notes.append(
-            f"Calibrated: logits divided by {metrics['temperature']:.4f}, fitted on the run's validation tiles."
-        )
+        notes.append(f"Calibrated: logits divided by {metrics['temperature']:.4f}, fitted on {chosen_on(metrics)}.")
     remarks = dict.fromkeys(one.get("note") for one in used)
     notes += [f"{remark[0].upper()}{remark[1:]}." for remark in remarks if remark]
     return Section("How good it is", table=Table(["", *columns.values()], rows, words=1), notes=notes)

@@ -1,6 +1,7 @@
-"""Temperature scaling: one number that makes scores say how often they are right.
+"""Calibration: what makes scores say how often they are right, here or where tumour is more or less frequent.
 
-Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
+Temperature: Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, section 4.2. Slope
+and intercept: Platt, "Probabilistic outputs for support vector machines", 1999.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize, minimize_scalar
+from scipy.special import expit, logit
 
 from histolight.errors import RequestError
 from histolight.statistics.intervals import check_scores
@@ -64,3 +66,72 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
             f"calibrate=true finds no temperature: the scores of the {len(values)} validation tiles are {why}"
         )
     return temperature
+
+
+def fit_line(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]:
+    """Find the slope and the intercept at which the mean negative log-likelihood is smallest.
+
+    Scores become ``sigmoid(slope * logit + intercept)``: a logistic regression on the logit alone. Where it fits the
+    tiles, these are probabilities for tiles of the same prevalence.
+
+    Args:
+        logits: ``(N,)`` float.
+        labels: ``(N,)`` 0 or 1, both present.
+
+    Returns:
+        The slope, above 0, and the intercept.
+
+    Raises:
+        RequestError: A class is missing; or no line is best: the classes are apart, or the scores are no better than
+            chance.
+        HistolightError: A logit is NaN or infinite.
+
+    >>> slope, intercept = fit_line([1.0, 1.0, 1.0, -1.0, -1.0], [1, 1, 0, 0, 1])
+    >>> round(intercept + slope, 3), round(abs(intercept - slope), 3)  # the log odds of 2 : 1 and of 1 : 1
+    (0.693, 0.0)
+    """
+    values, positive = check_scores(logits, labels)
+    values, signs = values.astype(np.float64), np.where(positive, -1.0, 1.0)
+
+    def loss(line: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        exponent = signs * (line[0] * values + line[1])
+        slope = signs * expit(exponent) / len(values)
+        return float(np.logaddexp(0, exponent).mean()), np.array([slope @ values, slope.sum()])
+
+    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS", options={"gtol": 1e-9})
+    slope, intercept = (float(number) for number in found.x)
+    apart = values[positive].min() >= values[~positive].max()  # the steeper the better, without end
+    if apart or slope < 1 / LARGEST:
+        why = "apart by their logits" if apart else "told by their logits no better than by chance"
+        raise RequestError(f"no calibration is best: the classes of the {len(values)} tiles are {why}")
+    return slope, intercept
+
+
+def estimate_prior(logits: npt.ArrayLike, prior: float) -> float:
+    """Estimate the share of positive tiles among unlabelled ones from calibrated logits.
+
+    The share of highest likelihood, where tiles differ from those that the logits are calibrated for by it alone. It is
+    what expectation-maximisation converges to in Saerens, Latinne and Decaestecker, "Adjusting the outputs of a
+    classifier to new a priori probabilities", Neural Computation 14 (2002), 21-41; the likelihood being concave in it,
+    it is the zero of its derivative.
+
+    Args:
+        logits: (N,) float: log odds that a tile is positive, where ``prior`` of the tiles are.
+        prior: In (0, 1).
+
+    Returns:
+        In [0, 1]; 0 or 1 where no tile speaks for one of the classes.
+
+    >>> round(estimate_prior([3.0, 3.0, 3.0, -3.0], 0.5), 3)
+    0.776
+    """
+    odds = np.asarray(logits, dtype=np.float64) - logit(prior)  # log of the ratio of the densities of the classes
+
+    def derivative(share: float) -> float:
+        """Of the mean log-likelihood, times share (1 - share): the posterior's mean less the share."""
+        return float(expit(odds + logit(share)).mean()) - share
+
+    smallest = 1e-9
+    if derivative(smallest) <= 0:
+        return 0.0
+    return float(brentq(derivative, smallest, 1 - smallest)) if derivative(1 - smallest) < 0 else 1.0

@@ -132,7 +132,7 @@ def balanced_accuracy(tiles: LabelledScores) -> Interval:
     for part in (sensitivity, specificity):
         if part.method == "none":
             return no_interval(value, part.note)
-    together = _correlation(right, positive, clusters)
+    together = correlation(right, positive, clusters)
 
     def half(*sides: float) -> float:
         a, b = sides
@@ -143,7 +143,7 @@ def balanced_accuracy(tiles: LabelledScores) -> Interval:
     return Interval(value, max(low, 0.0), min(high, 1.0), "mover", clusters.note)
 
 
-def _correlation(right: Bools, positive: Bools, clusters: Clusters) -> float:
+def correlation(right: Bools, positive: Bools, clusters: Clusters) -> float:
     """Correlation of sensitivity and specificity over slides, at least 0; 0 where tiles are independent."""
     sums = []
     for members in (positive, ~positive):

@@ -40,8 +40,8 @@ class Interval:
         low: Lower end; NaN where no interval can be given.
         high: Upper end; NaN where no interval can be given.
         method: ``delong``, ``obuchowski``, ``clopper-pearson``, ``korn-graubard``, ``mover`` (of the two before),
-            ``linearised``, ``gamma``, ``woodruff``, or
-            ``none`` where the tiles do not tell how sure the figure is.
+            ``linearised``, ``gamma``, ``woodruff``, ``mover-ratio``,
+            or ``none`` where the tiles do not tell how sure the figure is.
         note: What a reader must hear of beside the interval, or why there is none, or empty.
     """
 

@@ -28,7 +28,7 @@ from histolight.config.schema import valid_keys
 from histolight.config.texts import as_typed
 from histolight.errors import RequestError
 
-NOT_PART_OF_A_POINT = {"name", "run", "like", "data.cache"}
+NOT_PART_OF_A_POINT = {"name", "run", "like", "data.cache", "report.abstain", "report.prevalence"}
 MACHINE_KEYS = {"data.residency", "trainer.accelerator", "trainer.devices"}  # part of a point only where swept
 DATA_PATHS = ("data.root", "data.groups", "data.domain")
 LONGEST_FOLDER = 120  # characters; file systems allow 255 bytes

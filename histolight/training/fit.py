@@ -39,6 +39,7 @@ from histolight.models.losses import positive_weight
 from histolight.progress import waiting
 from histolight.reports import measure
 from histolight.reports.run_page import write_run_report
+from histolight.statistics.decisions import choose_band
 from histolight.statistics.metrics import best_threshold
 from histolight.training import loggers
 from histolight.training.callbacks import Speed, flops_per_tile, peak_memory_mb
@@ -299,6 +300,7 @@ def measure_parts(training: Training, drawn: bool = True) -> dict[str, Any]:
     data, trainer, directory = training.data, training.trainer, training.directory
     classifier, datamodule = training.classifier, training.datamodule
     best = directory / "checkpoints" / "best.ckpt"
+    settings = training.config.report
     measured: dict[str, Any] = {}
     for part in ("val", "test"):
         if data.part(part).empty:
@@ -312,7 +314,10 @@ def measure_parts(training: Training, drawn: bool = True) -> dict[str, Any]:
         if part == "val":
             scores, labels = (torch.tensor(table[name].to_numpy()) for name in ("score", "label"))
             measured["threshold"] = best_threshold(scores, labels)
-        measured |= measure.measure_part(part, table, measured["threshold"])
+            measured["abstention"] = choose_band(scores, labels, settings.abstain, measured["threshold"])
+        measured |= measure.measure_part(
+            part, table, measured["threshold"], measured["abstention"], settings.prevalence
+        )
         runs.update_metrics(directory, **measured)  # before anything is drawn, which can fail
         if drawn and files.is_main_process():
             with waiting(f"drawing the figures of {part}"):

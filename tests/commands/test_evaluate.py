@@ -22,6 +22,8 @@ from histolight import cli, files, runs
 from histolight.commands.evaluate import main
 from histolight.errors import RequestError
 from histolight.inference.networks import load_classifier
+from histolight.statistics.calibration import fit_temperature
+from histolight.statistics.metrics import best_threshold
 
 SIZE = 32
 
@@ -202,6 +204,13 @@ def test_of_a_source_with_its_own_split_the_test_part_is_measured(trained, here,
         (["run={run}", "model=resnet18"], "model= has no place in histolight evaluate"),
         (["run={run}", "optimizer.lr=1"], "optimizer.lr= has no place in histolight evaluate"),
         (["run={run}", "data.val_fraction=0.3"], "data.val_fraction= has no place in histolight evaluate"),
+        (["run={run}", "chosen_on={run}"], "chosen_on=.* is for other tiles: give them with data=SOURCE"),
+        (["run={run}", "adapt=prior"], "adapt=prior is for other tiles"),
+        (["run={run}", "adapt=priors"], "adapt=priors is not known: did you mean prior"),
+        (["run={run}", "data=folder", "data.root=large", "adapt=prior", "calibrate=true"], "leave calibrate out"),
+        (["run={run}", "data=folder", "data.root=large", "chosen_on={run}"], "is not an evaluation of other tiles"),
+        (["run={run}", "data=folder", "data.root={tiles}", "adapt=batch_norm"], "these are its own: leave adapt out"),
+        (["run={run}", "report.prevalence=1"], "report.prevalence=1.0 is out of range"),
         (["run={run}", "data.rot=x"], "data.rot is not a key of histolight evaluate: did you mean data.root"),
         (["run={run}", "data=folder", "data.root=/nowhere"], "data.root=/nowhere is not a folder"),
         (["run={run}", "data=folder", "data.root=flat"], "has files but no class folders .* histolight predict"),
@@ -229,7 +238,12 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
     shutil.copytree(trained, "other_tiles")
     runs.update_metrics(Path("other_tiles"), data_fingerprint="0" * 32)
     before = all_files(trained, here)
-    assert cli.main(["evaluate", *(override.format(run=trained) for override in overrides)]) == 2
+    assert (
+        cli.main(
+            ["evaluate", *(override.format(run=trained, tiles=trained.parent / "tiles") for override in overrides)]
+        )
+        == 2
+    )
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("histolight:")]
     assert re.search(message, line), line
     assert all_files(trained, here) == before
@@ -294,3 +308,82 @@ def test_a_run_without_hashes_knows_tiles_by_their_ids(trained, here, undrawn, c
     main([f"run={run}", "data=folder", f"data.root={tiles}", "hydra.run.dir=out"])
     assert "of these tiles have the id of one that trained or chose the run" in capsys.readouterr().out
     assert len(pd.read_csv("out/recognised.csv")) in (seen, seen - 1)
+
+
+def of_others(run: Path, others: Path, *words: str) -> list[str]:
+    return [f"run={run}", "data=folder", f"data.root={others}", *words]
+
+
+def test_levels_are_chosen_on_an_earlier_evaluation(trained, others, here, capsys) -> None:
+    main(of_others(trained, others, "hydra.run.dir=first", "tta=flips"))
+    more = write_tiles(here / "more", 40, seed=2)
+    words = ["chosen_on=first", "tta=flips", "calibrate=true", "report.abstain=0.2", "report.prevalence=0.05"]
+    main(of_others(trained, more, *words, "hydra.run.dir=second"))
+    found, chosen = metrics_of(Path("second")), runs.read_predictions(Path("first/predictions/test.csv"))
+    scores, labels = (torch.tensor(chosen[name].to_numpy()) for name in ("score", "label"))
+    assert found["threshold"] == best_threshold(scores, labels)
+    assert found["temperature"] == fit_temperature(chosen["logit"], chosen["label"])
+    assert found["chosen_on"] == "the 30 tiles of first"
+    tiles, band = runs.read_predictions(Path("second/predictions/test.csv")), found["abstention"]
+    called = (tiles["score"] < band["low"]) | (tiles["score"] > band["high"])
+    assert found["test_abstaining"]["coverage"]["value"] == pytest.approx(called.mean())
+    assert (chosen["score"][chosen["label"] == 1] < band["low"]).mean() <= 0.2
+    at, rare = found["test_at_threshold"], found["test_at_prevalence"]
+    right, wrong = 0.05 * at["sensitivity"]["value"], 0.95 * (1 - at["specificity"]["value"])
+    assert rare["ppv"]["value"] == pytest.approx(right / (right + wrong) if right else None)
+    printed, page = capsys.readouterr().out, Path("second/report.html").read_text()
+    for text in (printed, page):
+        assert "fitted on the 30 tiles of first" in text
+        assert "tumour among tiles called tumour (PPV)" in text
+        assert "no more than 20% of the tumour tiles lie below" in text
+    assert "the threshold of the highest balanced accuracy on the 30 tiles of first" in page
+
+    overlapping = shutil.copytree(more, here / "overlapping")
+    shutil.copy(next((others / "1").iterdir()), overlapping / "1" / "renamed.png")
+    for wrong_words, message in (
+        (
+            of_others(trained, others, "chosen_on=first", "tta=flips"),
+            "30 of these 30 tiles are among those of chosen_on",
+        ),
+        (of_others(trained, overlapping, "chosen_on=first", "tta=flips"), "1 of these 41 tiles are among those"),
+        (
+            of_others(trained, more, "chosen_on=first"),
+            "chosen_on=first has tta=flips, and this evaluation needs tta=none",
+        ),
+    ):
+        with pytest.raises(RequestError, match=message):
+            main(wrong_words)
+
+
+def test_what_is_adapted_says_so_and_has_seen_no_label(trained, here, undrawn, capsys) -> None:
+    others = write_tiles(here / "others", 128, seed=3)
+    switched = here / "switched"
+    switched.mkdir()
+    (others / "0").rename(switched / "1")
+    (others / "1").rename(switched / "0")
+    tables, sentences = {}, {}
+    for way in ("none", "batch_norm", "prior"):
+        main(of_others(trained, switched, f"adapt={way}", f"hydra.run.dir={way}"))
+        metrics = metrics_of(Path(way))
+        sentences[way] = metrics["adapted"] and metrics["adapted"]["sentence"]
+        tables[way] = pd.read_csv(f"{way}/predictions/test.csv").set_index("id").sort_index()
+    assert sentences["none"] is None
+    assert sentences["batch_norm"] == "adapted to 128 unlabelled tiles (batch-norm statistics)"
+    assert f"which chose nothing; {sentences['batch_norm']}" in capsys.readouterr().out
+
+    classifier = load_classifier(trained)  # torch's own function gives the statistics of the same tiles
+    paths = [next(switched.glob(f"*/{name}.png")) for name in tables["none"].index]
+    tiles = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in paths])).permute(0, 3, 1, 2) / 255
+    torch.optim.swa_utils.update_bn([tiles], classifier)
+    expected = classifier.eval()(tiles)
+    np.testing.assert_allclose(tables["batch_norm"]["logit"], expected, rtol=1e-2, atol=1e-3)
+    assert np.abs(tables["batch_norm"]["logit"] - tables["none"]["logit"]).mean() > 0.01
+
+    for name in ("0", "1"):
+        (switched / name).rename(others / str(1 - int(name)))
+    main(of_others(trained, others, "adapt=prior", "hydra.run.dir=labelled_otherwise"))
+    again = pd.read_csv("labelled_otherwise/predictions/test.csv").set_index("id").sort_index()
+    pd.testing.assert_series_equal(again["logit"], tables["prior"]["logit"])
+    for way in ("batch_norm", "prior"):
+        with pytest.raises(RequestError, match=f"adapt={way} needs at least 100 tiles, and there are 20"):
+            main(of_others(trained, others, f"adapt={way}", "data.limit=20"))

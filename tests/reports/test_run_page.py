@@ -75,6 +75,7 @@ def test_the_page_of_a_training_has_everything(small_config: Config, tmp_path: P
     words = read(tmp_path / "run" / "report.html")
     assert words.headings == [
         "How good it is",
+        "What its calls are worth",
         "The validation tiles in pictures",
         "How it was trained",
         "The tiles and their split",

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from histolight.errors import HistolightError, RequestError
-from histolight.statistics.calibration import fit_temperature, negative_log_likelihood
+from histolight.statistics.calibration import estimate_prior, fit_line, fit_temperature, negative_log_likelihood
 
 
 def simulated(temperature: float, tiles: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -63,3 +63,31 @@ def test_a_temperature_at_the_end_of_the_range_is_none() -> None:
 def test_where_no_temperature_is_best_it_says_so(logits, labels, error, message) -> None:
     with pytest.raises(error, match=message):
         fit_temperature(logits, labels)
+
+
+def test_the_line_is_that_of_an_unpenalised_logistic_regression() -> None:
+    random = np.random.default_rng(3)
+    logits = random.normal(1, 3, 400)
+    labels = (random.random(400) < expit(0.4 * logits - 1)).astype(int)
+    model = LogisticRegression(C=np.inf, tol=1e-10).fit(logits[:, None], labels)
+    assert fit_line(logits, labels) == pytest.approx((model.coef_[0, 0], model.intercept_[0]), rel=1e-4)
+    for bad in (np.where(labels == 1, 2.0, -2.0), np.where(labels == 1, -2.0, 2.0)):
+        with pytest.raises(RequestError, match="no calibration is best: the classes of the 400 tiles are"):
+            fit_line(bad, labels)
+
+
+def test_the_prior_is_where_expectation_maximisation_ends() -> None:
+    random = np.random.default_rng(4)
+    labels = random.random(3000) < 0.1
+    logits = 4 * random.normal(np.where(labels, 1.0, -1.0), 1 / np.sqrt(2))  # log odds of two normals, both as frequent
+    share = 0.5
+    for _ in range(3000):
+        share = expit(logits + logit(share)).mean()
+    assert estimate_prior(logits, 0.5) == pytest.approx(share, rel=1e-6)
+    assert share == pytest.approx(labels.mean(), abs=0.02)
+    assert estimate_prior(logits + logit(0.3), 0.3) == pytest.approx(share, rel=1e-6)  # the same tiles, told otherwise
+
+
+def test_where_no_tile_speaks_for_a_class_its_share_is_none() -> None:
+    assert estimate_prior([-1.0, -2.0, -0.5], 0.5) == 0
+    assert estimate_prior([1.0, 2.0, 0.5], 0.5) == 1

@@ -1,0 +1,134 @@
+"""A network fitted to other tiles without their labels: how frequent tumour is there, or what the tiles look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import expit, logit
+from torch import nn
+
+from histolight.config.schema import TrainerConfig
+from histolight.data.datamodule import to_floats
+from histolight.data.loader import TileLoader
+from histolight.data.pack import Tiles
+from histolight.errors import RequestError
+from histolight.inference.networks import inference_device
+from histolight.models.classifier import Classifier
+from histolight.statistics.calibration import estimate_prior, fit_line
+
+FEWEST_TILES = 100  # below which either adaptation does more harm than good: docs/accuracy.md
+BATCH = 128  # tiles whose statistics are averaged: those of few tiles, each normalised by them, are far off
+FEWEST_OF_A_CLASS = 0.02  # share of a class below which the estimated prior tells nothing but that there is one class
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """How a network was fitted to unlabelled tiles.
+
+    Attributes:
+        how: ``prior`` or ``batch_norm``.
+        tiles: How many they were.
+        prevalence: The share of tumour that was estimated for them, with ``prior``.
+        slope: What logits are multiplied by, with ``prior``.
+        shift: What is then added to them.
+    """
+
+    how: str
+    tiles: int
+    prevalence: float | None = None
+    slope: float = 1.0
+    shift: float = 0.0
+
+    @property
+    def sentence(self) -> str:
+        """Say so in a few words, which stand beside every figure."""
+        means = f"the prior, {self.prevalence:.1%} tumour" if self.prevalence is not None else "batch-norm statistics"
+        return f"adapted to {self.tiles:,} unlabelled tiles ({means})"
+
+    def table(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Change the logits and scores of a table of predictions."""
+        if self.prevalence is None:
+            return table
+        adapted = (self.slope * table["logit"].astype(np.float64) + self.shift).astype(np.float32)
+        return table.assign(logit=adapted, score=expit(adapted))
+
+    def score(self, score: float) -> float:
+        """Return what becomes of a score, such as a threshold, which then makes the same calls."""
+        return score if self.prevalence is None else float(expit(self.slope * logit(score) + self.shift))
+
+
+def check_adaptable(how: str, tiles: int) -> None:
+    """Raise :class:`RequestError` where there are too few tiles to adapt to."""
+    if how != "none" and tiles < FEWEST_TILES:
+        raise RequestError(
+            f"adapt={how} needs at least {FEWEST_TILES} tiles, and there are {tiles}: fewer make the scores worse; "
+            "leave adapt out"
+        )
+
+
+def adapt_batch_norm(
+    classifier: Classifier, tiles: Tiles, rows: np.ndarray, settings: TrainerConfig, batch_size: int = BATCH
+) -> Adapted:
+    """Replace the means and variances of batch normalisation by those of unlabelled tiles, in place.
+
+    Li, Wang, Shi, Liu and Hou, "Revisiting batch normalization for practical domain adaptation", 2016. The tiles come
+    in random order, as those of one class often lie side by side.
+
+    Args:
+        classifier: In evaluation mode, and so it stays.
+        tiles: The tile store.
+        rows: ``(N,)`` int64: which of them.
+        settings: The device.
+        batch_size: Tiles per batch.
+
+    Raises:
+        RequestError: The network has no batch normalisation, or there are too few tiles.
+    """
+    check_adaptable("batch_norm", len(rows))
+    layers = [module for module in classifier.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    layers = [layer for layer in layers if layer.track_running_stats]
+    if not layers:
+        raise RequestError("adapt=batch_norm needs a network with batch normalisation, and this one has none")
+    device = inference_device(settings)
+    classifier.to(device)
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the plain mean over batches
+        layer.train()
+    order = np.random.default_rng(0).permutation(rows)
+    whole = len(order) - len(order) % batch_size or len(order)  # a smaller batch would weigh as much as the others
+    with torch.no_grad():
+        for batch in TileLoader(tiles, order[:whole], np.zeros(whole), batch_size, pin=device.type == "cuda"):
+            classifier(to_floats(batch.tiles.to(device, non_blocking=True), classifier.stain))
+    classifier.eval()
+    return Adapted("batch_norm", whole)
+
+
+def adapt_prior(table: pd.DataFrame, labelled: pd.DataFrame) -> Adapted:
+    """Estimate the share of tumour among unlabelled tiles from their scores, and what it does to these.
+
+    The logits are calibrated on labelled tiles, slope and intercept, before the share is estimated: Alexandari, Kundaje
+    and Shrikumar, "Maximum likelihood with bias-corrected calibration is hard-to-beat at label shift adaptation", ICML
+    2020. Then they are shifted by the difference of the log odds of both shares.
+
+    Args:
+        table: Predictions on the tiles; their labels are not looked at.
+        labelled: Predictions on labelled tiles, of validation.
+
+    Raises:
+        RequestError: There are too few tiles, or nearly all of them look like one class; or ``labelled`` can't be
+            calibrated.
+    """
+    check_adaptable("prior", len(table))
+    slope, intercept = fit_line(labelled["logit"], labelled["label"])
+    before = float(labelled["label"].mean())
+    prevalence = estimate_prior(slope * table["logit"].to_numpy(np.float64) + intercept, before)
+    if not FEWEST_OF_A_CLASS <= prevalence <= 1 - FEWEST_OF_A_CLASS:
+        raise RequestError(
+            f"adapt=prior finds {prevalence:.1%} tumour among these {len(table):,} tiles: where all but one class is "
+            "missing the estimate means nothing; leave adapt out"
+        )
+    return Adapted("prior", len(table), prevalence, slope, intercept + float(logit(prevalence) - logit(before)))
