@@ -90,8 +90,8 @@ def system_reason(error: OSError) -> str:
     """
     if error.errno is None:
         return " ".join(str(error).split()) or type(error).__name__
-    of_hdf5 = "synchronously" in (error.strerror or "")
-    return os.strerror(error.errno) if of_hdf5 or not error.strerror else error.strerror
+    not_the_systems = isinstance(error, BlockingIOError) or "synchronously" in (error.strerror or "")  # but HDF5's
+    return os.strerror(error.errno) if not_the_systems or not error.strerror else error.strerror
 
 
 def cannot_write(path: object, error: OSError, otherwise: str = "make that place writable for you") -> str:

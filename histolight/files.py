@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from histolight.errors import HistolightError, RequestError, cannot_write, system_reason
-from histolight.locks import HeldError, Lock, marker_of
+from histolight.locks import HeldError, Lock, is_of_lock
 
 if TYPE_CHECKING:
     import pandas as pd  # half a second, which --help and --cfg need not pay
@@ -76,6 +76,16 @@ def reading(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise RequestError(f"{error.filename or path} can't be read: {system_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Give an error of the operating system the file that it is of, where Python does not: when that is written."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -181,7 +191,7 @@ def claimed(
         clear_leftovers(directory)
         yield
     finally:
-        if set(directory.iterdir()) <= _locks(directory) or (refused and new_lock):
+        if all(is_of_lock(path, lock_file(directory)) for path in directory.iterdir()) or (refused and new_lock):
             with contextlib.suppress(PermissionError):  # on Windows the release deletes it
                 lock_file(directory).unlink(missing_ok=True)
         lock.release()
@@ -201,7 +211,9 @@ def check_unused(directory: Path, own: Collection[str] = (), otherwise: str = AN
     """
     try:
         entries = sorted(
-            path.name for path in directory.iterdir() if path not in _locks(directory) and not _is_leftover(path)
+            path.name
+            for path in directory.iterdir()
+            if not is_of_lock(path, lock_file(directory)) and not _is_leftover(path)
         )
     except FileNotFoundError:
         if not directory.is_symlink():
@@ -243,10 +255,6 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _locks(directory: Path) -> set[Path]:
-    return {lock_file(directory), marker_of(lock_file(directory))}
 
 
 def lock_file(directory: Path) -> Path:

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -50,9 +53,10 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._marker = marker_of(path)
-        self._kernels: FileLock | None = None
+        self._let_go: Callable[[], None] | None = None  # of the kernel's lock
+        self._kernels = True  # whether the file system has such locks
         self._beating: threading.Event | None = None
-        self._me = {**_identity(), "since": f"{datetime.now():%F %T}"}
+        self._me = {**_identity(), "since": f"{datetime.now():%F %T}", "token": secrets.token_hex(8)}
 
     def __enter__(self) -> Lock:
         self.acquire(wait=True)
@@ -76,7 +80,8 @@ class Lock:
         while not self._try():
             alive, beat = self._state()
             first = first or beat
-            if beat and not wait and (alive or not watch or beat != first):
+            unknown = alive is None and not watch
+            if beat and not wait and (alive or unknown or beat != first):
                 raise HeldError(self._holder())
             if not said and time.monotonic() - begun > PATIENCE:
                 doing = "waiting for" if wait else f"looking for {SILENCE:.0f} s whether it lives:"
@@ -86,87 +91,99 @@ class Lock:
 
     def release(self) -> None:
         """Let go of it."""
-        if self._kernels is not None:
-            self._kernels.release()
+        if self._let_go is not None:
+            self._let_go()
         if self._beating is not None:
             self._beating.set()
-            with contextlib.suppress(FileNotFoundError):
-                if _read(self._marker) == self._me:
-                    self._marker.unlink()
-        self._kernels = self._beating = None
+            with contextlib.suppress(OSError):  # then it counts no longer than this process lives
+                self._bury(self._marker, self._me)
+        self._let_go = self._beating = None
 
     def _try(self) -> bool:
-        kernels = _kernels_lock(self._path)
-        if kernels is None:
+        taken = _kernels_lock(self._path)
+        self._kernels = taken is not None
+        if taken is None:
             return self._take_marker()
-        lock = FileLock(self._path, timeout=0)
-        try:
-            if not kernels:
-                return False
-            lock.acquire()
-        except Timeout:
+        if not taken:
             return False
-        self._kernels = lock
+        self._let_go = taken
         if sys.platform != "win32":
             with contextlib.suppress(OSError):  # it is for messages only
                 self._path.write_text(json.dumps(self._me))
         return True
 
     def _take_marker(self) -> bool:
-        """Make the marker, whole or not at all, and never over another's; that of the dead is put aside first."""
-        with contextlib.suppress(FileNotFoundError):
-            held = _read(self._marker)
-            if self._state()[0] is False:
-                self._put_aside(held)
-        beside = _temporary(self._marker)
-        try:
-            beside.write_text(json.dumps(self._me))
-            os.link(beside, self._marker)
-        except FileExistsError:
+        if not self._make(self._marker):
             return False
-        finally:
-            beside.unlink(missing_ok=True)
         os.utime(self._path)
         self._beating = threading.Event()
         threading.Thread(target=self._beat, args=(self._beating,), daemon=True).start()
         return True
 
-    def _put_aside(self, held: dict[str, Any]) -> None:
-        aside = _temporary(self._marker)
-        self._marker.rename(aside)
-        if _read(aside) != held:  # another process was faster, and this is its own
-            with contextlib.suppress(OSError):
-                os.link(aside, self._marker)
-        else:
-            log.warning("%s was left by %s, which is gone: taken over", self._marker, _described(held))
-        aside.unlink(missing_ok=True)
+    def _make(self, marker: Path) -> bool:
+        """Make a marker, whole or not at all, and never over another's; that of the dead goes first."""
+        with contextlib.suppress(FileNotFoundError):
+            held = _read(marker)
+            if self._lives(marker, held) is False:
+                if not self._bury(marker, held):
+                    return False
+                log.warning("%s was left by %s, which is gone: taken over", marker, _described(held))
+        beside = _temporary(marker)
+        try:
+            beside.write_text(json.dumps(self._me))
+            os.link(beside, marker)
+        except FileExistsError:
+            return False
+        finally:
+            beside.unlink(missing_ok=True)
+        return True
+
+    def _bury(self, marker: Path, held: dict[str, Any]) -> bool:
+        """Remove a marker if it is still the one that was read; say whether nobody else is about to."""
+        # Each marker's content is its own, and only the holder of a grave named by it removes that content, after
+        # another look: what another has made since, it never removes. A grave is a marker: that of the dead is buried.
+        content = json.dumps(held, sort_keys=True).encode()
+        grave = self._path.with_name(f"{marker_of(self._path).name}-{hashlib.sha256(content).hexdigest()[:16]}")
+        if not self._make(grave):
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            if _read(marker) == held:
+                marker.unlink()
+        grave.unlink(missing_ok=True)
+        return True
 
     def _beat(self, ended: threading.Event) -> None:
         while not ended.wait(BEAT):
             with contextlib.suppress(OSError):
+                if _read(self._marker).get("token") != self._me["token"]:
+                    log.warning("%s is no longer held: this process was silent, and another took it over", self._path)
+                    return
                 os.utime(self._marker)
 
     def _state(self) -> tuple[bool | None, float]:
         """Say whether the holder lives, None where nobody here can know, and when it gave its last sign of life."""
-        if _kernels_lock(self._path) is not None:
+        if self._kernels:
             return True, 1.0
         try:
-            held, beat = _read(self._marker), self._marker.stat().st_mtime
+            beat = self._marker.stat().st_mtime
+            return self._lives(self._marker, _read(self._marker)), beat
         except FileNotFoundError:
             return None, 0.0
+
+    def _lives(self, marker: Path, held: dict[str, Any]) -> bool | None:
         here = all(held.get(name) == self._me[name] for name in ("machine", "processes"))
         if here and held.get("started") is not None:  # which not every system says
-            return _started(held.get("process")) == held.get("started"), beat
-        beside = _temporary(self._marker)
+            return _started(held.get("process")) == held.get("started")
+        beside = _temporary(marker)
         try:
             beside.touch()
-            age = beside.stat().st_mtime - beat
+            age = beside.stat().st_mtime - marker.stat().st_mtime
         finally:
             beside.unlink(missing_ok=True)
-        return (False if age > SILENCE else None), beat
+        return False if age > SILENCE else None
 
     def _holder(self) -> str:
-        if _kernels_lock(self._path) is not None:
+        if self._kernels:
             return _described(_read(self._path))
         with contextlib.suppress(FileNotFoundError):
             return f"{_described(_read(self._marker))}; if that is gone, delete {self._marker}"
@@ -178,22 +195,43 @@ def marker_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.holder")
 
 
-def _kernels_lock(path: Path) -> bool | None:
-    """Say whether the kernel's lock is free; None where the file system has none."""
+def is_of_lock(path: Path, lock: Path) -> bool:
+    """Say whether a file is that lock, its marker, or what a process that died while it took it over has left."""
+    own = re.escape(marker_of(lock).name)
+    return path == lock or (
+        path.parent == lock.parent and re.fullmatch(rf"{own}(-[0-9a-f]{{16}})?", path.name) is not None
+    )
+
+
+def _kernels_lock(path: Path) -> Callable[[], None] | Literal[False] | None:
+    """Take the kernel's lock, and return how to let go of it; False where it is held, None where there are none."""
     if sys.platform == "win32":  # its locks are always there
-        return True
+        lock = FileLock(path, timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            return False
+        return lock.release
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(descriptor, path):
+            return lambda: os.close(descriptor)
     except OSError as error:
+        os.close(descriptor)
         if error.errno in _NO_LOCKS:
             return None
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
         raise
-    finally:
-        os.close(descriptor)
-    return True
+    os.close(descriptor)  # its holder deleted it when it let go
+    return _kernels_lock(path)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
 
 
 def _identity() -> dict[str, Any]:

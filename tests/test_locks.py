@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -170,6 +171,99 @@ def test_of_many_that_take_over_one_succeeds(monkeypatch: pytest.MonkeyPatch, tm
     assert len(taken) == 1
     taken[0].release()
     assert sorted(found.name for found in tmp_path.iterdir()) == ["a.lock"]
+
+
+RACER = """
+import os, random, sys, time
+from pathlib import Path
+from histolight import locks
+path, inside, end = Path(sys.argv[1]), Path(sys.argv[1] + "-inside"), time.monotonic() + float(sys.argv[2])
+locks._POLL = 0.001
+
+def racer(number):
+    chance = random.Random(number)
+    while time.monotonic() < end:
+        lock = locks.Lock(path)
+        try:
+            lock.acquire(wait=chance.random() < 0.5)
+        except locks.HeldError:
+            continue
+        try:
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            os._exit(3)
+        time.sleep(chance.random() * 0.004)
+        inside.unlink()
+        with open(f"{path}-taken", "a") as file:
+            file.write("taken\\n")
+        if chance.random() < 0.5:
+            os._exit(0)  # dies with the lock
+        lock.release()
+    os._exit(0)
+
+racers, number, held_twice = set(), 0, 0
+while time.monotonic() < end or racers:
+    while len(racers) < 8 and time.monotonic() < end:
+        number += 1
+        child = os.fork()
+        if child == 0:
+            racer(number)
+        racers.add(child)
+    child, status = os.wait()
+    racers.remove(child)
+    held_twice += os.waitstatus_to_exitcode(status) == 3
+print(held_twice)
+"""
+
+
+@pytest.mark.parametrize("number", [None, 38])
+def test_processes_that_race_and_die_never_hold_a_lock_together(number, no_flock: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    done = subprocess.run(
+        [sys.executable, "-c", RACER, str(path), "3"],
+        capture_output=True, text=True, timeout=60, check=True,
+        env=environment(None if number is None else no_flock, number or 0),
+    )  # fmt: skip
+    assert done.stdout == "0\n"
+    assert len((tmp_path / "a.lock-taken").read_text().split()) > 20
+    assert not [name for name in done.stderr.splitlines() if "Traceback" in name]
+
+
+def test_attempts_at_the_same_time_on_a_free_lock_do_not_refuse_one_another(tmp_path: Path) -> None:
+    """Of four that try once, one gets it."""
+    for number in range(50):
+        path, taken, start = tmp_path / f"{number}.lock", [], threading.Barrier(4)
+
+        def work(path=path, taken=taken, start=start) -> None:
+            lock = Lock(path)
+            start.wait()
+            with contextlib.suppress(HeldError):
+                lock.acquire()
+                taken.append(lock)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(taken) == 1
+        taken[0].release()
+
+
+def test_a_holder_whose_marker_was_taken_over_says_so(monkeypatch, tmp_path: Path, caplog) -> None:
+    monkeypatch.setattr(locks, "_kernels_lock", lambda path: path.touch() and None)
+    monkeypatch.setattr(locks, "BEAT", 0.05)
+    lock = Lock(tmp_path / "a.lock")
+    lock.acquire()
+    other = {"process": 1, "host": "node02", "since": "then", "machine": "another"}
+    marker_of(tmp_path / "a.lock").write_text(json.dumps(other))
+    for _ in range(100):
+        if "is no longer held" in caplog.text:
+            break
+        time.sleep(0.05)
+    assert "is no longer held: this process was silent, and another took it over" in caplog.text
+    lock.release()
+    assert json.loads(marker_of(tmp_path / "a.lock").read_text()) == other
 
 
 def test_a_folder_without_kernel_locks_is_claimed_and_left_as_it_was(monkeypatch, tmp_path: Path) -> None:

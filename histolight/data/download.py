@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import sys
@@ -12,7 +13,9 @@ from urllib.error import HTTPError, URLError
 
 from tqdm import tqdm
 
-from histolight.errors import HistolightError, RequestError, system_reason
+from histolight.errors import HistolightError, RequestError, cannot_write, system_reason
+from histolight.files import named
+from histolight.locks import Lock
 
 PCAM = "https://zenodo.org/records/2546921/files"
 LICENCE = (
@@ -28,6 +31,7 @@ FILES = {
     "camelyonpatch_level_2_split_test_x.h5.gz": "d8c2d60d490dbd479f8199bdfa0cf6ec",
     "camelyonpatch_level_2_split_test_y.h5.gz": "60a7035772fbdb7f34eb86d4420cf66a",
 }
+LOCK = ".histolight-download.lock"
 PARTIAL = ".histolight-partial"  # behind the name of a file that is not whole yet
 
 _CHUNK = 2**20
@@ -42,22 +46,37 @@ def download(folder: Path, files: dict[str, str], address: str) -> None:
         files: MD5 by name.
         address: They lie there, below their names.
 
+    Of two processes that share the folder one downloads and the other waits.
+
     Raises:
         RequestError: A file of one of these names has another content.
         HistolightError: The server can't be reached, breaks off, or sends other bytes; what came stays, and the next
             call goes on from there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, checksum in files.items():
-        path = folder / name
-        if not path.exists():
-            _fetch(f"{address}/{name}", path.with_name(name + PARTIAL), name)
-            if _md5(path.with_name(name + PARTIAL)) != checksum:
-                path.with_name(name + PARTIAL).unlink()
-                raise HistolightError(f"{address}/{name} is not the file that was published: its checksum differs")
-            path.with_name(name + PARTIAL).rename(path)
-        elif _md5(path) != checksum:
-            raise RequestError(f"{path} is not the file that was published: move it away, or give another folder")
+    lock = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with Lock(lock):
+            try:
+                for name, checksum in files.items():
+                    _download(folder / name, f"{address}/{name}", checksum)
+            finally:
+                with contextlib.suppress(PermissionError):  # on Windows the release deletes it
+                    lock.unlink(missing_ok=True)
+    except OSError as error:
+        raise HistolightError(cannot_write(error.filename or folder, error, "give another folder")) from error
+
+
+def _download(path: Path, url: str, checksum: str) -> None:
+    partial = path.with_name(path.name + PARTIAL)
+    if not path.exists():
+        _fetch(url, partial, path.name)
+        if _md5(partial) != checksum:
+            partial.unlink()
+            raise HistolightError(f"{url} is not the file that was published: its checksum differs")
+        partial.rename(path)
+    elif _md5(path) != checksum:
+        raise RequestError(f"{path} is not the file that was published: move it away, or give another folder")
 
 
 def _fetch(url: str, partial: Path, name: str) -> None:
@@ -76,7 +95,8 @@ def _fetch(url: str, partial: Path, name: str) -> None:
             bar = tqdm(total=total, initial=begun, desc=name, unit="B", unit_scale=True, mininterval=interval)
             with bar, open(partial, "ab" if begun else "wb") as file:
                 while chunk := answer.read(_CHUNK):
-                    file.write(chunk)
+                    with named(partial):
+                        file.write(chunk)
                     bar.update(len(chunk))
     except HTTPError as error:
         if error.code == 416 and begun:  # nothing is missing

@@ -131,7 +131,7 @@ def _read(path: str, size: int, mtime_ns: int) -> bytes:
                 raise TileError("file changed", "its size or time is not what it was when the tiles were listed")
             if size > _LARGEST_FILE:
                 raise TileError("file too large", f"{size} bytes are not a tile")
-            return file.read()
+            return file.read() or b""  # None where a read would block
     except FileNotFoundError:
         raise TileError("file missing", path) from None
     except OSError as error:

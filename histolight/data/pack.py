@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from histolight import files
 from histolight.data.overlaps import Pairs, jpeg_luma
 from histolight.data.packing import MEASURES, build_pack, pack_index
 from histolight.data.store import UNREADABLE, Tiles
 from histolight.data.table import Source
 from histolight.errors import HistolightError, cannot_write, system_reason
-from histolight.files import cache_folder
 from histolight.locks import Lock
 
 
@@ -74,7 +74,7 @@ def open_pack(source: Source, cache: Path | None, image_size: int, workers: int 
         DataError: Tiles that can't be decoded, all of them.
         HistolightError: The cache can't be written, or the pack in it is damaged.
     """
-    folder = cache_folder(cache) / "packs" / source.fingerprint
+    folder = files.cache_folder(cache) / "packs" / source.fingerprint
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def open_pack(source: Source, cache: Path | None, image_size: int, workers: int 
         except OSError as error:
             otherwise = "choose another folder with data.cache=FOLDER"
             raise HistolightError(
-                f"the tiles can't be packed: {cannot_write(folder.parent, error, otherwise)}"
+                f"the tiles can't be packed: {cannot_write(error.filename or folder.parent, error, otherwise)}"
             ) from error
     return _load(source, folder, image_size)
 
@@ -96,17 +96,18 @@ def find_pack(source: Source, cache: Path | None, image_size: int) -> Pack | Non
     Raises:
         HistolightError: The pack is damaged.
     """
-    folder = cache_folder(cache) / "packs" / source.fingerprint
+    folder = files.cache_folder(cache) / "packs" / source.fingerprint
     return _load(source, folder, image_size) if folder.exists() else None
 
 
 def _load(source: Source, folder: Path, image_size: int) -> Pack:
     try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        measures = {name: _load_measure(folder / f"{name}.npy") for name in MEASURES}
-        overlaps = np.load(folder / "overlaps.npy", allow_pickle=False)
-        arrays = source.arrays or (np.load(folder / "tiles.npy", mmap_mode="r", allow_pickle=False),)
-        luma = np.load(folder / "luma.npy", mmap_mode="r", allow_pickle=False) if source.read_luma else None
+        with files.named(folder / "index.json"):
+            index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        measures = {name: _in_memory(_load_array(folder / f"{name}.npy")) for name in MEASURES}
+        overlaps = np.array(_load_array(folder / "overlaps.npy"))
+        arrays = source.arrays or (_load_array(folder / "tiles.npy"),)
+        luma = _load_array(folder / "luma.npy") if source.read_luma else None
         expected = pack_index(source, folder, image_size)
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
@@ -125,7 +126,12 @@ def _load(source: Source, folder: Path, image_size: int) -> Pack:
     return Pack(tiles, **measures, overlaps=overlaps, folder=folder, stored_luma=luma)
 
 
-def _load_measure(path: Path) -> np.ndarray:
-    """Load one value a tile into memory; one a block, needed only where tiles are compared, stays on disk."""
-    values: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+def _load_array(path: Path) -> np.ndarray:
+    with files.named(path):
+        values: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return values
+
+
+def _in_memory(values: np.ndarray) -> np.ndarray:
+    """Read one value a tile into memory; one a block, needed only where tiles are compared, stays on disk."""
     return values if values.ndim == 2 else np.array(values)

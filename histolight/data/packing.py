@@ -14,16 +14,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from histolight import files
 from histolight.config.schema import CENTRE
 from histolight.data.checks import NEAR_BLANK_CONTRAST, describe, problem_frame
 from histolight.data.overlaps import BLOCK, Pairs, block_hashes, find_overlaps, jpeg_luma, tile_hashes
-from histolight.data.store import UNREADABLE, Tiles
+from histolight.data.store import UNREADABLE, Tiles, save_array
 from histolight.data.table import PACK_FORMAT, Source, TileError
 from histolight.errors import DataError, HistolightError
 from histolight.progress import waiting
@@ -51,8 +52,13 @@ def pack_index(source: Source, folder: Path, image_size: int) -> dict[str, Any]:
         "fingerprint": source.fingerprint,
         "tiles": len(source.table),
         "image_size": image_size,
-        "measures": {name: zlib.crc32((folder / f"{name}.npy").read_bytes()) for name in (*MEASURES, "overlaps")},
+        "measures": {name: _checksum(folder / f"{name}.npy") for name in (*MEASURES, "overlaps")},
     }
+
+
+def _checksum(path: Path) -> int:
+    with files.named(path):
+        return zlib.crc32(path.read_bytes())
 
 
 @dataclass(frozen=True)
@@ -105,10 +111,12 @@ def build_pack(source: Source, folder: Path, image_size: int, workers: int) -> N
         frame = problem_frame(problems)
         raise DataError(f"{len(frame)} tiles cannot be used: {describe(frame)}{_another_size(frame, count)}", frame)
     for name, values in measures.items():
-        np.save(partial / f"{name}.npy", values)
-    np.save(partial / "overlaps.npy", _overlaps(source, partial, measures))
-    ids.to_csv(partial / "ids.csv", index=False)
-    (partial / "index.json").write_text(json.dumps(pack_index(source, partial, image_size), indent=1) + "\n")
+        save_array(partial / f"{name}.npy", values)
+    save_array(partial / "overlaps.npy", _overlaps(source, partial, measures))
+    with files.named(partial / "ids.csv"):
+        ids.to_csv(partial / "ids.csv", index=False)
+    with files.named(partial / "index.json"):
+        (partial / "index.json").write_text(json.dumps(pack_index(source, partial, image_size), indent=1) + "\n")
     (partial / "journal").unlink(missing_ok=True)
     partial.rename(folder)
 
@@ -190,22 +198,31 @@ def _decoded(
         luma = _luma(source, start, pixels, [row for row, _ in problems])
         return _Block(start, pixels, luma, _measure(pixels, luma), problems)
 
-    with contextlib.ExitStack() as files:
-        store, journal = files.enter_context(open(path, "r+b")), files.enter_context(open(journal_path, "a"))
+    with contextlib.ExitStack() as opened:
+        store, journal = _opened(opened, path, "r+b"), _opened(opened, journal_path, "a")
         if source.read_luma is not None:
             _create(path.with_name("luma.npy"), shape[:3])
-            luma_store = files.enter_context(open(path.with_name("luma.npy"), "r+b"))
+            luma_store = _opened(opened, path.with_name("luma.npy"), "r+b")
             luma_first = luma_store.seek(0, os.SEEK_END) - math.prod(shape[:3])
         first = path.stat().st_size - math.prod(shape)
         for block in _ahead(read, starts, workers):
             if not block.done and not block.problems:
                 _write(store, first + block.start * math.prod(shape[1:]), block.pixels)
-                journal.write(f"{block.start} {zlib.crc32(block.pixels.data)}\n")
-                journal.flush()
+                with files.named(journal_path):
+                    journal.write(f"{block.start} {zlib.crc32(block.pixels.data)}\n")
+                    journal.flush()
             if source.read_luma is not None:
                 _write(luma_store, luma_first + block.start * math.prod(shape[1:3]), block.luma)
             yield block
-        os.fsync(store.fileno())
+        with files.named(path):
+            os.fsync(store.fileno())
+
+
+def _opened(stack: contextlib.ExitStack, path: Path, mode: str) -> IO[Any]:
+    """Open a file for the rest of a stack; whatever goes wrong when it is closed has its name."""
+    stack.enter_context(files.named(path))
+    file: IO[Any] = stack.enter_context(open(path, mode))  # noqa: SIM115
+    return file
 
 
 def _luma(source: Source, start: int, pixels: np.ndarray, damaged: Collection[int]) -> np.ndarray:
@@ -241,16 +258,17 @@ def _create(path: Path, shape: tuple[int, ...]) -> None:
     needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(f"the tiles need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
-    with open(path, "wb") as store:
+    with files.named(path), open(path, "wb") as store:
         np.lib.format.write_array_header_1_0(store, {"descr": "|u1", "fortran_order": False, "shape": shape})
         store.truncate(store.tell() + needed)
 
 
 def _write(store: BinaryIO, offset: int, pixels: np.ndarray) -> None:
     """Write through the file, not through a memmap, where a full disk would kill the process without a word."""
-    store.seek(offset)
-    store.write(pixels.data)
-    store.flush()
+    with files.named(Path(store.name)):
+        store.seek(offset)
+        store.write(pixels.data)
+        store.flush()
 
 
 def _measure(pixels: np.ndarray, luma: np.ndarray) -> dict[str, np.ndarray]:

@@ -10,10 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from histolight import files
 from histolight.errors import HistolightError
 
 # What NumPy raises on the header of a damaged file; SyntaxError and TokenError come from Python's own parser.
 UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError, MemoryError, OverflowError, TokenError)
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """Save as ``np.save`` does, which loses the system's reason where it can't write."""
+    with files.named(path), open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
+        file.write(values.tobytes())
 
 
 class Tiles:

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sys
+import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -95,16 +96,33 @@ def _server(settings: LoggerConfig) -> str:
 
 
 def _away(address: str) -> str:
-    """Say why nothing answers at an address; empty where something does."""
-    parts = urlsplit(address)
+    """Say why nothing answers at an address, or at the proxy on the way there; empty where something does."""
     try:
-        port = parts.port or {"http": 80}.get(parts.scheme, 443)
-        socket.create_connection((parts.hostname or "", port), timeout=ANSWER).close()
+        host, port = _host_and_port(address)
     except ValueError as error:
         raise RequestError(f"logger.uri={address} is no address: {error}") from error
+    proxy = _proxy(urlsplit(address).scheme, f"{host}:{port}")
+    try:
+        if proxy:
+            host, port = _host_and_port(proxy)
+        socket.create_connection((host, port), timeout=ANSWER).close()
+    except ValueError as error:
+        return f"its proxy {proxy} is no address: {error}"
     except OSError as error:
-        return system_reason(error)
+        return f"{f'its proxy {host}:{port}: ' if proxy else ''}{system_reason(error)}"
     return ""
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    return parts.hostname or "", parts.port or {"http": 80}.get(parts.scheme, 443)
+
+
+def _proxy(scheme: str, place: str) -> str:
+    """Return the proxy that the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) or the system sets."""
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(scheme) or proxies.get("all", "")
+    return "" if not proxy or urllib.request.proxy_bypass(place) else proxy
 
 
 def _kept_here(directory: Path, server: str, reason: str) -> Logger:

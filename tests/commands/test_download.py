@@ -82,6 +82,27 @@ def test_what_broke_off_is_continued_to_the_same_bytes(server, tmp_path, capsys,
     assert server.requests[1] == f"/{NAMES[0]} bytes=100000-"
 
 
+def test_two_downloads_into_one_folder_fetch_each_file_once(server, tmp_path):
+    statuses = []
+    threads = [
+        threading.Thread(target=lambda: statuses.append(data.download(tmp_path, data.FILES, data.PCAM)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == [None] * 3
+    assert contents(tmp_path) == CONTENT
+    assert len(server.requests) == 6
+
+
+def test_a_folder_that_cannot_be_written_is_named(server, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the place of the folder")
+    assert main(["download", "pcam", str(tmp_path / "file" / "below")]) == 1
+    assert "file/below can't be written (Not a directory): give another folder" in capsys.readouterr().err
+
+
 def test_a_whole_partial_file_is_only_checked(server, tmp_path):
     (tmp_path / (NAMES[2] + data.PARTIAL)).write_bytes(CONTENT[NAMES[2]])
     assert main(["download", "pcam", str(tmp_path)]) == 0

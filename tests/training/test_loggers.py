@@ -18,6 +18,7 @@ from histolight.config.schema import LoggerConfig
 from histolight.data.prepare import prepare
 from histolight.errors import InterruptionError, RequestError
 from histolight.models.classifier import Classifier
+from histolight.training import loggers
 from histolight.training.fit import check_request, train
 from histolight.training.loggers import build_logger, check_logger, closed_at_the_end
 
@@ -194,6 +195,23 @@ def test_a_server_that_is_away_from_the_beginning_costs_a_warning(small: list[st
     logger.log_metrics({"x": 1.0}, 0)
     logger.save()
     assert (tmp_path / "csv" / "metrics.csv").read_text().splitlines()[0].split(",") == ["step", "x"]
+
+
+def test_a_server_behind_a_proxy_is_asked_for_there(small: list[str], tmp_path: Path, monkeypatch, caplog) -> None:
+    for name in ("http_proxy", "all_proxy", "no_proxy", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        address = f"127.0.0.1:{proxy.getsockname()[1]}"
+        monkeypatch.setenv("HTTP_PROXY", address)
+        assert loggers._away("http://mlflow.invalid:5000") == ""
+        monkeypatch.setenv("NO_PROXY", "localhost,.invalid")
+        assert loggers._away("http://mlflow.invalid:5000") != ""
+        assert loggers._away("http://mlflow.example.invalid:5000") != ""
+        monkeypatch.setenv("NO_PROXY", "mlflow.invalid:1")
+        assert loggers._away("http://mlflow.invalid:5000") == ""
+    config = typed(compose_config([*small, "logger=mlflow", "logger.uri=http://mlflow.invalid:5000"]))
+    build_logger(config, tmp_path)
+    assert f"mlflow.invalid:5000 is away (its proxy {address}: Connection refused); the curves are kept" in caplog.text
 
 
 def test_a_server_that_goes_away_does_not_end_the_training(small, tmp_path, caplog, undrawn) -> None:
