@@ -18,7 +18,12 @@ def constant(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if key not in _COPIES:
         with torch.inference_mode(False):  # else what is copied while validating could not be used in training
             copy = values.to(like)
-        if type(copy) is not torch.Tensor:  # of an export, which may not outlive it
+        if not _lasts(copy):
             return copy
         _COPIES[key] = copy
     return _COPIES[key]
+
+
+def _lasts(copy: torch.Tensor) -> bool:
+    """Say whether it is a tensor with values, not one that stands for them while a network is exported."""
+    return type(copy) is torch.Tensor

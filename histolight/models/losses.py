@@ -40,5 +40,6 @@ def binary_loss(logits: torch.Tensor, labels: torch.Tensor, pos_weight: float, s
         pos_weight: Factor of the positive term.
         smoothing: Labels become ``label * (1 - smoothing) + smoothing / 2``.
     """
-    logits, targets = logits.float(), labels * (1 - smoothing) + smoothing / 2
+    logits = logits.float()
+    targets = labels * (1 - smoothing) + smoothing / 2 if smoothing else labels
     return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=logits.new_full((), pos_weight))

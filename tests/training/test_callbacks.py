@@ -115,3 +115,12 @@ def test_the_average_is_that_of_the_steps(
     again.setup(trainer, classifier, "fit")
     again.on_load_checkpoint(trainer, classifier, checkpoint)
     assert again._count == average._count == (4 if start == 0 else 3)
+
+
+def test_the_average_lies_where_the_training_computes(classifier: Classifier) -> None:
+    average = AveragedWeights(0.9)
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    average.setup(trainer, classifier, "fit")  # before Lightning moves the network there
+    assert average._average_model is not None
+    assert {values.device.type for values in average._average_model.parameters()} == {"meta"}
+    assert {values.device.type for values in classifier.parameters()} == {"cpu"}
