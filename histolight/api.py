@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from histolight.explanation.grad_cam import Explanation
     from histolight.inference.export_run import Export
     from histolight.models.classifier import Classifier
+    from histolight.training.embed import Embedding
 
 
 @dataclass(frozen=True)
@@ -302,6 +303,27 @@ def export(run: str | Path | Run, *, directory: str | Path | None = None) -> Exp
 
     path = _one_path(run)
     return export_run(path, _folder(directory, "export", path))
+
+
+@unchanged("lightning")
+def embed(overrides: Overrides = (), *, directory: str | Path | None = None) -> Embedding:
+    """Write the features of every tile as Parquet, as ``histolight embed`` does.
+
+    Args:
+        overrides: The tiles and the network, such as ``["data=kaggle", "data.root=DIR", "model=dinov2_s"]``.
+        directory: An unused folder; None is ``outputs/embed/NAME-TIME``.
+
+    Returns:
+        The file (``path``), how many ``tiles`` it has, and the ``width`` of their features.
+
+    Raises:
+        HistolightError: As the command.
+    """
+    from histolight.training.embed import embed as write
+
+    config = typed(compose_config(as_words(overrides)))
+    folder = new_folder(None if directory is None else str(directory), "embed", config.name)
+    return write(config, folder, progress=False)
 
 
 def _folder(directory: str | Path | None, kind: str, run: Path) -> Path:

@@ -30,7 +30,7 @@ def test_the_api_is_what_the_page_says_and_every_function_stands_there() -> None
     text = PAGE.read_text(encoding="utf-8")
     functions = [name for name in histolight.__all__ if name[0].islower()]
     assert functions == [
-        "compare", "evaluate", "explain", "export", "load_run", "load_tiles", "predict", "sweep", "train"
+        "compare", "embed", "evaluate", "explain", "export", "load_run", "load_tiles", "predict", "sweep", "train"
     ]  # fmt: skip
     assert all(f"histolight.{name}(" in text for name in functions)
 

@@ -45,7 +45,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 import histolight
 
-@hydra.main(config_path="mine", config_name="config", version_base="1.2")
+@hydra.main(config_path="mine", config_name="config", version_base="1.4")
 def main(config):
     before = HydraConfig.get()
     assert GlobalHydra.instance().is_initialized()
@@ -127,7 +127,7 @@ def callers_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     torch.backends.cudnn.benchmark = False
     monkeypatch.setenv("PL_GLOBAL_SEED", "77")
     earlier = signal.signal(signal.SIGTERM, lambda *_: None)
-    with matplotlib.rc_context({"figure.dpi": 77}), initialize_config_dir(str(tmp_path / "mine"), version_base="1.2"):
+    with matplotlib.rc_context({"figure.dpi": 77}), initialize_config_dir(str(tmp_path / "mine"), version_base="1.4"):
         yield handler
     signal.signal(signal.SIGTERM, earlier)
     torch.set_float32_matmul_precision(before[0])
@@ -155,6 +155,9 @@ def functions(place: Path) -> dict[str, Callable[[], Any]]:
         "predictions": lambda: histolight.load_run(place / "run").predictions(),
         "config": lambda: histolight.load_run(place / "run").config,
         "load_tiles": lambda: histolight.load_tiles([*data, "data.cache=new"]),
+        "embed": lambda: histolight.embed(
+            [*data, f"model.weights={place / 'run' / 'checkpoints' / 'best.ckpt'}"], directory="features"
+        ),
         "evaluate": lambda: histolight.evaluate(place / "run", directory="evaluation"),
         "predict": lambda: histolight.predict(
             place / "run", ["data=folder", f"data.root={place / 'tiles' / '0'}"], directory="prediction"
@@ -179,6 +182,7 @@ def test_every_function_of_the_api_is_looked_at(place: Path) -> None:
         "predictions",
         "config",
         "load_tiles",
+        "embed",
         "evaluate",
         "predict",
         "explain",
