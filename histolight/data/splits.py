@@ -257,7 +257,7 @@ def _hold_out_components(
     if largest > max(fraction, 1 - fraction) * len(pool):
         way = f"use at most {math.floor(works * 100) / 100:.2f}" if works >= 0.01 else "no fraction works"
         raise RequestError(f"{key} of {len(pool)} tiles: {_TOO_LARGE.format(largest)}; {way}, {_WAYS_ON}")
-    chosen = _deal(pool, labels, components, np.array([fraction, 1 - fraction]), seed)[0]
+    chosen = deal(pool, labels, components, np.array([fraction, 1 - fraction]), seed)[0]
     if abs(len(chosen) / len(pool) - fraction) > 0.05:
         log.warning(
             "%s: %.0f %% of the tiles are held out, as overlapping tiles stay together, up to %d of them",
@@ -279,20 +279,30 @@ def _component_folds(
         most = len(pool) // largest
         way = f"use at most data.folds={most}" if most >= 2 else "no number of folds works"
         raise RequestError(f"{key} of {len(pool)} tiles: {_TOO_LARGE.format(largest)}; {way}, {_WAYS_ON}")
-    return _deal(pool, labels, components, np.full(count, 1 / count), seed)
+    return deal(pool, labels, components, np.full(count, 1 / count), seed)
 
 
 def _largest(pool: np.ndarray, components: np.ndarray) -> int:
     return int(np.unique(components[pool], return_counts=True)[1].max())
 
 
-def _deal(
+def deal(
     pool: np.ndarray, labels: np.ndarray, components: np.ndarray, shares: np.ndarray, seed: int
 ) -> list[np.ndarray]:
     """Deal whole components into parts of given shares, so that each part has its share of both classes.
 
     Components go, larger ones first, where they add least to the sum over parts and classes of tiles^2 / share, which
     is smallest when all have their shares; single tiles then fill what is missing.
+
+    Args:
+        pool: (n,) int, the tiles to deal.
+        labels: (N,) 0 or 1, of all tiles.
+        components: (N,) the component of each.
+        shares: Of the parts, adding up to 1.
+        seed: Decides among equal ways.
+
+    Returns:
+        The tiles of each part.
     """
     random = np.random.default_rng(seed)
     codes = pd.factorize(components[pool])[0]

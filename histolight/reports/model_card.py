@@ -126,6 +126,8 @@ def known_limits(metrics: dict[str, Any], config: dict[str, Any]) -> list[str]:
         ece = metrics[lead]["ece"]["value"]
         if ece > POORLY_CALIBRATED:
             limits.append(f"A score is not a probability here: on average the two are {ece:.3f} apart (ECE).")
+    if adapted := metrics.get("adapted"):
+        limits.append(f"The figures are of a network {adapted['sentence']}: on other tiles it must be adapted anew.")
     if lead == "val" and metrics.get("split") != "other":
         limits.append("There is no test part: the figures are of the tiles on which the epoch was chosen.")
     return limits
