@@ -1,10 +1,10 @@
 """Do the tests notice? Change the splits, the statistics and the ranking a little, and run the tests of that place.
 
 A mutant is a module with one comparison, sum, number, name, condition or returned value changed; texts are left alone.
-It is asked those tests of its module that enter the changed function, the quick ones first, and is killed when one
-fails or takes ten times as long (and ten seconds more). A mutant that no test enters survives. Survivors are printed
-with their line: either a test is missing, or the change makes no difference. Exit status 1 when one survives, or when
-the tests fail without a change.
+It is asked those tests of its module that enter the changed function, the quick ones first, for a few seconds of CPU
+altogether, and is killed when one fails or takes ten times as long (and ten seconds more). A mutant that no test enters
+survives, and so does one that only a longer test would notice. Survivors are printed with their line: either a test is
+missing, or the change makes no difference. Exit status 1 when one survives, or when the tests fail without a change.
 
     python benchmarks/mutate.py 40        # 40 of the mutants of each module, drawn at random
     python benchmarks/mutate.py 0         # all of them; Ctrl-C ends it with the modules so far
@@ -43,24 +43,25 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = str(ROOT / "histolight") + os.sep
 IMPORTED = "captum.attr h5py hydra lightning matplotlib.figure pandas scipy.optimize sklearn.metrics torch torchmetrics"
 IMPORTED += " sklearn.linear_model sklearn.model_selection tensorboard.backend.event_processing.event_accumulator"
-STATISTICS = "tests/statistics/test_"
-RANKING = ["tests/ranking/test_ranking.py", "tests/ranking/test_runs.py", "tests/ranking/test_page.py"]
+RANKING = [f"tests/ranking/test_{name}.py" for name in ("words", "ranking", "runs", "page")]
+STATISTICS = [
+    f"tests/statistics/test_{name}.py"
+    for name in ("calibration", "figures", "intervals", "metrics", "slides", "verdict")
+]
 FILES = {
     "histolight/data/splits.py": [
         f"tests/data/test_{name}.py" for name in ("splits", "given_splits", "rare_classes", "domains")
     ],
     **{
-        f"histolight/statistics/{name}.py": [f"{STATISTICS}{name}.py"]
-        for name in ("calibration", "intervals", "metrics", "slides", "verdict")
+        f"histolight/statistics/{name}.py": STATISTICS
+        for name in ("calibration", "clusters", "figures", "intervals", "metrics", "planning", "slides", "verdict")
     },
-    "histolight/statistics/clusters.py": [f"{STATISTICS}intervals.py", f"{STATISTICS}verdict.py"],
-    "histolight/statistics/figures.py": [f"{STATISTICS}{name}.py" for name in ("figures", "metrics", "intervals")],
-    "histolight/statistics/planning.py": [f"{STATISTICS}verdict.py", *RANKING],
     **{
         f"histolight/ranking/{name}.py": RANKING
         for name in ("answer", "figures", "page", "plan", "ranking", "rows", "runs", "tables")
     },
 }
+ASKED = 4.0  # seconds of CPU of the tests that a mutant is asked
 OPPOSITE = [
     "Lt",
     "LtE",
@@ -104,9 +105,11 @@ def main(count: str = "40", *modules: str) -> int:
                 for place in random.Random(0).sample(there, min(int(count) or len(there), len(there)))
             ]
             answers = tqdm(try_mutants(paths, drawn), total=len(drawn), unit="mutant", leave=False, disable=None)
-            survivors = sorted(one for one, lives in answers if lives)
-            for one in survivors:
-                print(describe(*one), file=sys.stderr, flush=True)
+            survivors = []
+            for one, lives in answers:
+                if lives:
+                    survivors.append(one)
+                    tqdm.write(describe(*one), file=sys.stderr)
             for path in paths:
                 tried, survived = (sum(one[0] == path for one in ones) for ones in (drawn, survivors))
                 print_row(path, len(places[path]), tried, tried - survived, survived)
@@ -114,24 +117,39 @@ def main(count: str = "40", *modules: str) -> int:
     return status
 
 
+Tests = dict[str, tuple[float, set[tuple[str, str]]]]  # seconds of CPU, and files and functions entered
+
+
 def try_mutants(paths: list[str], drawn: list[tuple[str, int]]) -> Iterator[tuple[tuple[str, int], bool]]:
     """Say of each mutant whether it lives, those of functions first."""
     listed = {path: changes(ast.parse(Path(path).read_text())) for path in paths}
     inside = [(path, place) for path, place in drawn if listed[path][place][1]]
     answers = in_fork(lambda send: run_pytest(paths, Trial(inside, send)))
-    seconds = next(answers, None)
-    if seconds is None:
+    tests = next(answers, None)
+    if tests is None:
         raise SystemExit(f"without a change fails: pytest {' '.join([*paths, *FILES[paths[0]]])}")
     yield from answers
     for one in drawn:
         if one not in inside:
-            finder = Finder(*one, seconds)
+            finder = Finder(*one, tests_of(tests, str(ROOT / one[0]), None))
             yield one, any(in_fork(lambda send, finder=finder: send(run_pytest(paths, finder) == 0)))
+
+
+def tests_of(tests: Tests, file: str, function: str | None) -> dict[str, float]:
+    """Choose the tests that enter a function (or any one of a file), quick ones first, with their seconds of CPU."""
+    chosen: dict[str, float] = {}
+    for name, (seconds, entered) in sorted(tests.items(), key=lambda test: test[1][0]):
+        if (
+            any(one == (file, one[1] if function is None else function) for one in entered)
+            and sum(chosen.values()) + seconds <= ASKED
+        ):
+            chosen[name] = seconds
+    return chosen
 
 
 def run_pytest(paths: list[str], plugin: object) -> int:
     """Run the tests of some modules and their examples."""
-    return pytest.main(["-n0", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *paths, *FILES[paths[0]]], [plugin])
+    return pytest.main(["-n0", "-q", "--tb=no", "-p", "no:cacheprovider", *paths, *FILES[paths[0]]], [plugin])
 
 
 def in_fork(work: Callable[[Callable[[Any], None]], object]) -> Iterator[Any]:
@@ -154,7 +172,7 @@ def in_fork(work: Callable[[Callable[[Any], None]], object]) -> Iterator[Any]:
 
 
 def passes(item: pytest.Item, seconds: float) -> bool:
-    """Run one test, with fixtures of its own; more seconds of CPU end the process."""
+    """Run one test, with fixtures of its own; SIGPROF comes after some seconds of CPU."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
     return not item.session.testsfailed
@@ -163,7 +181,7 @@ def passes(item: pytest.Item, seconds: float) -> bool:
 class Trial:
     """Tries mutants of functions on the tests that pytest has collected; a plugin of pytest.
 
-    It sends the CPU seconds of each test, and each mutant with whether it lives; nothing where a test fails.
+    It sends what it measured of the tests, and each mutant with whether it lives; nothing where a test fails.
     """
 
     def __init__(self, mutants: list[tuple[str, int]], send: Callable[[Any], None]) -> None:
@@ -171,29 +189,35 @@ class Trial:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:  # noqa: D102
-        tests = list(in_fork(lambda send: measure(session, send)))
-        if session.testsfailed or len(tests) < len(session.items):
+        tests: Tests = next(in_fork(lambda send: send(measure(session))), {})
+        if session.testsfailed or not tests:
             return True
-        self.send({item.nodeid: seconds for item, (seconds, _) in zip(session.items, tests, strict=True)})
-        quick_first = sorted(zip(session.items, tests, strict=True), key=lambda pair: pair[1][0])
+        self.send(tests)
+        items = {item.nodeid: item for item in session.items}
         live = [one for one in gc.get_objects() if isinstance(one, FunctionType)]
         for path, place in self.mutants:
             file, name = str(ROOT / path), changes(ast.parse(Path(path).read_text()))[place][1]
             code = {one.co_firstlineno: one for one in codes(mutant(path, place)) if one.co_qualname == name}
             same = [one for one in live if (one.__code__.co_filename, one.__code__.co_qualname) == (file, name)]
-            asked = [(item, 10 * seconds + 10) for item, (seconds, entered) in quick_first if (file, name) in entered]
+            asked = tests_of(tests, file, name)
 
             def ask(send: Callable[[Any], None]) -> None:
                 for one in same:  # noqa: B023
                     one.__code__ = code[one.__code__.co_firstlineno]  # noqa: B023
-                send(all(passes(*test) for test in asked))  # noqa: B023
+                send(all(passes(items[name], 10 * seconds + 10) for name, seconds in asked.items()))  # noqa: B023
 
             self.send(((path, place), any(in_fork(ask))))
         return True
 
 
-def measure(session: pytest.Session, send: Callable[[Any], None]) -> None:
-    """Send the CPU seconds of each test, and the functions that it enters."""
+class TooLongError(BaseException):
+    """A test takes more time than a mutant is given."""
+
+
+def measure(session: pytest.Session) -> Tests:
+    """Measure those tests that do not take too long; empty where one fails."""
+    tests: Tests = {}
+    late: list[pytest.Item] = []
     for item in session.items:
         entered: set[tuple[str, str]] = set()
 
@@ -202,13 +226,23 @@ def measure(session: pytest.Session, send: Callable[[Any], None]) -> None:
             if code.co_filename.startswith(OURS):
                 entered.add((code.co_filename, code.co_qualname.partition(".<locals>")[0]))  # noqa: B023
 
+        def stop(*_: object) -> None:
+            late.append(item)  # noqa: B023
+            raise TooLongError
+
+        signal.signal(signal.SIGPROF, stop)
         started = time.process_time()
         sys.settrace(note)
-        passed = passes(item, 3600)
+        passed = passes(item, ASKED)
         sys.settrace(None)
-        if not passed:
-            return
-        send((time.process_time() - started, entered))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        if late[-1:] == [item]:
+            session.testsfailed = 0
+        elif not passed:
+            return {}
+        else:
+            tests[item.nodeid] = time.process_time() - started, entered
+    return tests
 
 
 class Finder(importlib.abc.MetaPathFinder):
@@ -223,7 +257,9 @@ class Finder(importlib.abc.MetaPathFinder):
         sys.meta_path.insert(0, self)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:  # noqa: D102
-        items.sort(key=lambda item: self.seconds[item.nodeid])
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self.seconds), key=lambda item: self.seconds[item.nodeid]
+        )
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:  # noqa: D102
         signal.setitimer(signal.ITIMER_PROF, 10 * self.seconds[item.nodeid] + 10)

@@ -1,0 +1,249 @@
+"""Sentences and cells of rankings that are made in memory, with AUROCs and variances that are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from histolight.ranking.answer import answer, context, gaps, headline, joined, unit_text
+from histolight.ranking.plan import plan_of, scaled
+from histolight.ranking.ranking import Ranking
+from histolight.ranking.rows import Pair, Row
+from histolight.ranking.runs import ScoredRun, ScoredTiles, Unranked, with_defaults
+from histolight.ranking.tables import counts_text, domain_table, further_table, main_table, method, unranked_table
+from histolight.statistics.verdict import AurocCovariance, verdict_of_configurations, verdict_of_trainings
+
+HOLD_OUT = [(None, 0)]
+SEEDS = [(None, 0), (None, 1), (None, 2)]
+
+
+def ranking_of(
+    aurocs: list[float],
+    variance: float,
+    pairs: list[Pair] = HOLD_OUT,
+    slides: int = 0,
+    split: str = "random",
+    freedom: float = 50.0,
+    **changes: Any,
+) -> Ranking:
+    """Rank rows a, b, c... whose independent AUROCs have one variance over 100 tiles, and do not differ by seed."""
+    labels = np.tile(np.array([0, 1], np.int8), 50)
+    names = np.array([f"s{number % slides}" for number in range(100)], object) if slides else None
+    tiles = ScoredTiles("key", np.array([f"{n:03d}" for n in range(100)], object), labels, names, names)
+    rows = []
+    for number, auroc in enumerate(aurocs):
+        name, runs = "abcdefgh"[number], []
+        for fold, seed in pairs:
+            config = with_defaults({"model": {"name": name}, "data": {"fold": fold}, "seed": seed})
+            metrics = {"split": split, "val": {"auroc": {"value": auroc}}, "seconds": 90.0, "parameters": 2_500_000}
+            run = ScoredRun(Path(f"{name}{fold}{seed}"), config, metrics)
+            run.tiles, run.scores = tiles, np.random.default_rng(seed).random(100, np.float32)
+            runs.append(run)
+        rows.append(Row(runs[0].config, runs, "val", name))
+    configurations = len(pairs) >= 3 and len({fold for fold, _ in pairs}) == 1
+    count = len(pairs) if configurations else 1
+    flat = np.repeat(aurocs, count)
+    matrix = np.kron(np.eye(len(aurocs)), np.full((count, count), variance))
+    covariance = AurocCovariance(flat, matrix, freedom, freedom + 1, np.zeros(len(flat)), 0.04)
+    judge = verdict_of_configurations if configurations else verdict_of_trainings
+    verdict = judge(flat.reshape(-1, count) if configurations else flat, matrix, freedom)
+    return Ranking(rows, verdict, covariance, "val", ["model.name"], changes.pop("unranked", []), **changes)
+
+
+@pytest.mark.parametrize(
+    ("aurocs", "pairs", "expected"),
+    [
+        (
+            [0.9, 0.89, 0.5],
+            HOLD_OUT,
+            "2 of these 3 trainings may be the best on other tiles like these and can't be told apart: a and b. "
+            "The other is worse.",
+        ),
+        (
+            [0.9, 0.9, 0.9, 0.89, 0.5, 0.5],
+            [(0, 0), (1, 0)],
+            "4 of these 6 rows of 2 trainings may be the best on other tiles like these and can't be told apart: "
+            "a, b, c and d. The 2 others are worse.",
+        ),
+        (
+            [0.9, 0.9, 0.9, 0.9, 0.89, 0.5],
+            HOLD_OUT,
+            "5 of these 6 trainings may be the best on other tiles like these and can't be told apart. "
+            "The other is worse.",
+        ),
+        (
+            [0.9, 0.5, 0.5],
+            HOLD_OUT,
+            "This training of a is the best of these 3 trainings on other tiles like these: every other is worse (all "
+            "claims together at 95 %).",
+        ),
+        (
+            [0.9, 0.5, 0.5],
+            [(0, 0), (1, 0)],
+            "These 2 trainings of a are the best of these 3 rows of 2 trainings on other tiles like these: every other "
+            "is worse (all claims together at 95 %).",
+        ),
+        ([0.9, 0.9], SEEDS, "These 2 configurations (3 seeds each) can't be told apart on other tiles like these."),
+    ],
+)
+def test_the_headline_counts_and_names_the_set_of_the_best(aurocs, pairs, expected) -> None:
+    assert headline(ranking_of(aurocs, 1e-4, pairs)) == expected
+
+
+@pytest.mark.parametrize(
+    ("pairs", "begins"),
+    [
+        (HOLD_OUT, "This training of a has an AUROC of 0.9000 [0.8"),
+        ([(0, 0), (1, 0)], "These 2 trainings of a have an AUROC of 0.9000 [0.8"),
+        (SEEDS, "The configuration a has an AUROC of 0.9000 [0.8"),
+    ],
+)
+def test_one_row_has_its_interval(pairs, begins) -> None:
+    ranking = ranking_of([0.9], 1e-4, pairs)
+    assert headline(ranking).startswith(begins)
+    assert headline(ranking).endswith("there is no other row to rank.")
+    assert context(ranking)[0].startswith("The epoch of each run was chosen")
+    assert main_table(ranking).columns == ["rank", "row", "AUROC"]
+    assert main_table(ranking).marked == 0
+
+
+def test_three_rows_are_said_to_be_worse_one_by_one_and_the_others_together() -> None:
+    ranking = ranking_of([0.95, 0.8, 0.75, 0.7, 0.6, 0.5], 1e-4)
+    sentences = gaps(ranking)
+    assert [sentence.split(";")[0] for sentence in sentences[:3]] == [
+        "This training of a scored 0.1500 above this training of b",
+        "This training of a scored 0.2000 above this training of c",
+        "This training of a scored 0.2500 above this training of d",
+    ]
+    assert ranking.verdict is not None
+    low, high = ranking.verdict.low[0, 1], ranking.verdict.high[0, 1]
+    assert sentences[0].endswith(f"expected on other tiles like these {low:.4f} to {high:.4f} (simultaneous 95 %).")
+    assert sentences[3] == (
+        f"The 2 trainings below these are each worse than a better one by {ranking.verdict.low[0, 4]:.4f} or more on "
+        "other tiles like these (simultaneous 95 %)."
+    )
+    assert len(sentences) == 4
+    assert len(gaps(ranking_of([0.95, 0.8, 0.75, 0.7], 1e-4))) == 3
+    assert gaps(ranking_of([0.95, 0.8], 1e-4, SEEDS))[0].startswith("The configuration a scored 0.1500 above the conf")
+    assert " and with other seeds 0." in gaps(ranking_of([0.95, 0.8], 1e-4, SEEDS))[0]
+
+
+def test_the_answer_begins_with_the_headline_and_does_not_repeat_it() -> None:
+    sentences = answer(ranking_of([0.9, 0.5], 1e-4))
+    assert sentences[0].startswith("This training of a scored 0.4000 above this training of b")
+    assert len(set(sentences)) == len(sentences)
+    assert sentences[1] == "Measured on 100 validation tiles (random split)."
+    assert sentences[2] == "Whether a's settings are better needs three seeds."
+    apart = answer(ranking_of([0.9, 0.89], 1e-4))
+    assert apart[1] == "Their AUROCs run from 0.8900 to 0.9000 on 100 validation tiles (random split)."
+    assert apart[3] == "Whether one row's settings are better needs three seeds."
+    folds = answer(ranking_of([0.9, 0.89], 1e-4, [(0, 0), (1, 0)]))
+    assert "Folds share training tiles: whether one row's settings are better needs three seeds of one split." in folds
+
+
+def test_what_would_tell_a_difference_is_said_with_tiles_slides_and_seeds() -> None:
+    trainings = context(ranking_of([0.9, 0.89], 1e-4))[1]
+    # Of normal scores: 0.01 / sqrt(2e-4) = 0.71 is seen with a power of 10 %, four times as much with one of 80 %.
+    assert trainings == (
+        "Not told apart does not mean equal. A true difference of 0.01 had a chance of 10 % to be seen here; about "
+        "1,600 tiles in place of 100 would make that 80 %."
+    )
+    slides = context(ranking_of([0.9, 0.89], 1e-4, slides=20, split="slide"))[1]
+    assert "about 320 slides in place of 20 would make" in slides
+    sure = context(ranking_of([0.9, 0.9], 1e-7))
+    assert "Not told apart does not mean equal." in sure
+    assert not any("A true difference" in sentence for sentence in sure)
+
+
+def test_seeds_that_change_nothing_are_named() -> None:
+    ranking = ranking_of([0.9, 0.9], 1e-4, SEEDS)
+    assert not any("same for every seed" in sentence for sentence in context(ranking))
+    for run in ranking.rows[1].runs:
+        run.scores = ranking.rows[1].runs[0].scores
+    said = "are the same for every seed: what is stated of them holds for these training tiles."
+    assert f"The scores of b {said}" in context(ranking)
+    many = ranking_of([0.9] * 4, 1e-4, SEEDS)
+    for row in many.rows:
+        for run in row.runs:
+            run.scores = row.runs[0].scores
+    assert f"The scores of 4 rows {said}" in context(many)
+
+
+def test_lists_and_units_are_written_out() -> None:
+    assert [joined(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+    assert joined(["a, lr 1", "b"]) == "a, lr 1 and b"
+    assert joined(["a, lr 1", "b", "c"]) == "a, lr 1; b and c"
+    units = [unit_text(ranking_of([0.9, 0.8], 1e-4, pairs)) for pairs in (HOLD_OUT, [(0, 0), (1, 0)], SEEDS)]
+    assert units == ["one training", "the mean of 2 trainings", "a configuration, by 3 seeds"]
+    assert [scaled(multiple, 400) for multiple in (1.01, 2.6, 26)] == ["410", "1,100", "11,000"]
+    assert scaled(1.5, 4) == "6"
+
+
+def test_tables_count_runs_rows_and_folders() -> None:
+    unranked = [Unranked("x", [Path("x0"), Path("x1"), Path("x2")], "incomplete", "why")]
+    ranking = ranking_of([0.9, 0.5], 1e-4, SEEDS, unranked=unranked)
+    assert counts_text(ranking) == "6 runs in 2 rows, 1 not ranked"
+    assert counts_text(ranking_of([0.9], 1e-4)) == "1 run in 1 row, 0 not ranked"
+    assert [str(cell) for cell in unranked_table(ranking).rows[0]] == ["x", "incomplete", "why", "x0 and 2 more"]
+    table = main_table(ranking)
+    assert table.columns == ["rank", "model", "AUROC", "verdict"]
+    assert str(table.rows[0][3]) == "the best"
+    assert str(table.rows[1][3]).startswith("0.4000 below the first row [")
+    assert table.marked == 1
+    further = further_table(ranking)
+    cells = dict(zip(further.columns, map(str, further.rows[0]), strict=True))
+    costs = {"parameters": "2.50 M", "training s": "90", "tiles/s": "n/a"}
+    assert cells.items() >= {"model": "a", "accuracy": "n/a", **costs}.items()
+
+
+def test_the_row_that_another_is_below_is_the_highest_one_surely_above_it() -> None:
+    ranking = ranking_of([0.90, 0.89, 0.87, 0.7], 2e-4)
+    assert ranking.verdict is not None
+    assert ranking.verdict.best.tolist() == [True, True, True, False]
+    assert str(main_table(ranking).rows[3][3]).startswith("0.2000 below the first row")
+    assert [str(row[0]) for row in main_table(ranking).rows] == ["1-3", "1-3", "1-3", "4"]
+
+
+def test_domains_stand_with_the_worst_first_and_with_the_mean_of_the_runs() -> None:
+    ranking = ranking_of([0.9, 0.8], 1e-4, [(None, 0), (None, 1)])
+    assert domain_table(ranking) is None
+    for row, base in zip(ranking.rows, (0.9, 0.8), strict=True):
+        for run, more in zip(row.runs, (0.0, 0.02), strict=True):
+            domains = {"near": base + more, "far": base - 0.3 + more}
+            run.metrics["val_by_domain"] = [
+                *({"domain": name, "auroc": {"value": value}} for name, value in domains.items()),
+                {"domain": "one class", "auroc": None},
+            ]
+    table = domain_table(ranking)
+    assert table is not None
+    assert table.columns == ["model", "far", "near"]
+    assert [[str(cell) for cell in row] for row in table.rows] == [
+        ["a", "0.6100", "0.9100"],
+        ["b", "0.5100", "0.8100"],
+    ]
+
+
+def test_the_method_names_what_the_variance_is_taken_over() -> None:
+    assert method(ranking_of([0.9, 0.8], 1e-4)) == (
+        "covariance of AUROCs over tiles (DeLong 1988); t with nu1 = 50.0, 95% for all claims together"
+    )
+    assert method(ranking_of([0.9, 0.8, 0.7], 1e-4, SEEDS, slides=10, split="slide")) == (
+        "covariance of AUROCs clustered by slide (Obuchowski 1997), with seeds as readers nested in configurations "
+        "(Hillis 2014); t with nu1 = 50.0, Holm over all 3 pairs, 95% for all claims together"
+    )
+    assert method(ranking_of([0.9, 0.9], 0.0)) == "none: the rows order the tiles alike: no difference has a variance"
+    assert method(ranking_of([0.9], 1e-4)).startswith("covariance")
+
+
+def test_a_plan_from_one_row_assumes_a_correlation_and_a_spread_of_seeds() -> None:
+    one = plan_of(ranking_of([0.9], 1e-4))
+    assert (one.rows, one.seeds, one.degrees_of_freedom) == (2, 1, 50.0)
+    assert (one.seed_variance, one.tile_variance) == pytest.approx((1e-4, 1e-4))
+    two = plan_of(ranking_of([0.9, 0.8], 1e-4))
+    assert (two.rows, two.seeds) == (2, 1)
+    assert (two.seed_variance, two.tile_variance) == pytest.approx((1e-4, 2e-4))
+    seeds = plan_of(ranking_of([0.9], 1e-4, SEEDS))
+    assert (seeds.seeds, seeds.seed_variance) == (3, 0.0)
