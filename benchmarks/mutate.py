@@ -46,7 +46,7 @@ IMPORTED += " sklearn.linear_model sklearn.model_selection tensorboard.backend.e
 RANKING = [f"tests/ranking/test_{name}.py" for name in ("words", "ranking", "runs", "page")]
 STATISTICS = [
     f"tests/statistics/test_{name}.py"
-    for name in ("calibration", "figures", "intervals", "metrics", "slides", "verdict")
+    for name in ("calibration", "figures", "intervals", "metrics", "planning", "slides", "verdict")
 ]
 FILES = {
     "histolight/data/splits.py": [

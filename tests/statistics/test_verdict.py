@@ -1,5 +1,6 @@
 import math
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,9 +8,10 @@ from scipy import stats
 
 from histolight.errors import HistolightError, RequestError
 from histolight.statistics.figures import metric_intervals
-from histolight.statistics.intervals import auroc_with_variance
+from histolight.statistics.intervals import auroc_ends, auroc_with_variance
 from histolight.statistics.planning import Plan, plan_like, power, seeds_needed, tiles_needed
 from histolight.statistics.verdict import (
+    AurocCovariance,
     auroc_covariance,
     combine_folds,
     holm,
@@ -326,6 +328,34 @@ def test_folds_are_averaged():
         combine_folds([parts[0], auroc_covariance(*simulated(2, 90, 12))])
     with pytest.raises(RequestError, match="no folds"):
         combine_folds([])
+
+
+def test_two_folds_by_hand():
+    def fold(auroc, variance, hardest, n_eff, share):
+        return AurocCovariance(np.array([auroc]), np.array([[variance]]), n_eff - 1, n_eff, np.array([hardest]), share)
+
+    whole = combine_folds([fold(0.9, 4e-4, 0.02, 5.0, 0.1), fold(0.8, 2e-4, 0.05, 10.0, 0.3)])
+    assert (whole.aurocs[0], whole.covariance[0, 0], whole.hardest[0]) == pytest.approx((0.85, 1.5e-4, 0.025))
+    assert whole.share == pytest.approx(0.1)
+    # Variances as 1/5 and 1/10: Satterthwaite's (1/5 + 1/10)^2 / ((1/5)^2 / 4 + (1/10)^2 / 9).
+    assert whole.degrees_of_freedom == pytest.approx(8.1)
+    assert whole.n_eff == pytest.approx(9.1)
+    lacking = combine_folds([fold(0.9, 4e-4, 0.02, 5.0, 0.1), replace(fold(0.8, math.nan, 0, 1.0, 1.0), lack="why")])
+    assert (lacking.degrees_of_freedom, lacking.n_eff, lacking.lack) == (0.0, 1.0, "why")
+
+
+def test_intervals_of_configurations_by_hand():
+    # Variances between seeds of 4e-4 and 1e-4; pooled it is their mean, which counts for the second row.
+    aurocs, within = np.array([[0.88, 0.90, 0.92], [0.79, 0.80, 0.81]]), 2e-4
+    matrix = np.kron(np.eye(2), np.full((3, 3), within))
+    hardest = np.array([0.01, 0.02, 0.03, 0.0, 0.0, 0.0])
+    verdict = verdict_of_configurations(aurocs, matrix, 30, hardest=hardest, share=0.001)
+    pooled = max(2.5e-4, math.sqrt(17e-8 / 2 * 2 / 4))
+    spread = np.maximum([4e-4, 1e-4], pooled)
+    variance = spread / 3 + within
+    freedom = variance**2 / ((pooled**2 / 2 + (spread - pooled) ** 2) / 2 / 9 + within**2 / 30)
+    low, high = auroc_ends(np.array([0.9, 0.8]), variance, freedom, np.array([0.02, 0.0]), 0.001)
+    assert (verdict.row_low, verdict.row_high) == (pytest.approx(low), pytest.approx(high))
 
 
 def test_lack_is_passed_on():
