@@ -1,13 +1,14 @@
 """Do the tests notice? Change the splits, the statistics and the ranking a little, and run the tests of that place.
 
 A mutant is a module with one comparison, sum, number, name, condition or returned value changed; texts are left alone.
-It is asked those tests of its module that enter the changed function, the quick ones first, for a few seconds of CPU
-altogether, and is killed when one fails or takes ten times as long (and ten seconds more). A mutant that no test enters
-survives, and so does one that only a longer test would notice. Survivors are printed with their line: either a test is
-missing, or the change makes no difference. Exit status 1 when one survives, or when the tests fail without a change.
+It is asked those tests of its module that reach the changed statement, the quick ones first, for a few seconds of CPU
+altogether, and is killed when one fails or takes ten times as long (and ten seconds more). A mutant that no test
+reaches survives, and so does one that only a longer test would notice. Survivors are printed with their line: either a
+test is missing, or the change makes no difference. Exit status 1 when one survives, or when the tests fail without a
+change.
 
     python benchmarks/mutate.py 40        # 40 of the mutants of each module, drawn at random
-    python benchmarks/mutate.py 0         # all of them; Ctrl-C ends it with the modules so far
+    python benchmarks/mutate.py 0         # all of them; Ctrl-C ends it with the table so far
     python benchmarks/mutate.py 8 histolight/statistics/metrics.py    # of these modules only
 
 Every mutant is a fork. One of a function is a fork of a process that has collected the tests: the function, wherever
@@ -62,6 +63,7 @@ FILES = {
     },
 }
 ASKED = 4.0  # seconds of CPU of the tests that a mutant is asked
+LONGEST = 1.5  # of one of them
 OPPOSITE = [
     "Lt",
     "LtE",
@@ -96,31 +98,31 @@ def main(count: str = "40", *modules: str) -> int:
     together: dict[tuple[str, ...], list[str]] = {}  # modules that have the same tests
     for path in modules or FILES:
         together.setdefault(tuple(FILES[path]), []).append(path)
-    with contextlib.suppress(KeyboardInterrupt):  # what was printed until then stands
-        for paths in together.values():
-            places = {path: range(len(changes(ast.parse(Path(path).read_text())))) for path in paths}
-            drawn = [
-                (path, place)
-                for path, there in places.items()
-                for place in random.Random(0).sample(there, min(int(count) or len(there), len(there)))
-            ]
-            answers = tqdm(try_mutants(paths, drawn), total=len(drawn), unit="mutant", leave=False, disable=None)
-            survivors = []
-            for one, lives in answers:
+    for paths in together.values():
+        places = {path: range(len(changes(ast.parse(Path(path).read_text())))) for path in paths}
+        drawn = [
+            (path, place)
+            for path, there in places.items()
+            for place in random.Random(0).sample(there, min(int(count) or len(there), len(there)))
+        ]
+        answers: dict[Mutant, bool] = {}
+        with contextlib.suppress(KeyboardInterrupt):  # the table is of what was tried until then
+            for one, lives in tqdm(try_mutants(paths, drawn), total=len(drawn), unit="mutant", disable=None):
+                answers[one] = lives
                 if lives:
-                    survivors.append(one)
                     tqdm.write(describe(*one), file=sys.stderr)
-            for path in paths:
-                tried, survived = (sum(one[0] == path for one in ones) for ones in (drawn, survivors))
-                print_row(path, len(places[path]), tried, tried - survived, survived)
-            status |= bool(survivors)
+        for path in paths:
+            of_module = [lives for one, lives in answers.items() if one[0] == path]
+            print_row(path, len(places[path]), len(of_module), of_module.count(False), of_module.count(True))
+        status |= any(answers.values())
     return status
 
 
-Tests = dict[str, tuple[float, set[tuple[str, str]]]]  # seconds of CPU, and files and functions entered
+Mutant = tuple[str, int]  # module and place
+Tests = dict[str, tuple[float, set[tuple[str, int]]]]  # seconds of CPU, and files and lines reached
 
 
-def try_mutants(paths: list[str], drawn: list[tuple[str, int]]) -> Iterator[tuple[tuple[str, int], bool]]:
+def try_mutants(paths: list[str], drawn: list[Mutant]) -> Iterator[tuple[Mutant, bool]]:
     """Say of each mutant whether it lives, those of functions first."""
     listed = {path: changes(ast.parse(Path(path).read_text())) for path in paths}
     inside = [(path, place) for path, place in drawn if listed[path][place][1]]
@@ -131,18 +133,15 @@ def try_mutants(paths: list[str], drawn: list[tuple[str, int]]) -> Iterator[tupl
     yield from answers
     for one in drawn:
         if one not in inside:
-            finder = Finder(*one, tests_of(tests, str(ROOT / one[0]), None))
+            finder = Finder(*one, tests_of(tests, str(ROOT / one[0]), range(10**6)))
             yield one, any(in_fork(lambda send, finder=finder: send(run_pytest(paths, finder) == 0)))
 
 
-def tests_of(tests: Tests, file: str, function: str | None) -> dict[str, float]:
-    """Choose the tests that enter a function (or any one of a file), quick ones first, with their seconds of CPU."""
+def tests_of(tests: Tests, file: str, lines: range) -> dict[str, float]:
+    """Choose the tests that reach some lines of a file, the quick ones first, with their seconds of CPU."""
     chosen: dict[str, float] = {}
-    for name, (seconds, entered) in sorted(tests.items(), key=lambda test: test[1][0]):
-        if (
-            any(one == (file, one[1] if function is None else function) for one in entered)
-            and sum(chosen.values()) + seconds <= ASKED
-        ):
+    for name, (seconds, reached) in sorted(tests.items(), key=lambda test: test[1][0]):
+        if sum(chosen.values()) + seconds <= ASKED and any(one == file and line in lines for one, line in reached):
             chosen[name] = seconds
     return chosen
 
@@ -184,7 +183,7 @@ class Trial:
     It sends what it measured of the tests, and each mutant with whether it lives; nothing where a test fails.
     """
 
-    def __init__(self, mutants: list[tuple[str, int]], send: Callable[[Any], None]) -> None:
+    def __init__(self, mutants: list[Mutant], send: Callable[[Any], None]) -> None:
         self.mutants, self.send = mutants, send
 
     @pytest.hookimpl(tryfirst=True)
@@ -196,10 +195,10 @@ class Trial:
         items = {item.nodeid: item for item in session.items}
         live = [one for one in gc.get_objects() if isinstance(one, FunctionType)]
         for path, place in self.mutants:
-            file, name = str(ROOT / path), changes(ast.parse(Path(path).read_text()))[place][1]
+            file, (lines, name, _) = str(ROOT / path), changes(ast.parse(Path(path).read_text()))[place]
             code = {one.co_firstlineno: one for one in codes(mutant(path, place)) if one.co_qualname == name}
             same = [one for one in live if (one.__code__.co_filename, one.__code__.co_qualname) == (file, name)]
-            asked = tests_of(tests, file, name)
+            asked = tests_of(tests, file, lines)
 
             def ask(send: Callable[[Any], None]) -> None:
                 for one in same:  # noqa: B023
@@ -219,12 +218,13 @@ def measure(session: pytest.Session) -> Tests:
     tests: Tests = {}
     late: list[pytest.Item] = []
     for item in session.items:
-        entered: set[tuple[str, str]] = set()
+        reached: set[tuple[str, int]] = set()
 
-        def note(frame: FrameType, *_: object) -> None:
-            code = frame.f_code
-            if code.co_filename.startswith(OURS):
-                entered.add((code.co_filename, code.co_qualname.partition(".<locals>")[0]))  # noqa: B023
+        def note(frame: FrameType, *_: object) -> Callable[..., Any] | None:
+            if not frame.f_code.co_filename.startswith(OURS):
+                return None
+            reached.add((frame.f_code.co_filename, frame.f_lineno))  # noqa: B023
+            return note
 
         def stop(*_: object) -> None:
             late.append(item)  # noqa: B023
@@ -233,7 +233,7 @@ def measure(session: pytest.Session) -> Tests:
         signal.signal(signal.SIGPROF, stop)
         started = time.process_time()
         sys.settrace(note)
-        passed = passes(item, ASKED)
+        passed = passes(item, LONGEST)
         sys.settrace(None)
         signal.setitimer(signal.ITIMER_PROF, 0)
         if late[-1:] == [item]:
@@ -241,7 +241,7 @@ def measure(session: pytest.Session) -> Tests:
         elif not passed:
             return {}
         else:
-            tests[item.nodeid] = time.process_time() - started, entered
+            tests[item.nodeid] = time.process_time() - started, reached
     return tests
 
 
@@ -290,31 +290,40 @@ def codes(code: CodeType) -> Iterator[CodeType]:
 def describe(path: str, place: int) -> str:
     """Show what a mutant changes."""
     tree = ast.parse(Path(path).read_text())
-    line, _, change = changes(tree)[place]
+    lines, _, change = changes(tree)[place]
     before = ast.unparse(tree).splitlines()
     change()
     after = ast.unparse(ast.fix_missing_locations(tree)).splitlines()
     old, new = next(pair for pair in zip(before, after, strict=False) if pair[0] != pair[1])
-    return f"{path}:{line}\n  - {old.strip()}\n  + {new.strip()}"
+    return f"{path}:{lines.start}\n  - {old.strip()}\n  + {new.strip()}"
 
 
-def changes(tree: ast.Module) -> list[tuple[int, str, Callable[[], object]]]:
-    """List what can be changed: the line, the outermost function, and a function that changes the tree in place."""
-    found: list[tuple[int, str, Callable[[], object]]] = []
+def changes(tree: ast.Module) -> list[tuple[range, str, Callable[[], object]]]:
+    """List what can be changed.
 
-    def visit(node: ast.AST, scope: tuple[str, ...], function: str) -> None:
+    Returns:
+        The lines of the statement (of one with a body those before it), the outermost function, or an empty string
+        outside of functions, and a function that changes the tree in place.
+    """
+    found: list[tuple[range, str, Callable[[], object]]] = []
+
+    def visit(node: ast.AST, lines: range, scope: tuple[str, ...], function: str) -> None:
         silent = isinstance(node, (ast.Raise, ast.ImportFrom, ast.JoinedStr))
         if silent or (isinstance(node, ast.Expr) and ast.unparse(node).startswith(("log.", "'", '"'))):
             return
-        found.extend((getattr(node, "lineno", 0), function, change) for change in _changes(node))
+        if isinstance(node, ast.stmt):
+            body = getattr(node, "body", None)
+            lines = range(node.lineno, body[0].lineno if body else (node.end_lineno or node.lineno) + 1)
+            lines = lines or range(node.lineno, node.lineno + 1)
+        found.extend((lines, function, change) for change in _changes(node))
         scope = (*scope, node.name) if isinstance(node, (ast.ClassDef, ast.FunctionDef)) else scope
         for name, field in ast.iter_fields(node):
             entered = ".".join(scope) if isinstance(node, ast.FunctionDef) and name == "body" else ""
             for child in field if isinstance(field, list) else [field]:
                 if isinstance(child, ast.AST) and name not in ("annotation", "returns"):
-                    visit(child, scope, function or entered)
+                    visit(child, lines, scope, function or entered)
 
-    visit(tree, (), "")
+    visit(tree, range(0), (), "")
     return found
 
 
