@@ -17,11 +17,10 @@ from histolight.data.pack import Tiles
 from histolight.errors import RequestError
 from histolight.inference.networks import inference_device
 from histolight.models.classifier import Classifier
-from histolight.statistics.calibration import estimate_prior, fit_line
+from histolight.statistics.calibration import estimate_prior, fit_line, speaks_for_both
 
 FEWEST_TILES = 100  # below which either adaptation does more harm than good: docs/accuracy.md
 BATCH = 128  # tiles whose statistics are averaged: those of few tiles, each normalised by them, are far off
-FEWEST_OF_A_CLASS = 0.02  # share of a class below which the estimated prior tells nothing but that there is one class
 
 
 @dataclass(frozen=True)
@@ -125,10 +124,11 @@ def adapt_prior(table: pd.DataFrame, labelled: pd.DataFrame) -> Adapted:
     check_adaptable("prior", len(table))
     slope, intercept = fit_line(labelled["logit"], labelled["label"])
     before = float(labelled["label"].mean())
-    prevalence = estimate_prior(slope * table["logit"].to_numpy(np.float64) + intercept, before)
-    if not FEWEST_OF_A_CLASS <= prevalence <= 1 - FEWEST_OF_A_CLASS:
+    line = slope * table["logit"].to_numpy(np.float64) + intercept
+    prevalence = estimate_prior(line, before)
+    if not speaks_for_both(line, before):
         raise RequestError(
-            f"adapt=prior finds {prevalence:.1%} tumour among these {len(table):,} tiles: where all but one class is "
-            "missing the estimate means nothing; leave adapt out"
+            f"adapt=prior can't tell whether these {len(table):,} tiles hold both classes (estimate: {prevalence:.1%} "
+            "tumour), and for tiles of one class there is nothing to estimate: leave adapt out"
         )
     return Adapted("prior", len(table), prevalence, slope, intercept + float(logit(prevalence) - logit(before)))

@@ -16,6 +16,7 @@ from scipy.special import expit, logit
 from histolight.errors import RequestError
 from histolight.statistics.intervals import check_scores
 
+BORDER = 2.706  # 90 % quantile of chi-squared with one degree of freedom: 95 % at the border of what is possible
 LARGEST = 100.0  # temperatures are sought between 1 / LARGEST and LARGEST
 
 
@@ -135,3 +136,25 @@ def estimate_prior(logits: npt.ArrayLike, prior: float) -> float:
     if derivative(smallest) <= 0:
         return 0.0
     return float(brentq(derivative, smallest, 1 - smallest)) if derivative(1 - smallest) < 0 else 1.0
+
+
+def speaks_for_both(logits: npt.ArrayLike, prior: float) -> bool:
+    """Say whether unlabelled tiles show that there are some of both classes, as far as calibrated logits tell.
+
+    By a likelihood-ratio test of :func:`estimate_prior` against a share of 0, and against 1, each at 5 %: of tiles of
+    one class it finds both in one set of twenty, as 0 and 1 lie at the border (Self and Liang, Journal of the American
+    Statistical Association 82 (1987), 605-610).
+
+    Args:
+        logits: As in :func:`estimate_prior`.
+        prior: Likewise.
+
+    >>> speaks_for_both([-3.0] * 20 + [6.0], 0.5), speaks_for_both([-3.0] * 20 + [1.0], 0.5)
+    (True, False)
+    """
+    share = estimate_prior(logits, prior)
+    if share in (0.0, 1.0):
+        return False
+    odds = np.asarray(logits, dtype=np.float64) - logit(prior)
+    best = float(np.logaddexp(np.log(share) + odds, np.log1p(-share)).sum())
+    return 2 * (best - max(0.0, float(odds.sum()))) > BORDER

@@ -355,12 +355,15 @@ def test_levels_are_chosen_on_an_earlier_evaluation(trained, others, here, capsy
             main(wrong_words)
 
 
-def test_what_is_adapted_says_so_and_has_seen_no_label(trained, here, undrawn, capsys) -> None:
+def test_what_is_adapted_says_so_and_has_seen_no_label(trained, here, undrawn, capsys, monkeypatch) -> None:
     others = write_tiles(here / "others", 128, seed=3)
     switched = here / "switched"
     switched.mkdir()
     (others / "0").rename(switched / "1")
     (others / "1").rename(switched / "0")
+    with pytest.raises(RequestError, match="adapt=prior can't tell whether these 128 tiles hold both classes"):
+        main(of_others(trained, switched, "adapt=prior"))  # of so little training the scores say next to nothing
+    monkeypatch.setattr("histolight.inference.adaptation.speaks_for_both", lambda *_: True)
     tables, sentences = {}, {}
     for way in ("none", "batch_norm", "prior"):
         main(of_others(trained, switched, f"adapt={way}", f"hydra.run.dir={way}"))

@@ -7,7 +7,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from histolight.errors import HistolightError, RequestError
-from histolight.statistics.calibration import estimate_prior, fit_line, fit_temperature, negative_log_likelihood
+from histolight.statistics.calibration import (
+    estimate_prior,
+    fit_line,
+    fit_temperature,
+    negative_log_likelihood,
+    speaks_for_both,
+)
 
 
 def simulated(temperature: float, tiles: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -91,3 +97,12 @@ def test_the_prior_is_where_expectation_maximisation_ends() -> None:
 def test_where_no_tile_speaks_for_a_class_its_share_is_none() -> None:
     assert estimate_prior([-1.0, -2.0, -0.5], 0.5) == 0
     assert estimate_prior([1.0, 2.0, 0.5], 0.5) == 1
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_of_tiles_of_one_class_it_finds_both_in_one_set_of_twenty(positive: bool) -> None:
+    random = np.random.default_rng(6)
+    sets = random.normal(2 if positive else -2, 2, (2000, 200))  # log odds of N(1, 1) against N(-1, 1), times 2
+    assert np.mean([speaks_for_both(logits, 0.5) for logits in sets]) == pytest.approx(0.05, abs=0.02)
+    sets[:, :25] *= -1
+    assert np.mean([speaks_for_both(logits, 0.5) for logits in sets[:200]]) > 0.95

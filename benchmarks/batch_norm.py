@@ -1,0 +1,68 @@
+"""Say where batch-norm statistics of unlabelled tiles help, and where they collapse: benchmarks/batch_norm.csv.
+
+A run is measured on a sample of other tiles as it is, and adapted to few and to many of these, of both classes or of
+one; calls at the run's threshold. Adapting needs no labels; here they choose what to adapt to.
+
+    python benchmarks/batch_norm.py RECIPE RUN data=folder data.root=OTHER > benchmarks/batch_norm.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from tables import csv_printer
+
+from histolight import runs
+from histolight.config.keys import run_config
+from histolight.data.prepare import load_tiles
+from histolight.data.sources import load_source
+from histolight.inference import adaptation
+from histolight.inference.evaluate_request import KEYS, TAKEN
+from histolight.inference.networks import load_classifier, predict_logits
+from histolight.statistics.metrics import classification_metrics
+
+MEASURED = 1000
+ADAPTED_TO = [
+    *(("both classes", size) for size in (16, 32, 64, 128, 512)),
+    *((name, size) for name in ("benign alone", "tumour alone") for size in (128, 512)),
+]
+
+
+def main() -> None:
+    """Print a row for each set of tiles adapted to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("overrides", nargs="+", help="other tiles, as for histolight evaluate")
+    options = parser.parse_args()
+    adaptation.FEWEST_TILES = 1  # to see what it keeps from happening
+    config = run_config(options.run, options.overrides, KEYS, TAKEN, "evaluate")
+    packed = load_tiles(load_source(config.data), config.data)
+    threshold, store = runs.completed_metrics(options.run)["threshold"], packed.pack.tiles
+    table = packed.table.sample(frac=1, random_state=0)
+    measured, rest = table[:MEASURED], table[MEASURED:]
+    row = csv_printer("recipe", "adapted_to", "tiles", "auroc", "accuracy", "sensitivity", "specificity", "ece")
+    for name, size in [("nothing", 0), *ADAPTED_TO]:
+        classifier = load_classifier(options.run)
+        if size:
+            wanted = {"benign alone": [0], "tumour alone": [1]}.get(name, [0, 1])
+            rows = rest[rest["label"].isin(wanted)]["row"].to_numpy()[:size]
+            adaptation.adapt_batch_norm(classifier, store, rows, config.trainer)
+        batches = predict_logits([classifier], store, measured["row"].to_numpy(), config.trainer, 64)
+        logits = torch.from_numpy(np.concatenate(list(batches))[:, 0])
+        labels = torch.tensor(measured["label"].to_numpy())
+        figures, at = (classification_metrics(logits, labels, level) for level in (0.5, threshold))
+        names = ("accuracy", "sensitivity", "specificity")
+        row(
+            options.recipe,
+            name,
+            size,
+            *(f"{value:.3f}" for value in (figures["auroc"], *(at[figure] for figure in names), figures["ece"])),
+        )
+
+
+if __name__ == "__main__":
+    main()
