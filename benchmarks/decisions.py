@@ -1,0 +1,63 @@
+"""Simulate the intervals of coverage, error and predictive values: benchmarks/decisions.csv.
+
+Tiles of two classes with normal logits, alone or of slides whose logits share an effect; thresholds and prevalence are
+fixed beforehand, so the truth is known in closed form.
+
+    python benchmarks/decisions.py > benchmarks/decisions.csv
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import expit
+from scipy.stats import norm
+from tables import csv_printer
+
+from histolight.statistics.decisions import Band, abstention, predictive_values
+from histolight.statistics.figures import LabelledScores
+
+STUDIES = 2000
+PREVALENCE = 0.05
+EDGE = 0.8  # of the band, on the logit scale
+GAP = 1.5  # of each class's mean from 0
+CELLS = [(100, 0, 0.0), (1000, 0, 0.0), (1000, 20, 0.7), (1000, 100, 0.7)]  # tiles, slides, spread of their effects
+
+
+def truth(spread: float) -> dict[str, float]:
+    """Return the figures of infinitely many tiles."""
+    width = np.hypot(1, spread)
+    right, low = norm.cdf(GAP / width), norm.cdf((-GAP - EDGE) / width)
+    kept = low + norm.sf((EDGE - GAP) / width)
+    return {
+        "coverage": kept,
+        "error": low / kept,
+        "PPV": PREVALENCE * right / (PREVALENCE * right + (1 - PREVALENCE) * (1 - right)),
+        "NPV": (1 - PREVALENCE) * right / ((1 - PREVALENCE) * right + PREVALENCE * (1 - right)),
+    }
+
+
+def main() -> None:
+    """Print a row for each cell and figure."""
+    row = csv_printer("tiles", "slides", "figure", "truth", "studies", "no_interval", "held", "too_low", "too_high")
+    random = np.random.default_rng(0)
+    for tiles, slides, spread in CELLS:
+        exact = truth(spread)
+        ends: dict[str, list[tuple[float, float]]] = {name: [] for name in exact}
+        for _ in range(STUDIES):
+            groups = random.integers(0, slides, tiles) if slides else None
+            positive = random.random(tiles) < 0.5
+            effect = random.normal(0, spread, slides)[groups] if groups is not None else 0.0
+            logits = (random.normal(np.where(positive, GAP, -GAP), 1) + effect).astype(np.float32)
+            drawn = LabelledScores(logits, positive, 0.5, groups, 0.95)
+            kept, rare = abstention(drawn, Band(expit(-EDGE), expit(EDGE))), predictive_values(drawn, PREVALENCE)
+            for name, figure in zip(exact, (*kept.values(), *rare.values()), strict=True):
+                ends[name].append((figure.low, figure.high))
+        for name, value in exact.items():
+            low, high = np.array(ends[name]).T
+            shares = (np.isnan(low).mean(), ((low <= value) & (value <= high)).mean())
+            outside = (high < value).mean(), (low > value).mean()
+            row(tiles, slides or "", name, f"{value:.3f}", STUDIES, *(f"{share:.3f}" for share in (*shares, *outside)))
+
+
+if __name__ == "__main__":
+    main()
