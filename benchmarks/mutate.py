@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = str(ROOT / "histolight") + os.sep
 IMPORTED = "captum.attr h5py hydra lightning matplotlib.figure pandas scipy.optimize sklearn.metrics torch torchmetrics"
 IMPORTED += " sklearn.linear_model sklearn.model_selection tensorboard.backend.event_processing.event_accumulator"
-RANKING = [f"tests/ranking/test_{name}.py" for name in ("words", "ranking", "runs", "page")]
+RANKING = [f"tests/ranking/test_{name}.py" for name in ("words", "figures", "ranking", "runs", "page")]
 STATISTICS = [
     f"tests/statistics/test_{name}.py"
     for name in ("calibration", "figures", "intervals", "metrics", "planning", "slides", "verdict")

@@ -2,55 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
+from made_rankings import HOLD_OUT, SEEDS, ranking_of
 
 from histolight.ranking.answer import answer, context, gaps, headline, joined, unit_text
+from histolight.ranking.page import methods, notes, ranking_figures, terminal_text
 from histolight.ranking.plan import plan_of, scaled
-from histolight.ranking.ranking import Ranking
-from histolight.ranking.rows import Pair, Row
-from histolight.ranking.runs import ScoredRun, ScoredTiles, Unranked, with_defaults
+from histolight.ranking.runs import Unranked
 from histolight.ranking.tables import counts_text, domain_table, further_table, main_table, method, unranked_table
-from histolight.statistics.verdict import AurocCovariance, verdict_of_configurations, verdict_of_trainings
-
-HOLD_OUT = [(None, 0)]
-SEEDS = [(None, 0), (None, 1), (None, 2)]
-
-
-def ranking_of(
-    aurocs: list[float],
-    variance: float,
-    pairs: list[Pair] = HOLD_OUT,
-    slides: int = 0,
-    split: str = "random",
-    freedom: float = 50.0,
-    **changes: Any,
-) -> Ranking:
-    """Rank rows a, b, c... whose independent AUROCs have one variance over 100 tiles, and do not differ by seed."""
-    labels = np.tile(np.array([0, 1], np.int8), 50)
-    names = np.array([f"s{number % slides}" for number in range(100)], object) if slides else None
-    tiles = ScoredTiles("key", np.array([f"{n:03d}" for n in range(100)], object), labels, names, names)
-    rows = []
-    for number, auroc in enumerate(aurocs):
-        name, runs = "abcdefgh"[number], []
-        for fold, seed in pairs:
-            config = with_defaults({"model": {"name": name}, "data": {"fold": fold}, "seed": seed})
-            metrics = {"split": split, "val": {"auroc": {"value": auroc}}, "seconds": 90.0, "parameters": 2_500_000}
-            run = ScoredRun(Path(f"{name}{fold}{seed}"), config, metrics)
-            run.tiles, run.scores = tiles, np.random.default_rng(seed).random(100, np.float32)
-            runs.append(run)
-        rows.append(Row(runs[0].config, runs, "val", name))
-    configurations = len(pairs) >= 3 and len({fold for fold, _ in pairs}) == 1
-    count = len(pairs) if configurations else 1
-    flat = np.repeat(aurocs, count)
-    matrix = np.kron(np.eye(len(aurocs)), np.full((count, count), variance))
-    covariance = AurocCovariance(flat, matrix, freedom, freedom + 1, np.zeros(len(flat)), 0.04)
-    judge = verdict_of_configurations if configurations else verdict_of_trainings
-    verdict = judge(flat.reshape(-1, count) if configurations else flat, matrix, freedom)
-    return Ranking(rows, verdict, covariance, "val", ["model.name"], changes.pop("unranked", []), **changes)
 
 
 @pytest.mark.parametrize(
@@ -247,3 +209,62 @@ def test_a_plan_from_one_row_assumes_a_correlation_and_a_spread_of_seeds() -> No
     assert (two.seed_variance, two.tile_variance) == pytest.approx((1e-4, 2e-4))
     seeds = plan_of(ranking_of([0.9], 1e-4, SEEDS))
     assert (seeds.seeds, seeds.seed_variance) == (3, 0.0)
+
+
+def test_notes_say_what_the_figures_rest_on() -> None:
+    ranking = ranking_of([0.9, 0.8], 1e-4, SEEDS, uncounted=4)
+    said = notes(ranking)
+    assert said[0] == (
+        "Each row is a configuration, by 3 seeds; what is said of the rows holds on other tiles like these. Measured "
+        "on 100 validation tiles (random split)."
+    )
+    assert said[1].startswith("Rank: every rank that the row can have")
+    assert said[2].startswith("4 trainings of these rows are not counted")
+    assert len(said) == 3
+    run = ranking.rows[1].runs[2]
+    run.metrics |= {"out_of_memory": {"data.batch_size": 32}, "machine": "another", "git_commit": "abc"}
+    said = notes(ranking)
+    assert f"Out of memory, so trained with half data.batch_size and twice trainer.accumulate: {run.directory}." in said
+    assert "The runs were made with different commits of histolight." in said
+    assert any("different machines" in sentence for sentence in said)
+    assert len(notes(ranking_of([0.9], 1e-4))) == 1
+
+
+def test_methods_are_those_of_the_unit() -> None:
+    trainings, configurations = (" ".join(methods(ranking_of([0.9, 0.8], 1e-4, pairs))) for pairs in (HOLD_OUT, SEEDS))
+    assert "A row here is a training as it came out" in trainings
+    assert "A row is a configuration, measured by 3 seeds" in configurations
+    for text in (trainings, configurations):
+        assert "The row with the highest AUROC was picked on the same tiles" in text
+        assert "Pooled AUROC" not in text
+        assert "Figures are those of the validation part, as not every compared run has a test part." in text
+    assert "was picked on the same tiles" not in " ".join(methods(ranking_of([0.9], 1e-4)))
+    folds = ranking_of([0.9, 0.8], 1e-4, [(fold, 0) for fold in range(5)])
+    assert "Pooled AUROC: over the validation tiles of all folds together" in " ".join(methods(folds))
+
+
+def test_figures_have_captions_that_count_the_rows() -> None:
+    drawn = {name: caption for name, _, caption in ranking_figures(ranking_of([0.9, 0.5], 1e-4, SEEDS))}
+    assert list(drawn) == ["ranks", "roc"]
+    assert drawn["ranks"].startswith("Each bar spans the ranks that one of these 2 rows can have")
+    assert drawn["ranks"].endswith("with 95 % certainty on other tiles like these and with other seeds.")
+    assert drawn["roc"].startswith("ROC of all rows on 100 validation tiles")
+    many = {name: caption for name, _, caption in ranking_figures(ranking_of([0.9] * 6, 0.0))}
+    assert many["ranks"].endswith("Nothing can be ranked on these tiles: every row can have every rank.")
+    assert many["roc"].startswith("ROC of the first 5 of 6 rows")
+    assert [name for name, _, _ in ranking_figures(ranking_of([0.9], 1e-4))] == ["roc"]
+    long = ranking_of([0.9, 0.5], 1e-4)
+    long.rows[0] = replace(long.rows[0], name="n" * 53)
+    long.rows[1] = replace(long.rows[1], name="m" * 52)
+    bars = next(figure for name, figure, _ in ranking_figures(long) if name == "ranks").axes[0]
+    names = [text.get_text() for text in bars.texts]
+    assert names[0].startswith("1: nnn")
+    assert len(names[0]) <= 52
+    assert names[2] == "m" * 52
+
+
+def test_the_terminal_has_the_answer_the_tables_and_the_count() -> None:
+    blocks = terminal_text(ranking_of([0.9, 0.5], 1e-4), None).split("\n\n")
+    assert blocks[0].startswith("This training of a scored 0.4000 above")
+    assert blocks[-1] == "2 runs in 2 rows, 0 not ranked"
+    assert len(blocks) == 4
