@@ -44,23 +44,25 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = str(ROOT / "histolight") + os.sep
 IMPORTED = "captum.attr h5py hydra lightning matplotlib.figure pandas scipy.optimize sklearn.metrics torch torchmetrics"
 IMPORTED += " sklearn.linear_model sklearn.model_selection tensorboard.backend.event_processing.event_accumulator"
-RANKING = [f"tests/ranking/test_{name}.py" for name in ("words", "figures", "ranking", "runs", "page")]
-STATISTICS = [
-    f"tests/statistics/test_{name}.py"
-    for name in ("calibration", "figures", "intervals", "metrics", "planning", "slides", "verdict")
-]
 FILES = {
+    **{
+        f"histolight/statistics/{name}.py": [f"tests/statistics/test_{name}.py"]
+        for name in ("planning", "slides", "metrics", "calibration", "verdict")
+    },
+    "histolight/statistics/intervals.py": ["tests/statistics/test_intervals.py"],
+    "histolight/statistics/clusters.py": ["tests/statistics/test_intervals.py"],
+    "histolight/statistics/figures.py": [f"tests/statistics/test_{name}.py" for name in ("intervals", "figures")],
+    **{
+        f"histolight/ranking/{name}.py": [f"tests/ranking/test_{name}.py" for name in ("words", "figures")]
+        for name in ("answer", "figures", "page", "plan", "tables")
+    },
+    **{
+        f"histolight/ranking/{name}.py": [f"tests/ranking/test_{name}.py" for name in ("runs", "ranking")]
+        for name in ("ranking", "rows", "runs")
+    },
     "histolight/data/splits.py": [
         f"tests/data/test_{name}.py" for name in ("splits", "given_splits", "rare_classes", "domains")
     ],
-    **{
-        f"histolight/statistics/{name}.py": STATISTICS
-        for name in ("calibration", "clusters", "figures", "intervals", "metrics", "planning", "slides", "verdict")
-    },
-    **{
-        f"histolight/ranking/{name}.py": RANKING
-        for name in ("answer", "figures", "page", "plan", "ranking", "rows", "runs", "tables")
-    },
 }
 ASKED = 4.0  # seconds of CPU of the tests that a mutant is asked
 LONGEST = 1.5  # of one of them
