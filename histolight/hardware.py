@@ -1,4 +1,4 @@
-"""What the machine allows: the precision of its device, and whether it can compile."""
+"""What the machine allows: the precision of its device, its memory, and whether it can compile."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     if accelerator == "cpu" or not torch.cuda.is_available():
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def free_memory(device: torch.device) -> float:
+    """Return the bytes of a GPU that this process may still take: those free, within its own share of the GPU."""
+    free, total = torch.cuda.mem_get_info(device)
+    share = torch.cuda.get_per_process_memory_fraction(device) * total
+    return min(free, share - torch.cuda.memory_reserved(device))
 
 
 def compile_module(module: torch.nn.Module, mode: str, device: torch.device) -> None:

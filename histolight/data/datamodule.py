@@ -20,8 +20,11 @@ from histolight.data.features import FeatureCache
 from histolight.data.loader import Batch, DeviceRows, DeviceTiles, TileLoader
 from histolight.data.pack import Tiles
 from histolight.data.prepare import PreparedData
+from histolight.hardware import free_memory
 
-_RESIDENT_PART = 0.5  # of a GPU's free memory that tiles may take when data.residency=auto
+_RESIDENT_PART = (
+    0.5  # of the memory that is free to this process on a GPU which tiles may take when data.residency=auto
+)
 
 
 class TileDataModule(L.LightningDataModule):
@@ -148,7 +151,7 @@ class TileDataModule(L.LightningDataModule):
         if self.config.data.residency == "device":
             return True
         size = count * self.data.tiles.image_size**2 * 3
-        return device.type == "cuda" and size < _RESIDENT_PART * torch.cuda.mem_get_info(device)[0]
+        return device.type == "cuda" and size < _RESIDENT_PART * free_memory(device)
 
 
 def augmented(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
+import time
 from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
-from histolight.errors import HistolightError, RequestError
+from histolight.errors import RequestError
 from histolight.locks import HeldError, Lock
 
-SLACK = 0.95  # of a share: what the contexts of the other processes take is not theirs to give
+SLACK = 0.95  # of a share is a process's own; CUDA itself takes some memory for each process beside it
+POLL = 5.0  # seconds between two looks at a GPU that is taken
+
+log = logging.getLogger("histolight")
 
 
 class Gpus:
@@ -83,10 +88,7 @@ def claim_gpu(directory: Path, points_per_gpu: int = 1) -> None:
 
     Args:
         directory: The sweep's folder, where the places are locked.
-        points_per_gpu: Places on each GPU; each has its share of the memory.
-
-    Raises:
-        HistolightError: The GPU's memory is taken by others.
+        points_per_gpu: Places on each GPU; each has its share of the memory, and is waited for while others take it.
     """
     global _held
     count = gpus.count()
@@ -105,15 +107,14 @@ def claim_gpu(directory: Path, points_per_gpu: int = 1) -> None:
 
 
 def _take_share(gpu: str, points_per_gpu: int) -> None:
-    """Keep this process within its share of the memory, which must be there."""
-    global _held
+    """Wait until a share of the memory is free, and keep this process within it."""
     free, total = gpus.memory()
-    if free < SLACK * total / points_per_gpu:
-        assert _held is not None
-        _held.release()
-        _held = None
-        raise HistolightError(
-            f"GPU {gpu} has {free / 1e9:.1f} GB free, but with sweep.points_per_gpu={points_per_gpu} a point may take "
-            f"{total / points_per_gpu / 1e9:.1f} GB: end what else runs there, or let fewer points share it"
-        )
-    gpus.limit(1 / points_per_gpu)
+    share = SLACK * total / points_per_gpu
+    if free < share:
+        log.warning(
+            "GPU %s has %.1f GB free, and with sweep.points_per_gpu=%d a point may take %.1f GB: it waits until these "
+            "are free", gpu, free / 1e9, points_per_gpu, share / 1e9
+        )  # fmt: skip
+    while gpus.memory()[0] < share:
+        time.sleep(POLL)
+    gpus.limit(SLACK / points_per_gpu)

@@ -181,8 +181,16 @@ def _prepared(sweep: Path, config: DataConfig) -> PreparedData:
     return _shared[key]
 
 
-def release() -> None:
-    """Let go of what the points in this process shared."""
+def release(workers: bool = False) -> None:
+    """Let go of what the points in this process shared.
+
+    Args:
+        workers: End joblib's processes too, which would wait for more to do, each with its place on a GPU.
+    """
+    if workers:
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=True)
     _shared.clear()
     gc.unfreeze()
     _free_memory()

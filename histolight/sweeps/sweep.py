@@ -72,7 +72,7 @@ def run_sweep(overrides: Sequence[str], progress: bool = True) -> SweepResult:
             except KeyboardInterrupt as error:
                 raise InterruptionError(_how_to_continue(sweep, plan, total)) from error
             finally:
-                release()
+                release(workers="Joblib" in plan.master.hydra.launcher._target_)
         return SweepResult(plan.master.name, shown(plan.directory), sweep.points)
 
 

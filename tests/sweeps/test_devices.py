@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ import torch
 from histolight import runs
 from histolight.cli import main
 from histolight.config.compose import compose_config
-from histolight.errors import HistolightError
+from histolight.config.schema import Config
+from histolight.data.datamodule import TileDataModule
 from histolight.models.classifier import Classifier
 from histolight.ranking.page import notes
 from histolight.ranking.ranking import compare_runs
-from histolight.sweeps import devices, pages
+from histolight.sweeps import devices, launch, pages
 
 
 class StandIn:
@@ -74,13 +76,48 @@ def test_points_that_share_a_gpu_have_a_share_of_its_memory_each(
     gpus.number = 1
     held = [worker(tmp_path, 4, monkeypatch) for _ in range(2)]
     assert len(held) == 2
-    assert gpus.limits == [0.25, 0.25]
-    gpus.free = 0.2
-    with pytest.raises(
-        HistolightError, match=r"16.0 GB free, but with sweep.points_per_gpu=4 a point may take 20.0 GB"
-    ):
-        worker(tmp_path, 4, monkeypatch)
-    assert devices._held is None
+    assert gpus.limits == pytest.approx([0.2375, 0.2375])
+
+
+def test_a_point_waits_for_a_gpu_that_others_take(
+    gpus: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpus.number, gpus.free = 1, 0.2
+
+    def others_end(seconds: float) -> None:
+        assert gpus.limits == []
+        gpus.free += 0.02
+
+    monkeypatch.setattr(devices.time, "sleep", others_end)
+    worker(tmp_path, 4, monkeypatch)
+    assert gpus.free == pytest.approx(0.24)
+    assert gpus.limits == pytest.approx([0.2375])
+    [said] = caplog.messages
+    assert said.startswith("GPU 3 has 16.0 GB free, and with sweep.points_per_gpu=4 a point may take 19.0 GB: it waits")
+
+
+def test_the_processes_of_a_sweep_end_with_it() -> None:
+    from joblib import Parallel, delayed
+
+    alive = set(Parallel(n_jobs=2)(delayed(os.getpid)() for _ in range(4)))
+    assert os.getpid() not in alive
+    launch.release(workers=True)
+    for process in alive:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_resident_tiles_stay_within_the_share_of_a_point(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles: Any = SimpleNamespace(tiles=SimpleNamespace(image_size=100))
+    datamodule, gpu = TileDataModule(tiles, small_config), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70e9, 80e9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1e9)
+    for fraction, most in ((1.0, 35e9), (0.2375, 9e9)):
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _, fraction=fraction: fraction)
+        assert datamodule._fit(int(most / 3e4) - 1, gpu)
+        assert not datamodule._fit(int(most / 3e4) + 1, gpu)
 
 
 def test_the_launcher_starts_as_many_points_as_the_gpus_take(gpus: StandIn) -> None:
