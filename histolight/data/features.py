@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from histolight.data.store import UNREADABLE
+from histolight import files
+from histolight.data.store import UNREADABLE, create_array, save_array
 from histolight.errors import HistolightError, cannot_write
 from histolight.locks import Lock
 
@@ -79,22 +81,27 @@ class FeatureCache:
                 missing = np.unique(rows[~done[rows]])
                 if len(missing):
                     self._fill(missing, done, compute, part, batch_size)
-                values: np.ndarray = np.load(self.folder / "values.npy", mmap_mode="r")
+                with files.reading(self._values):
+                    values: np.ndarray = np.load(self._values, mmap_mode="r")
                 return values
         except OSError as error:
             otherwise = "choose another folder with data.cache=FOLDER"
-            raise HistolightError(cannot_write(self.folder, error, otherwise)) from error
+            raise HistolightError(cannot_write(error.filename or self.folder, error, otherwise)) from error
+
+    @property
+    def _values(self) -> Path:
+        return self.folder / "values.npy"
 
     def _done(self) -> np.ndarray:
         try:
             done = np.load(self.folder / "done.npy")
-            np.load(self.folder / "values.npy", mmap_mode="r")
+            np.load(self._values, mmap_mode="r")
         except UNREADABLE:
             return np.zeros(self.tiles, bool)
         return done if done.shape == (self.tiles,) and done.dtype == bool else np.zeros(self.tiles, bool)
 
     def _fill(self, rows: np.ndarray, done: np.ndarray, compute: Compute, part: str, batch_size: int) -> None:
-        values: np.ndarray | None = None
+        begun = done.any()
         with tqdm(total=len(rows), desc=f"features of {part}", unit="tile", disable=None) as bar:
             for start, batch in zip(range(0, len(rows), batch_size), compute(rows), strict=True):
                 features = batch.float().cpu().numpy()
@@ -103,22 +110,23 @@ class FeatureCache:
                         "the network gives features that are not finite: try trainer.precision=32-true, and see "
                         "whether model.weights fits the network"
                     )
-                if values is None:
-                    values = self._open(done, features.shape[1])
+                if not begun:
+                    create_array(self._values, (self.tiles, features.shape[1]), np.float32)
+                    begun = True
                 place = rows[start : start + len(features)]
-                values[place] = features
-                values.flush()  # type: ignore[attr-defined]  # a memmap
+                self._write(place, features)
                 done[place] = True
                 self._mark(done)
                 bar.update(len(features))
 
-    def _open(self, done: np.ndarray, width: int) -> np.ndarray:
-        path = self.folder / "values.npy"
-        if not done.any():
-            return np.lib.format.open_memmap(path, "w+", np.float32, (self.tiles, width))
-        return np.lib.format.open_memmap(path, "r+")
+    def _write(self, rows: np.ndarray, features: np.ndarray) -> None:
+        with files.named(self._values), open(self._values, "r+b") as store:
+            first = store.seek(0, os.SEEK_END) - self.tiles * features[0].nbytes
+            for row, vector in zip(rows, features, strict=True):
+                store.seek(first + int(row) * vector.nbytes)
+                store.write(vector.tobytes())
 
     def _mark(self, done: np.ndarray) -> None:
         beside = self.folder / "done.partial.npy"
-        np.save(beside, done)
+        save_array(beside, done)
         beside.replace(self.folder / "done.npy")

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import sys
 import zlib
 from collections import deque
@@ -24,7 +23,7 @@ from histolight import files
 from histolight.config.schema import CENTRE
 from histolight.data.checks import NEAR_BLANK_CONTRAST, describe, problem_frame
 from histolight.data.overlaps import BLOCK, Pairs, block_hashes, find_overlaps, jpeg_luma, tile_hashes
-from histolight.data.store import UNREADABLE, Tiles, save_array
+from histolight.data.store import UNREADABLE, Tiles, create_array, save_array
 from histolight.data.table import PACK_FORMAT, Source, TileError
 from histolight.errors import DataError, HistolightError
 from histolight.progress import waiting
@@ -201,7 +200,7 @@ def _decoded(
     with contextlib.ExitStack() as opened:
         store, journal = _opened(opened, path, "r+b"), _opened(opened, journal_path, "a")
         if source.read_luma is not None:
-            _create(path.with_name("luma.npy"), shape[:3])
+            create_array(path.with_name("luma.npy"), shape[:3], np.uint8)
             luma_store = _opened(opened, path.with_name("luma.npy"), "r+b")
             luma_first = luma_store.seek(0, os.SEEK_END) - math.prod(shape[:3])
         first = path.stat().st_size - math.prod(shape)
@@ -248,19 +247,9 @@ def _open_store(path: Path, shape: tuple[int, ...], journal: Path) -> tuple[np.n
     except UNREADABLE:
         finished = {}
         journal.unlink(missing_ok=True)
-        _create(path, shape)
+        create_array(path, shape, np.uint8)
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
     return stored, finished
-
-
-def _create(path: Path, shape: tuple[int, ...]) -> None:
-    """Make the file in its full size."""
-    needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise OSError(f"the tiles need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
-    with files.named(path), open(path, "wb") as store:
-        np.lib.format.write_array_header_1_0(store, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        store.truncate(store.tell() + needed)
 
 
 def _write(store: BinaryIO, offset: int, pixels: np.ndarray) -> None:

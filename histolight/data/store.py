@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,23 @@ def save_array(path: Path, values: np.ndarray) -> None:
     with files.named(path), open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
         file.write(values.tobytes())
+
+
+def create_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+    """Make a file of an array in its full size, to be written piece by piece.
+
+    It is written through the file: through a memmap a full disk would kill the process without a word.
+
+    Raises:
+        OSError: It can't be written, or there is no room for it.
+    """
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    needed, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise OSError(f"{path.name} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+    with files.named(path), open(path, "wb") as store:
+        np.lib.format.write_array_header_1_0(store, header)
+        store.truncate(store.tell() + needed)
 
 
 class Tiles:

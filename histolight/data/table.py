@@ -177,10 +177,12 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
         with open_unpacked(path) as file, warnings.catch_warnings():
             first = file.read(_LONGEST_HEADER)
             file.seek(0)
-            _check_header(path, first)
+            separator = _separator(path, first)
             # Pandas only warns when rows are longer than the header, and drops the rest of them.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+            frame = pd.read_csv(
+                file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+            )
     except FileNotFoundError:
         raise RequestError(f"{path} is missing") from None
     except OSError as error:
@@ -192,6 +194,7 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise RequestError(f"{path} is not a table: {' '.join(str(error).split())}") from None
     frame.columns = frame.columns.str.strip()
+    frame = _named_as_usual(path, frame, columns)
     lacking = [name for name in columns if name not in frame]
     if lacking:
         raise RequestError(f"{path} has no column {', '.join(lacking)}; its columns: {', '.join(frame.columns)}")
@@ -200,9 +203,27 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     return frame.fillna("").apply(lambda column: column.str.strip()).astype(object)
 
 
-def _check_header(path: Path, first: bytes) -> None:
+def _separator(path: Path, first: bytes) -> str:
+    """Say what separates the columns: a comma, or what other programs write where the header has no comma."""
     if len(first) == _LONGEST_HEADER and b"\n" not in first and b"\r" not in first:
         raise RequestError(f"{path} is not a table: its first line is longer than {_LONGEST_HEADER:,} bytes")
+    header = (first.splitlines() or [b""])[0]
+    found = [separator for separator in (";", "\t") if separator.encode() in header]
+    if b"," in header or len(found) != 1:
+        return ","
+    log.warning("%s: its columns are separated by %s, and read so", path, {";": "semicolons", "\t": "tabs"}[found[0]])
+    return found[0]
+
+
+def _named_as_usual(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Take ``ID`` for ``id`` where that is missing and only one column can be meant."""
+    meant = {}
+    for name in [name for name in columns if name not in frame]:
+        alike = [other for other in frame if other.lower() == name]
+        if len(alike) == 1:
+            log.warning("%s: the column %s is read as %s", path, alike[0], name)
+            meant[alike[0]] = name
+    return frame.rename(columns=meant)
 
 
 def read_groups(path: Path, key: str = "data.groups", usual: Collection[str] = SLIDES) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from pathlib import Path
@@ -103,8 +104,10 @@ def export_wsinfer(classifier: Classifier, tiles: npt.NDArray[np.uint8], directo
         raise HistolightError(f"this network can't be written as TorchScript ({reason}): export another run") from error
     try:
         with files.temporary_folder(directory) as folder:
-            beside = folder / NAMES[0]
-            traced.save(str(beside))
+            beside, content = folder / NAMES[0], io.BytesIO()
+            torch.jit.save(traced, content)  # not to a path: a full disk ends the process in PyTorch's own code
+            with files.named(beside):
+                beside.write_bytes(content.getvalue())
             difference = _difference(classifier, beside, tiles)
             if not difference <= TOLERANCE:
                 raise HistolightError(
@@ -113,7 +116,7 @@ def export_wsinfer(classifier: Classifier, tiles: npt.NDArray[np.uint8], directo
                 )
             beside.replace(directory / NAMES[0])
     except OSError as error:
-        raise HistolightError(cannot_write(directory, error, files.ANOTHER_FOLDER)) from error
+        raise HistolightError(cannot_write(error.filename or directory, error, files.ANOTHER_FOLDER)) from error
     files.write_atomically(directory / NAMES[1], json.dumps(wsinfer_config(classifier, mpp), indent=2) + "\n")
     return difference
 
@@ -122,7 +125,8 @@ def _difference(classifier: Classifier, path: Path, tiles: npt.NDArray[np.uint8]
     """Largest difference in probability, over batches and over a tile alone; NaN where one side is not a number."""
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
-        loaded = torch.jit.load(str(path), map_location="cpu")
+        with files.named(path):
+            loaded = torch.jit.load(io.BytesIO(path.read_bytes()), map_location="cpu")
         largest = torch.zeros(())
         for batch in (tiles[:1], *(tiles[start : start + BATCH] for start in range(0, len(tiles), BATCH))):
             values = to_floats(torch.from_numpy(batch), "none")

@@ -305,6 +305,8 @@ def measure_parts(training: Training, drawn: bool = True) -> dict[str, Any]:
     for part in ("val", "test"):
         if data.part(part).empty:
             continue
+        with files.named(best), open(best, "rb") as file:
+            file.read(1)  # what the system refuses has its file's name
         run = trainer.validate if part == "val" else trainer.test
         run(classifier, datamodule=datamodule, ckpt_path=str(best), weights_only=True, verbose=False)
         assert classifier.predictions is not None

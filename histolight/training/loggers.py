@@ -131,9 +131,15 @@ def _kept_here(directory: Path, server: str, reason: str) -> Logger:
     return logger
 
 
+class _Csv(CSVLogger):
+    def save(self) -> None:
+        with files.named(Path(self.log_dir)):
+            super().save()
+
+
 def _csv(directory: Path) -> CSVLogger:
     """Open ``csv/metrics.csv``; Lightning deletes the one of an interrupted run, which is therefore written anew."""
-    logger = CSVLogger(directory, name="csv", version="")
+    logger = _Csv(directory, name="csv", version="")
     if not files.is_main_process():
         return logger
     current = Path(logger.log_dir, "metrics.csv")
@@ -141,7 +147,8 @@ def _csv(directory: Path) -> CSVLogger:
     if current.is_file() and not earlier.is_file():  # where both are there, a kill cut short what follows
         current.replace(earlier)
     if earlier.is_file():
-        logger.experiment.metrics = _whole_rows(earlier)
+        with files.named(earlier):
+            logger.experiment.metrics = _whole_rows(earlier)
         logger.experiment.save()
         earlier.unlink()
     return logger

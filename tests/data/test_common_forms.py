@@ -169,6 +169,27 @@ def test_a_submission_keeps_the_ids_that_it_is_given(tmp_path: Path) -> None:
     assert table.sort_values("order")["id"].tolist() == ["t2.tif", "t0.tif", "t1.tif"]
 
 
+@pytest.mark.parametrize(
+    ("header", "separator", "said"),
+    [
+        ("id;label", ";", "its columns are separated by semicolons, and read so"),
+        ("id\tlabel", "\t", "its columns are separated by tabs, and read so"),
+        ("ID,Label", ",", "the column Label is read as label"),
+        ("ID;LABEL;note, if any", ",", None),
+    ],
+)
+def test_tables_of_spreadsheets_are_read(header: str, separator: str, said: str | None, tmp_path: Path, caplog) -> None:
+    config = kaggle(tmp_path, [])
+    rows = [f"t{number}{separator}{number % 2}" for number in range(4)]
+    (tmp_path / "train_labels.csv").write_text("\n".join([header, *rows]) + "\n")
+    if said is None:
+        with pytest.raises(RequestError, match="has no column id, label"):
+            load_source(config)
+        return
+    assert load_source(config).table["label"].tolist() == [0, 1, 0, 1]
+    assert said in caplog.text
+
+
 @pytest.mark.parametrize("form", ["zip beside", "zip as csv", "gz beside", "gz as csv", "zip with a folder"])
 def test_packed_tables_are_read(form: str, tmp_path: Path, caplog) -> None:
     config = kaggle(tmp_path, [(f"t{number}", str(number % 2)) for number in range(4)])

@@ -150,11 +150,11 @@ class FakeProgram:
         path.write_bytes(bytes(1_000_000))
 
 
-@pytest.mark.parametrize("command", ["evaluate", "explain", "export"])
+@pytest.mark.parametrize("command", ["evaluate", "explain", "export", "export format=wsinfer slides.model_mpp=1"])
 def test_a_full_disk_is_one_line_for_every_command(command: str, run: Path, one_line: OneLine, monkeypatch) -> None:
     monkeypatch.setattr("torch.onnx.export", FakeProgram)
     with small_disk(20_000):
-        line = one_line(command, f"run={run}", "hydra.run.dir=out", status=1)
+        line = one_line(*command.split(), f"run={run}", "hydra.run.dir=out", status=1)
     assert "can't be written (File too large): make room there" in line
     written = [path for path in Path("out").rglob("*") if path.is_file() and path.name != ".histolight.lock"]
     assert not any(path.suffix in (".html", ".onnx") or path.name.startswith(".") for path in written)

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import refusing_system
 
 from histolight import cli
 
-NUMBERS = [errno.EACCES, errno.EPERM, errno.ENOLCK, errno.EAGAIN, errno.ESTALE, errno.EIO, errno.ENOSPC]
-NUMBERS += [errno.EROFS, errno.ENAMETOOLONG, 524]
 COMMANDS = {
     "evaluate": ["evaluate", "run=RUN", "hydra.run.dir=out"],
     "explain": ["explain", "run=RUN", "hydra.run.dir=out"],
@@ -25,6 +24,21 @@ COMMANDS = {
     "explore": ["explore", "data=folder", "data.root=TILES", "data.image_size=32", "data.cache=c", "hydra.run.dir=out"],
     "predict": ["predict", "run=RUN", "data=folder", "data.root=TILES/0", "data.cache=c", "hydra.run.dir=out"],
 }
+SMALL = [
+    "data.cache=c",
+    "data.image_size=32",
+    "data.batch_size=8",
+    "model.name=shufflenet_v2_x0_5",
+    "model.weights=null",
+]
+WITH_EACH_CALL = {
+    "train": ["data=folder", "data.root=TILES", *SMALL, "trainer=cpu", "trainer.max_epochs=1", "logger=csv"],
+    "export": ["run=RUN", "format=wsinfer", "slides.model_mpp=1"],
+    "explore": ["data=folder", "data.root=TILES", "data.image_size=32", "data.cache=c"],
+    "embed": ["data=folder", "data.root=TILES", *SMALL, "trainer.accelerator=cpu"],
+}
+# A logger's two files, the pack's folder and the output's: where a folder can't be made, or holds what is made whole.
+NAMED_BY_THEIR_FOLDER = ("out/csv", "done.partial.npy", "c/packs", "out can't be written", "out can't be used")
 _opened: list[str] = []
 _refused: dict[str, int] = {}  # by the end of a path
 
@@ -93,7 +107,7 @@ def test_a_run_that_cannot_be_read_is_not_called_damaged(run: Path, place: Path,
 def test_every_number_at_every_file(command: str, run: Path, place: Path, refusing, capsys) -> None:
     import shutil
 
-    numbers = itertools.cycle(NUMBERS)
+    numbers = itertools.cycle(refusing_system.NUMBERS)
     names = kinds_of_files(command, run, place)
     own_pack = next((place / "cache" / "packs").glob("*[!k]")).name
     assert any(name.endswith("metrics.json") for name in names) or command in ("explore",)
@@ -116,6 +130,49 @@ def test_every_number_at_every_file(command: str, run: Path, place: Path, refusi
         assert os.strerror(number) in lines[0], (end, lines)
         assert Path(end).name in lines[0] or "packs" in lines[0] or end == ".tmp", (end, lines)
         assert not re.search("damaged|download", lines[0]), (end, lines)
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = refusing_system.build(tmp_path_factory.mktemp("shim"))
+    if found is None:
+        pytest.skip("gcc is not here")
+    return found
+
+
+def check_tries(command: str, place: Path, here: Path, shim: Path, only: str = "") -> int:
+    """Try a command with each call refused at each kind of file; of those that ``only`` matches, return the number."""
+    words = [
+        word.replace("RUN", str(place / "run")).replace("TILES", str(place / "tiles"))
+        for word in WITH_EACH_CALL[command]
+    ]
+    tries = refusing_system.tries(shim, [command, *words, "hydra.run.dir=out"], here, place, only)
+    for tried in tries:
+        shown, reason = tried["shown"], os.strerror(tried["number"])
+        lines = [line for line in shown.splitlines() if line.startswith("histolight: ")]
+        assert "Traceback" not in shown, tried
+        assert tried["half"] == [], tried
+        if (
+            tried["status"] == 0
+        ):  # without that file it is as good: the lock's is for messages, and others are warned of
+            assert tried["file"].endswith(".lock") or reason in shown, tried
+            continue
+        assert len(lines) == 1, tried
+        assert reason in lines[0], tried
+        assert tried["file"] in lines[0] or any(part in lines[0] for part in NAMED_BY_THEIR_FOLDER), tried
+        assert not re.search("damaged|download", lines[0]), tried
+    return len(tries)
+
+
+def test_reading_writing_and_renaming_name_the_file(place: Path, tmp_path: Path, shim: Path) -> None:
+    kinds = "^(open|read|write|fsync|rename) (tile|tiles.npy|journal|hashes.npy|report.html aside|)$"
+    assert check_tries("explore", place, tmp_path, shim, kinds) > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", WITH_EACH_CALL)
+def test_every_call_at_every_file(command: str, place: Path, tmp_path: Path, shim: Path) -> None:
+    assert check_tries(command, place, tmp_path, shim) > 15
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -1,0 +1,98 @@
+"""No message of the package names a remedy that no test has tried, but for those that are listed with the reason."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from remedies import PACKAGE, TRIED, TRIED_BY, UNTRIED, messages
+from untrained_runs import untrained_run
+
+from histolight.config.compose import compose_config, typed
+from histolight.config.request import training_request
+from histolight.data.prepare import prepare
+from histolight.errors import HistolightError
+from histolight.models.classifier import Classifier
+from histolight.ranking.runs import find_runs
+from histolight.sweeps.sweep import plan_sweep
+from histolight.training.fit import check_request
+
+TEXTS = list(messages())
+PARTS = [part for part, *_ in TRIED] + list(TRIED_BY) + list(UNTRIED)
+
+
+@pytest.fixture(scope="module")
+def here(tile_folder: Path, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with TILES, NAMED, ABOVE, DOMAINS and RUN."""
+    here = tmp_path_factory.mktemp("remedies")
+    shutil.copytree(tile_folder, here / "ABOVE" / "TILES")
+    (here / "TILES").symlink_to(here / "ABOVE" / "TILES")
+    for folder, name in (("0", "left"), ("1", "right")):
+        shutil.copytree(tile_folder / folder, here / "NAMED" / name)
+    ids = sorted(path.stem for path in tile_folder.rglob("*.png"))
+    rows = [f"{one},{'north' if place % 4 < 2 else 'south'}" for place, one in enumerate(ids)]
+    (here / "DOMAINS").write_text("\n".join(["id,centre", *rows]) + "\n")
+    untrained_run(here / "RUN", small)
+    for name in ("RUN2", "RUN3"):
+        shutil.copytree(here / "RUN", here / name)
+    return here
+
+
+def ask(request: str) -> None:
+    """Do what comes before the work of a request."""
+    command, *words = request.split(" ")
+    multirun = "-m" in words
+    words = [word for word in words if word != "-m"]
+    if command == "tiles":
+        cache = [] if any(word.startswith("data.cache=") for word in words) else ["data.cache=cache"]
+        prepare(typed(compose_config([*words, *cache])).data)
+    elif command == "network":
+        Classifier.from_config(typed(compose_config([*words, "model.weights=null"])), 1.0)
+    elif command == "runs":
+        find_runs(Path(words[0]))
+    elif command == "train" and multirun:
+        plan_sweep(words)
+    elif command == "train":
+        config, _, _ = training_request(words)
+        check_request(config)
+    else:
+        module = importlib.import_module(f"histolight.commands.{command}")
+        if multirun or not hasattr(module, "parse_request"):
+            module.main(words, multirun=multirun)
+        else:
+            module.parse_request(words)
+
+
+@pytest.mark.parametrize(("part", "request_", "remedy"), TRIED)
+def test_the_remedy_that_a_message_names_works(
+    part: str, request_: str, remedy: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(HistolightError) as caught:
+        ask(request_)
+    pieces = [re.escape(piece) for piece in re.split(r"\{\}", part)]
+    assert re.search(".*".join(pieces), str(caught.value))
+    ask(remedy)
+    shutil.rmtree("new", ignore_errors=True)
+
+
+def test_every_message_that_names_a_remedy_is_tried_or_listed() -> None:
+    assert len(TEXTS) > 100
+    forgotten = [f"{path}: {text}" for path, text in TEXTS if not any(part in text for part in PARTS)]
+    assert forgotten == []
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_listed_is_still_a_message(part: str) -> None:
+    assert any(part in text for _, text in TEXTS)
+
+
+@pytest.mark.parametrize("name", sorted(set(TRIED_BY.values())))
+def test_the_tests_that_are_named_are_there(name: str) -> None:
+    path, _, test = name.partition("::")
+    assert re.search(rf"^def {test}\(", (PACKAGE.parent / "tests" / path).read_text(), re.MULTILINE)
