@@ -213,7 +213,7 @@ UNTRIED = {
         _EXTRA,
     ),
     **dict.fromkeys(
-        ("another process holds it (nvidia-smi", "trainer.accelerator=gpu, but PyTorch sees no GPU", "GPU {} has {} GB free"), _GPU
+        ("another process holds it (nvidia-smi", "trainer.accelerator=gpu, but PyTorch sees no GPU", "GPU %s has %.1f GB free"), _GPU
     ),
     **dict.fromkeys(
         ("is not a key of histolight compare", "is not a key of histolight doctor", "is needed (data.image_size={})",
@@ -232,7 +232,7 @@ UNTRIED = {
         ("name it with data.columns.image=NAME", "name those that are tumour with slides.positive", "in slides.labels=CSV",
          "the slides are cut is unknown", "look at it with histolight explore", "one of two names that data.classes",
          "or of a transformer model.features=cls", "model.weights=PATH (a state dict)",
-         "or scheduler=constant", "give the runs a test part", "give the slides' folder", "or start a new run with like={}"),
+         "or scheduler=constant", "give the runs a test part", "or name up to three rows beforehand", "give the slides' folder", "or start a new run with like={}"),
         _OPEN,
     ),
 }  # fmt: skip
