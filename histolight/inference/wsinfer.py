@@ -105,7 +105,9 @@ def export_wsinfer(classifier: Classifier, tiles: npt.NDArray[np.uint8], directo
     try:
         with files.temporary_folder(directory) as folder:
             beside, content = folder / NAMES[0], io.BytesIO()
-            torch.jit.save(traced, content)  # not to a path: a full disk ends the process in PyTorch's own code
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.jit.save(traced, content)  # not to a path: a full disk ends the process in PyTorch's own code
             with files.named(beside):
                 beside.write_bytes(content.getvalue())
             difference = _difference(classifier, beside, tiles)
