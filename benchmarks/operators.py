@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from histolight.config.compose import typed
@@ -50,9 +51,9 @@ class Window(L.Callback):
             trainer.should_stop = True
 
 
-def main() -> None:
-    """Print the table for the overrides on the command line, such as data=kaggle data.root=FOLDER model=densenet121."""
-    config = check_request(typed(requested_config([*sys.argv[1:], "trainer.max_epochs=1", "scheduler=constant"])))
+def show_profile(overrides: list[str]) -> None:
+    """Print the table of a training, and on a GPU for which part of the time a kernel ran."""
+    config = check_request(typed(requested_config([*overrides, "trainer.max_epochs=1", "scheduler=constant"])))
     data = prepare(config.data)
     if len(data.part("train")) // config.data.batch_size <= SKIPPED + STEPS:
         raise SystemExit(f"an epoch must have more than {SKIPPED + STEPS} steps: use more tiles or a smaller batch")
@@ -67,6 +68,16 @@ def main() -> None:
     print(f"{config.model.name}, batch {config.data.batch_size}, {STEPS} steps, torch {torch.__version__}")
     averages = window.profile.key_averages()
     print(averages.table(sort_by=where, row_limit=ROWS, max_name_column_width=50))
+    kernels = [event.time_range for event in window.profile.events() if event.device_type == DeviceType.CUDA]
+    if kernels:
+        span = max(kernel.end for kernel in kernels) - min(kernel.start for kernel in kernels)
+        busy = sum(kernel.elapsed_us() for kernel in kernels)
+        print(f"{len(kernels) / STEPS:.0f} kernels a step; they ran for {busy / span:.1%} of {span / 1000:.0f} ms")
+
+
+def main() -> None:
+    """Profile the overrides on the command line, such as data=kaggle data.root=FOLDER model=densenet121."""
+    show_profile(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -30,25 +30,41 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
 PROVENANCE = ("date", "machine", "commit")
 TABLE = re.compile(r"(<!-- table (\S+\.csv)\n(.*?)\n-->\n).*?(?=<!-- end of table -->)", re.DOTALL)
 
 
-def csv_printer(*fields: str) -> Callable[..., None]:
-    """Print the heading of a CSV file of measurements, and return what prints a row, with date, machine and commit."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow([*fields, *PROVENANCE])
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    where = (date.today().isoformat(), f"{os.cpu_count()} cores, {_processor()}, {platform.system()}", commit)
+def csv_printer(*fields: str, file: TextIO | None = None, machine: str | None = None) -> Callable[..., None]:
+    """Print the heading of a CSV file of measurements, and return what prints a row, with date, machine and commit.
+
+    Args:
+        fields: The columns before these.
+        file: Open for appending; one that has rows already gets no heading. Standard output unless given.
+        machine: In words; the processor unless given.
+    """
+    target = sys.stdout if file is None else file
+    writer = csv.writer(target, lineterminator="\n")
+    if file is None or file.tell() == 0:
+        writer.writerow([*fields, *PROVENANCE])
+    machine = machine or f"{os.cpu_count()} cores, {_processor()}, {platform.system()}"
+    where = (date.today().isoformat(), machine, _commit())
 
     def print_row(*values: object) -> None:
         writer.writerow([*values, *where])
-        sys.stdout.flush()
+        target.flush()
 
     return print_row
+
+
+def _commit() -> str:
+    """Return the commit of this checkout, or what ``COMMIT`` says of a copy without git."""
+    if given := os.environ.get("COMMIT"):
+        return given
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def _processor() -> str:

@@ -84,7 +84,7 @@ def bench(overrides: Sequence[str], directory: Path) -> Figures:
             data = prepare(config.data)
             trainer = build_trainer(config, scratch / "run", speed := Speed(), progress=False)
             rates = _input_rates(config, data, trainer, scratch / "tiles")
-            rates |= _training_rates(config, data, trainer, speed)
+            rates |= training_rates(config, data, trainer, speed)
         seconds |= _seconds_to_start(overrides, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -136,11 +136,11 @@ def rate(batches: Iterator[Any], device: torch.device, seconds: float, burn_in: 
     """Count how many tiles a second an endless iterator of batches delivers, once it has delivered ``burn_in``."""
     for _ in range(burn_in):
         next(batches)
-    _synchronize(device)
+    synchronize(device)
     tiles, begun = 0, time.perf_counter()
     while tiles == 0 or time.perf_counter() - begun < seconds:
         tiles += len(next(batches))
-    _synchronize(device)
+    synchronize(device)
     return tiles / (time.perf_counter() - begun)
 
 
@@ -196,7 +196,7 @@ def tile_files(data: PreparedData, folder: Path) -> list[Path]:
     return paths
 
 
-def _training_rates(config: Config, data: PreparedData, trainer: L.Trainer, speed: Speed) -> dict[str, float]:
+def training_rates(config: Config, data: PreparedData, trainer: L.Trainer, speed: Speed) -> dict[str, float]:
     """Train with Lightning as ``histolight train`` does; after each epoch but the last measure the bare step."""
     L.seed_everything(config.seed, verbose=False)
     device = trainer.strategy.root_device
@@ -257,11 +257,11 @@ class _Watch(L.Callback):
         self._counted = (0, 0.0)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        _synchronize(pl_module.device)
+        synchronize(pl_module.device)
         self._begun = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        _synchronize(pl_module.device)
+        synchronize(pl_module.device)
         if trainer.current_epoch > 0:
             assert isinstance(pl_module, Classifier)
             assert pl_module.predictions is not None
@@ -347,6 +347,7 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait for what the device has been given to do."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
