@@ -41,6 +41,14 @@ class InterruptionError(HistolightError):
     """Ctrl-C or SIGTERM ended the work; the message says how to continue."""
 
 
+class PrunedError(HistolightError):
+    """A search stopped a training that would hardly become its best; ``epoch`` is its last one, counted from 1."""
+
+    def __init__(self, message: str, epoch: int) -> None:
+        super().__init__(message)
+        self.epoch = epoch
+
+
 def one_line(text: str) -> str:
     r"""Put a text that may hold any name into one line that every terminal and file can show.
 

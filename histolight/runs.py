@@ -30,7 +30,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from histolight import files
-from histolight.errors import HistolightError, InterruptionError, RequestError, system_reason
+from histolight.errors import HistolightError, InterruptionError, PrunedError, RequestError, system_reason
 
 if TYPE_CHECKING:
     import pandas as pd  # half a second, which --help and --cfg need not pay
@@ -109,12 +109,15 @@ def clear_attempt(directory: Path) -> None:
 
 @contextlib.contextmanager
 def recorded(directory: Path) -> Iterator[None]:
-    """Record in ``metrics.json`` how the work inside ended: completed, failed or interrupted, and why."""
+    """Record in ``metrics.json`` how the work inside ended: completed, failed, interrupted or pruned, and why."""
     update_metrics(directory, status="running", reason=None)
     try:
         yield
     except (KeyboardInterrupt, InterruptionError) as error:
         update_metrics(directory, status="interrupted", reason=str(error) or "interrupted")
+        raise
+    except PrunedError as error:
+        update_metrics(directory, status="pruned", reason=str(error), epochs=error.epoch)
         raise
     except BaseException as error:
         with contextlib.suppress(HistolightError):  # a full disk must not hide the error that it caused

@@ -20,7 +20,7 @@ def main(overrides: list[str], multirun: bool = False) -> int:
 
         result = run_sweep(overrides)
         print(sweep_summary(result))
-        return 1 if any(point.status != "completed" for point in result.points) else 0
+        return 1 if any(point.status not in ("completed", "pruned") for point in result.points) else 0
     directory = train_run(overrides)
     if files.is_main_process():
         print(summary(runs.read_metrics(directory), directory))
@@ -66,15 +66,17 @@ def sweep_summary(result: SweepResult) -> str:
     from histolight.reports.parts import interval_text
 
     completed = [point for point in result.points if point.status == "completed"]
-    failed = [point for point in result.points if point.status != "completed"]
-    lines = [f"sweep        {result.directory}: {len(completed)} completed, {len(failed)} failed"]
+    pruned = sum(point.status == "pruned" for point in result.points)
+    failed = [point for point in result.points if point.status not in ("completed", "pruned")]
+    counts = f"{len(completed)} completed{f', {pruned} pruned' if pruned else ''}, {len(failed)} failed"
+    lines = [f"sweep        {result.directory}: {counts}"]
     lines += [f"failed       {point.directory.name}: {point.metrics.get('reason')}" for point in failed]
     if completed:
         best = max(completed, key=lambda point: point.auroc or 0.0)
         auroc = best.metrics["val"]["auroc"]
         lines.append(
             f"best         {best.directory.name}: val AUROC {auroc['value']:.4f} "
-            f"{interval_text(auroc['low'], auroc['high'])}, chosen from {len(completed)}"
+            f"{interval_text(auroc['low'], auroc['high'])}, chosen from {len(completed) + pruned}"
         )
     if failed:
         lines.append(f"again        the same command with name={result.name} tries the failed points again")

@@ -206,6 +206,8 @@ def _in_quotes(key: str, value: str) -> str:
 def _unknown_choice(file: str, options: Sequence[str]) -> str:
     group = next((known for known in (*config_groups(), *HYDRA_GROUPS) if file.startswith(f"{known}/")), "")
     name = file.removeprefix(f"{group}/")
+    if group == "hydra/sweeper":
+        return f"{group}={name} is not used: a search is sweep=optuna or sweep=asha"
     if group in HYDRA_GROUPS:
         return f"{group}={name} is a plugin that is not installed: install histolight[{name.partition('_')[0]}]"
     return f"{group}={name} is not known: {nearest(name, options)}"
@@ -232,6 +234,10 @@ def _unknown_key(key: str, override: str = "") -> str:
     if override.startswith(f"{key}={{"):  # a mapping: it is one of its own keys
         inner = re.findall(r"[{,]\s*(\w+)\s*:", override)
         key = next((f"{key}.{name}" for name in inner if f"{key}.{name}" not in _keys()), key)
+    if key.startswith("hydra.sweeper."):
+        return (
+            f"{key} is not a key of Hydra's own sweeper: a search is told by sweep.n_trials and the other sweep.* keys"
+        )
     if key.startswith("hydra"):
         return f"{key} is not a key of Hydra: histolight train --cfg hydra shows what there is"
     group = key.rpartition(".")[0]

@@ -20,7 +20,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import HydraContext
 from omegaconf import DictConfig
@@ -97,23 +96,11 @@ def build_launcher(config: DictConfig, task: Callable[[DictConfig], Any]) -> Any
     return Plugins.instance().instantiate_launcher(**_setup(config, task))
 
 
-def build_sweeper(config: DictConfig, task: Callable[[DictConfig], Any]) -> Any:
-    """Build the sweeper that a composed configuration names."""
-    return Plugins.instance().instantiate_sweeper(**_setup(config, task))
-
-
 def _setup(config: DictConfig, task: Callable[[DictConfig], Any]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with _from_conf() as loader:  # not own_hydra: the jobs read the version that stays set, and with it their folder
         context = HydraContext(config_loader=loader, callbacks=Callbacks())
     return {"hydra_context": context, "task_function": task, "config": config}
-
-
-def completed(overrides: Sequence[str], value: Any) -> JobReturn:
-    """Say to a sweeper what a job returned."""
-    result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
-    result.return_value = value
-    return result
 
 
 @dataclass(frozen=True)

@@ -310,9 +310,26 @@ class SweepConfig:
     Attributes:
         points_per_gpu: So many points share a GPU at a time, each with its part of the memory
             (``hydra/launcher=joblib`` or ``ray``).
+        sampler: ``grid`` trains every combination of lists, ``tpe`` lets Optuna's TPE choose points, ``auto`` is
+            ``tpe`` where an axis is an interval and else ``grid``.
+        pruner: Which of Optuna's pruners stops points by their validation AUROC after each epoch: ``asha`` (successive
+            halving), ``hyperband`` or ``median``. A grid is then tried in an order drawn from ``seed``.
+        n_trials: So many points; null is all of a grid, else 20.
+        timeout: Seconds after which no further point begins; null is none.
+        workers: Jobs that ask the search at a time; null is ``hydra.launcher.n_jobs`` of joblib.
+        seeds: So many further seeds for each leader, once all points have the first one, which the comparison's verdict
+            does not count.
+        leaders: So many points, the best by validation AUROC, get these seeds.
     """
 
     points_per_gpu: int = number(1, least=1)
+    sampler: str = choice("grid", "tpe", "auto")
+    pruner: str = choice("none", "median", "hyperband", "asha")
+    n_trials: int | None = number(None, least=1)
+    timeout: float | None = number(None, above=0)
+    workers: int | None = number(None, least=1)
+    seeds: int = number(0, least=0)
+    leaders: int = number(3, least=1)
 
 
 @dataclass

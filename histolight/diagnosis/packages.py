@@ -19,7 +19,7 @@ EXTRAS = {
     "joblib": "several points of a sweep at a time on one machine (hydra/launcher=joblib)",
     "submitit": "sweeps on a SLURM cluster (hydra/launcher=submitit_slurm)",
     "ray": "sweeps on a Ray cluster (hydra/launcher=ray)",
-    "optuna": "searches (histolight train -m sweep=optuna)",
+    "optuna": "searches, and stopping what loses (histolight train -m sweep=optuna, sweep=asha)",
     "timm": "networks and foundation models of timm (model=timm, uni2_h, virchow2 …)",
     "hf": "foundation models of transformers (model=phikon_v2, dinov2_b …)",
     "onnx": "histolight export",

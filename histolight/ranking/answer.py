@@ -149,6 +149,12 @@ def _cautions(ranking: Ranking) -> list[str]:
             f"Each {short_key(ranking.by, [ranking.by])} stands at its own best point, chosen by the validation AUROC "
             f"of seed{'s' * (len(seeds) > 1)} {joined(list(map(str, seeds)))}, which the verdict does not count."
         )
+    elif ranking.chosen_by:
+        seeds = sorted({seed for _, seed in ranking.chosen_by})
+        sentences.append(
+            f"These rows were chosen from {ranking.rows[0].chosen_from} by the validation AUROC of seed"
+            f"{'s' * (len(seeds) > 1)} {joined(list(map(str, seeds)))}, which the verdict does not count."
+        )
     if ranking.among:
         sentences.append(
             f"These {len(ranking.rows)} rows were named on the command line (among=…): the verdict holds if that was "

@@ -18,6 +18,7 @@ from histolight.ranking import figures
 from histolight.ranking.answer import answer, context, gaps, headline, population, unit_text, where
 from histolight.ranking.ranking import Ranking
 from histolight.ranking.rows import short_key
+from histolight.ranking.searched import search_figures
 from histolight.ranking.tables import (
     comparison_csv,
     comparison_data,
@@ -153,6 +154,8 @@ def ranking_figures(ranking: Ranking) -> Iterator[tuple[str, Figure, str]]:
         if len({row.mean(cost) for row in ranking.rows if not math.isnan(row.mean(cost))}) > 1:
             caption = f"AUROC against {label.partition(' (')[0]}; coloured: may be the best. Up and left is better."
             yield f"cost_{cost}", figures.cost_figure(ranking, cost, label), caption
+
+    yield from search_figures([run.directory for run in ranking.runs])
 
 
 def _curves(ranking: Ranking) -> dict[Path, pd.Series]:

@@ -20,6 +20,7 @@ from histolight.ranking.rows import (
     named_beforehand,
     on_shared_pairs,
     on_the_same_tiles,
+    without_choosing,
 )
 from histolight.ranking.runs import ScoredRun, ScoredTiles, Unranked, read_runs
 from histolight.statistics.verdict import (
@@ -34,8 +35,8 @@ from histolight.statistics.verdict import (
 
 LEVEL = 0.95
 CHOSEN_HERE = (
-    "their points were chosen by these very validation tiles, which favours the row that was chosen from most: give "
-    "the runs a test part (data.test_fraction=0.2)"
+    "their points were chosen by these very validation tiles, which favours what was chosen, and most what was chosen "
+    "from most: give the runs a test part (data.test_fraction=0.2)"
 )
 
 
@@ -51,7 +52,8 @@ class Ranking:
         swept: Dotted keys in which the rows differ.
         unranked: Runs and rows without a place.
         by: The key of which each value is shown at its own best point, or None.
-        chosen_by: With ``by``: the (fold, seed) pairs that chose, which the verdict does not count.
+        chosen_by: The (fold, seed) pairs that chose, with ``by`` or in a sweep with ``sweep.seeds``; the verdict does
+            not count them.
         among: Whether the rows were named beforehand.
         uncounted: Number of runs of ranked rows that are left out, as other rows lack their (fold, seed).
     """
@@ -161,9 +163,9 @@ def compare_runs(folders: Sequence[Path], by: str | None = None, among: str | Se
     if among is not None:
         rows = named_beforehand(rows, among)
     rows = on_the_same_tiles(rows, unranked)
-    chosen_by: list[Pair] = []
     before = {row.name: len(row.runs) for row in rows}
     if by is None:
+        rows, chosen_by = without_choosing(rows, unranked)
         rows = on_shared_pairs(rows, unranked)
     else:
         rows, chosen_by = best_of_each(rows, by, unranked)

@@ -38,7 +38,7 @@ class Row:
         runs: Its runs, by fold and seed.
         part: ``val`` or ``test``.
         name: What sets it apart from the other rows, and from no other row.
-        chosen_from: With ``by``: number of rows that this one was the best of.
+        chosen_from: With ``by`` or ``sweep.seeds``: number of rows among which this one was chosen.
     """
 
     config: dict[str, Any]
@@ -317,6 +317,32 @@ def best_of_each(rows: Sequence[Row], key: str, unranked: list[Unranked]) -> tup
             )
             unranked.append(Unranked(row.name, _directories(row), "chosen", reason))
     return on_shared_pairs(left, unranked), choosing
+
+
+def without_choosing(rows: Sequence[Row], unranked: list[Unranked]) -> tuple[list[Row], list[Pair]]:
+    """Leave out the trainings by which a sweep chose the points that it gave further seeds (``sweep.seeds``).
+
+    Args:
+        rows: Rows on the same tiles.
+        unranked: Takes the rows that have no other trainings.
+
+    Returns:
+        The rows, as they are where nothing was so chosen; and the pairs that chose.
+    """
+    chose = {run.pair: int(run.metrics["chose_from"]) for row in rows for run in row.runs if _chose(run)}
+    further = [replace(row, runs=[run for run in row.runs if not _chose(run)]) for row in rows]
+    if not chose or not any(row.runs for row in further):
+        return list(rows), []
+    count = max(chose.values())
+    for row, left in zip(rows, further, strict=True):
+        if not left.runs:
+            reason = f"it was not among the leaders, chosen from {count}: AUROC {_validation_auroc(row, row.pairs):.4f}"
+            unranked.append(Unranked(row.name, _directories(row), "not chosen", f"{reason} in validation"))
+    return [replace(row, chosen_from=count) for row in further if row.runs], sorted(chose, key=_order)
+
+
+def _chose(run: ScoredRun) -> bool:
+    return isinstance(run.metrics.get("chose_from"), int)
 
 
 def most_common_pairs(rows: Sequence[Row]) -> list[Pair]:

@@ -29,7 +29,7 @@ class Unranked(NamedTuple):
     Attributes:
         name: The row's name, or the folder of a run that has no row.
         directories: The run directories.
-        status: As in ``metrics.json``, or ``incomplete``, ``not comparable`` or ``chosen``.
+        status: As in ``metrics.json``, or ``incomplete``, ``not comparable``, ``chosen`` or ``not chosen``.
         reason: One line.
     """
 

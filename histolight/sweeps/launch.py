@@ -6,10 +6,9 @@ import atexit
 import dataclasses
 import functools
 import gc
-import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from histolight.sweeps.points import Point, Sweep, read_index
 if TYPE_CHECKING:
     from histolight.data.prepare import PreparedData
 
+Watcher = Callable[[Mapping[int, float]], None]
 DRAWS_ITSELF = ("mlflow", "wandb")  # loggers that take figures only while the point runs
 
 
@@ -37,8 +37,8 @@ class PointLauncher:
         self._launcher = launcher
         self._sweep = sweep
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
-        """Train a batch of points; returns their validation AUROCs, None for a failed one."""
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+        """Train a batch of points."""
         points = [self._sweep.point(values) for values in job_overrides]
         self._sweep.save()
         todo = list({point.directory: point for point in points if point.status != "completed"}.values())
@@ -54,10 +54,6 @@ class PointLauncher:
                     if point.status not in ("completed", "failed"):
                         runs.update_metrics(point.directory, status="failed", reason="it left no result: disk full?")
             todo = [point for point in todo if point.status not in ("completed", "failed")]
-        results = []
-        for point in points:
-            results.append(hydra.completed(point.overrides, point.auroc))
-        return results
 
     def _launch(self, points: list[Point], first: int) -> None:
         self._launcher.launch([point.overrides for point in points], initial_job_idx=first)
@@ -71,11 +67,16 @@ class PointLauncher:
             try:
                 self._launch([point], first)
             except Exception as alone:
-                reason = f"its process died ({type(alone).__name__}): killed, or out of memory?"
-                runs.update_metrics(point.directory, status="failed", reason=reason)
+                died_alone(point, alone)
 
 
-def train_point(config: DictConfig, drawn: bool = True, points_per_gpu: int = 1) -> float | None:
+def died_alone(point: Point, error: Exception) -> None:
+    """Record that a point's process died though nothing else ran beside it."""
+    reason = f"its process died ({type(error).__name__}): killed, or out of memory?"
+    runs.update_metrics(point.directory, status="failed", reason=reason)
+
+
+def train_point(config: DictConfig, drawn: bool = True, points_per_gpu: int = 1) -> None:
     """Train one point: what Hydra's launchers run, in this process or in another.
 
     Whatever goes wrong is written into the point's ``metrics.json`` and not raised; only an interruption is.
@@ -84,26 +85,26 @@ def train_point(config: DictConfig, drawn: bool = True, points_per_gpu: int = 1)
         config: The point's configuration, without Hydra's node.
         drawn: Draw the figures and the page, unless another process does.
         points_per_gpu: So many points share a GPU at a time.
-
-    Returns:
-        The validation AUROC, which a search maximises; None when the point failed.
     """
-    logging.getLogger("histolight").disabled = False  # Optuna's storage disables every logger that is there before it
     point = Point((), hydra.running_job().directory)
     with Lock(files.lock_file(point.directory)):  # a worker may have outlived the process that started it
         files.clear_leftovers(point.directory)
         if point.status != "completed":
-            _train_and_record(config, point, drawn, points_per_gpu)
-    _free_memory()
-    return point.auroc
+            train_and_record(config, point, drawn, points_per_gpu)
 
 
-def _train_and_record(config: DictConfig, point: Point, drawn: bool, points_per_gpu: int) -> None:
+def train_and_record(
+    config: DictConfig, point: Point, drawn: bool, points_per_gpu: int, watched: Watcher | None = None
+) -> None:
+    """Train a point whose folder this process holds; ``watched`` as in :func:`histolight.training.fit.train`.
+
+    Whatever goes wrong is written into the point's ``metrics.json`` and not raised; only an interruption is.
+    """
     try:
         with runs.recorded(point.directory):
             files.write_atomically(point.directory / "config.yaml", to_yaml(config))
             try:
-                _train(config, point, drawn, points_per_gpu)
+                _train(config, point, drawn, points_per_gpu, watched)
             except (HistolightError, KeyboardInterrupt):
                 raise
             except BaseException as error:
@@ -112,10 +113,11 @@ def _train_and_record(config: DictConfig, point: Point, drawn: bool, points_per_
     except InterruptionError as error:
         raise KeyboardInterrupt from error  # Hydra's launchers go on after any other exception
     except Exception:
-        return
+        pass
+    _free_memory()
 
 
-def _train(config: DictConfig, point: Point, drawn: bool, points_per_gpu: int) -> None:
+def _train(config: DictConfig, point: Point, drawn: bool, points_per_gpu: int, watched: Watcher | None) -> None:
     """Train a point, and once more with half the batch where the first time runs out of memory."""
     from histolight.training.fit import check_request, prepare_data, train
 
@@ -126,17 +128,18 @@ def _train(config: DictConfig, point: Point, drawn: bool, points_per_gpu: int) -
     _set_apart()
     data = prepare_data(request, point.directory, functools.partial(_prepared, job.sweep))
     swept, drawn = read_index(job.sweep)["swept"], drawn or request.logger.name in DRAWS_ITSELF
+    options: dict[str, Any] = {"progress": False, "compared": swept, "drawn": drawn, "watched": watched}
     resume = (point.directory / "checkpoints" / "last.ckpt").is_file()
     if "out_of_memory" not in point.metrics:
         try:
-            train(request, data, point.directory, resume, progress=False, compared=swept, drawn=drawn)
+            train(request, data, point.directory, resume, **options)
             return
         except HistolightError as error:
             if not _may_be_halved(request, error):
                 raise
         _begin_anew(request, point)
         resume = False
-    train(halved(request), data, point.directory, resume, progress=False, compared=swept, drawn=drawn)
+    train(halved(request), data, point.directory, resume, **options)
 
 
 def _may_be_halved(config: Config, error: HistolightError) -> bool:

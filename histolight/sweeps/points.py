@@ -67,7 +67,7 @@ class Point:
 
 
 class Sweep:
-    """Which points there are and where each lies: ``sweep.json``, written by the one process that runs the sweep.
+    """Which points there are and where each lies: ``sweep.json``.
 
     Args:
         directory: The sweep's folder.
@@ -75,7 +75,7 @@ class Sweep:
         keys: Keys and groups that are swept.
         configs: The points' composed configurations where they are known beforehand (``listed``), else one that
             stands for all.
-        listed: Whether the points are known beforehand.
+        listed: Whether the points are known beforehand; else several processes may choose them.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Sweep:
         self.directory = directory
         self.points: list[Point] = []
         self._fixed = fixed
+        self._listed = listed
         self._keys = list(dict.fromkeys(keys))
         saved = read_index(directory)
         flat = [flat_config(config) for config in configs]
@@ -118,25 +119,36 @@ class Sweep:
 
     def point(self, values: Sequence[str], config: DictConfig | None = None) -> Point:
         """Find a point's folder by its configuration, or allot a new one."""
-        overrides = [*self._fixed, *as_typed(values)]
         folder = self._allotted(values, config)
-        place = (f"hydra.sweep.dir={_quoted(str(self.directory))}", f"hydra.sweep.subdir={_quoted(folder)}")
-        # Hydra lays a point's overrides over those of its own node, and would take a "+hydra.…" twice for a mistake.
-        own = [override for override in overrides if not re.match(r"\+*hydra[./]", override)]
-        point = Point((*own, *place), self.directory / folder)
+        point = Point(self.job(folder, values), self.directory / folder)
         if all(known.directory != point.directory for known in self.points):
             self.points.append(point)
         return point
 
-    def known(self) -> list[Point]:
-        """Return every point that the sweep has had so far, whoever chose it."""
-        return [Point((), self.directory / folder) for folder in self._folders.values()]
+    def job(self, folder: str, values: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return the overrides of a launcher's job in one of the sweep's folders."""
+        place = (f"hydra.sweep.dir={_quoted(str(self.directory))}", f"hydra.sweep.subdir={_quoted(folder)}")
+        # Hydra lays a job's overrides over those of its own node, and would take a "+hydra.…" twice for a mistake.
+        overrides = [*self._fixed, *as_typed(values)]
+        return (*(override for override in overrides if not re.match(r"\+*hydra[./]", override)), *place)
+
+    def compose(self, values: Sequence[str]) -> DictConfig:
+        """Compose the configuration of a point."""
+        return compose_config([*self._fixed, *as_typed(values)])
+
+    def current(self) -> list[Point]:
+        """Return the points of this command; where they are not known beforehand, all that were chosen so far."""
+        return list(self.points) if self._listed else [Point((), path) for path in point_folders(self.directory)]
+
+    def reload(self) -> None:
+        """Read which points other processes have chosen meanwhile."""
+        self._folders = read_index(self.directory)["points"]
 
     def _allotted(self, values: Sequence[str], config: DictConfig | None) -> str:
         """Find the folder of a point, whose configuration is composed once."""
         key = tuple(values)
         if key not in self._composed:
-            config = compose_config([*self._fixed, *as_typed(values)]) if config is None else config
+            config = self.compose(values) if config is None else config
             parts = {name: value for name, value in flat_config(config).items() if name not in self._ignored}
             digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
             if digest not in self._folders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import sys
 import threading
@@ -25,20 +26,21 @@ def live_line(sweep: Sweep, total: int, progress: bool) -> Iterator[None]:
     done: dict[Path, tuple[str, float | None]] = {}
 
     def look() -> None:
-        for point in list(sweep.points):
-            if point.directory not in done and (status := point.status) in ("completed", "failed"):
+        for point in sweep.current():
+            if point.directory not in done and (status := point.status) in ("completed", "failed", "pruned"):
                 done[point.directory] = (status, point.auroc)
 
     def show(bar: Any) -> None:
         best = max(((auroc, path.name) for path, (_, auroc) in done.items() if auroc is not None), default=None)
-        failed = sum(status == "failed" for status, _ in done.values())
-        words = ([f"best AUROC {best[0]:.4f} ({best[1]})"] if best else []) + ([f"{failed} failed"] if failed else [])
+        counts = collections.Counter(status for status, _ in done.values())
+        words = [f"best AUROC {best[0]:.4f} ({best[1]})"] if best else []
+        words += [f"{counts[status]} {status}" for status in ("pruned", "failed") if counts[status]]
         bar.n = len(done)
         bar.set_postfix_str(", ".join(words))
 
-    for point in sweep.points:
-        if point.status == "completed":
-            done[point.directory] = ("completed", point.auroc)
+    for point in sweep.current():
+        if (status := point.status) in ("completed", "pruned"):
+            done[point.directory] = (status, point.auroc)
     form = "{desc}: {n_fmt} of {total_fmt} points done{postfix}, {elapsed} elapsed, {remaining} left"
     ended = threading.Event()
     with tqdm(total=total, initial=len(done), desc=sweep.directory.name, bar_format=form, file=sys.stderr) as bar:

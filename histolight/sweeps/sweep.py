@@ -1,6 +1,7 @@
 """A sweep: many trainings from one command, each a point with a run directory of its own.
 
-Hydra expands the lists and its launchers run the points, one after another or in parallel. What is kept here makes a
+Hydra expands the lists and its launchers run the points, one after another or in parallel; where Optuna chooses points
+or stops them, the launchers run workers that ask it (:mod:`histolight.sweeps.search`). What is kept here makes a
 sweep one that finishes: a point is known by a hash of its configuration, so that the same command given again skips
 what is completed; a point's fault is written into its own ``metrics.json`` and does not stop the others.
 """
@@ -28,7 +29,8 @@ from histolight.sweeps.launch import PointLauncher, is_held, release, train_poin
 from histolight.sweeps.pages import pages_drawn
 from histolight.sweeps.points import Point, Sweep, shown
 from histolight.sweeps.progress import live_line
-from histolight.sweeps.search import search
+from histolight.sweeps.search import check_folder, check_search, count_trials, search
+from histolight.sweeps.seeds import check_seeds, train_leaders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,21 +61,19 @@ def run_sweep(overrides: Sequence[str], progress: bool = True) -> SweepResult:
     with files.claimed(plan.directory, continued, otherwise="choose another folder with hydra.sweep.dir=FOLDER"):
         files.lock_file(plan.directory).touch()  # tells this command from those before
         sweep = open_sweep(plan)
-        total = len(sweep.points) or int(plan.master.hydra.sweeper.n_trials)
-        completed = sum(point.status == "completed" for point in sweep.points)
+        total = count_trials(plan) + plan.settings.leaders * plan.settings.seeds
+        done = sum(point.status in ("completed", "pruned") for point in sweep.current())
         with signals_interrupt(), live_line(sweep, total, progress):
             try:
-                with pages_drawn(sweep, total - completed) as later:
+                with pages_drawn(sweep, total - done) as later:
                     train = functools.partial(train_point, drawn=not later, points_per_gpu=plan.settings.points_per_gpu)
-                    if plan.grid:
-                        train_grid(plan, sweep, train)
-                    else:
-                        search(plan.master, plan.params, sweep, [str(axis.input_line) for axis in plan.swept], train)
+                    tried = search(plan, sweep, not later) if plan.searched else train_grid(plan, sweep, train)
+                    train_leaders(plan, sweep, train, tried)
             except KeyboardInterrupt as error:
                 raise InterruptionError(_how_to_continue(sweep, plan, total)) from error
             finally:
                 release(workers="Joblib" in plan.master.hydra.launcher._target_)
-        return SweepResult(plan.master.name, shown(plan.directory), sweep.points)
+        return SweepResult(plan.master.name, shown(plan.directory), sweep.current())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,26 +83,26 @@ class SweepPlan:
     Attributes:
         overrides: As they were given.
         fixed: Those that hold for all points, the sweep's name among them.
-        swept: Those that are swept on the command line.
-        params: Those that ``sweep=`` presets, by key.
-        keys: Every key that is swept, these included.
+        axes: Those that are swept, as ``sweep=`` presets them or the command line gives them.
+        keys: Every key that is swept.
         master: The configuration that the points share, Hydra's own node included.
         directory: The sweep's folder.
-        grid: The overrides of each point; empty where a search chooses the points.
+        grid: The overrides of each point; empty where TPE chooses the points.
         configs: The composed configuration of each point of the grid.
         settings: How the sweep goes about its points.
+        searched: Whether Optuna has a part in it: chooses points, stops them, or ends the sweep before all are trained.
     """
 
     overrides: list[str]
     fixed: list[str]
-    swept: list[hydra.Override]
-    params: dict[str, str]
+    axes: list[hydra.Override]
     keys: list[str]
     master: DictConfig
     directory: Path
     grid: list[list[str]]
     configs: list[DictConfig]
     settings: SweepConfig
+    searched: bool
 
 
 def _named(overrides: Sequence[str]) -> list[str]:
@@ -127,17 +127,24 @@ def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
         fixed.append(time.strftime("name=%Y-%m-%d_%H-%M-%S"))
     master = compose_config(fixed)
     directory = Path(str(master.hydra.sweep.dir)).expanduser().absolute()
-    params = _params(master, fixed)
+    axes = _axes(master, fixed, swept)
     with open_dict(master):
         master.hydra.sweep.dir = str(directory)
-    settings = sweep_settings(master)
+    settings = _settings(master, axes)
     share_out(master, settings.points_per_gpu)
-    grid = _grid(master, params, swept)
-    keys = [override.key_or_group for override in swept] + list(params)
+    keys = [axis.key_or_group for axis in axes] + ["seed"] * (settings.seeds > 0)
+    if settings.sampler == "grid":
+        _refuse_intervals(axes)
+    grid = hydra.expand(axes) if settings.sampler == "grid" else []
     configs = [compose_config([*fixed, *values]) for values in grid]
     for config in configs or [master]:
         _refuse_several_devices(config)
-    return SweepPlan(list(overrides), fixed, swept, params, keys, master, directory, grid, configs, settings)
+    searched = settings.sampler == "tpe" or settings.pruner != "none" or bool(settings.n_trials or settings.timeout)
+    plan = SweepPlan(list(overrides), fixed, axes, keys, master, directory, grid, configs, settings, searched)
+    if searched:
+        check_search(plan)
+    check_seeds(plan)
+    return plan
 
 
 def open_sweep(plan: SweepPlan) -> Sweep:
@@ -146,18 +153,27 @@ def open_sweep(plan: SweepPlan) -> Sweep:
     Raises:
         RequestError: The folder holds a sweep with another base configuration, or something else.
     """
-    sweep = Sweep(plan.directory, plan.fixed, plan.keys, plan.configs or [plan.master], bool(plan.configs))
+    if plan.searched:
+        sweep = Sweep(plan.directory, plan.fixed, plan.keys, [plan.master], listed=False)
+        check_folder(sweep)
+        return sweep
+    sweep = Sweep(plan.directory, plan.fixed, plan.keys, plan.configs, listed=True)
     for values, config in zip(plan.grid, plan.configs, strict=True):
         sweep.point(values, config)
     return sweep
 
 
-def train_grid(plan: SweepPlan, sweep: Sweep, train: Callable[[DictConfig], Any]) -> None:
-    """Hand the points of a grid to the launcher, in batches where the sweeper has a largest size."""
+def train_grid(plan: SweepPlan, sweep: Sweep, train: Callable[[DictConfig], Any]) -> list[tuple[Point, list[str]]]:
+    """Hand the points of a grid to the launcher, in batches where the sweeper has a largest size.
+
+    Returns:
+        The points, each with its overrides.
+    """
     launcher = PointLauncher(hydra.build_launcher(plan.master, train), sweep)
     step = plan.master.hydra.sweeper.max_batch_size or len(plan.grid)
     for first in range(0, len(plan.grid), step):
         launcher.launch(plan.grid[first : first + step], first)
+    return [(sweep.point(values), values) for values in plan.grid]
 
 
 def _fixed_and_swept(overrides: Sequence[str]) -> tuple[list[str], list[hydra.Override]]:
@@ -186,23 +202,32 @@ def _fixed_and_swept(overrides: Sequence[str]) -> tuple[list[str], list[hydra.Ov
     return [str(override.input_line) for override in parsed if not override.is_sweep_override()], swept
 
 
-def _params(master: DictConfig, fixed: list[str]) -> dict[str, str]:
-    """Return the axes that ``sweep=`` presets, without those that the command line sets to one value."""
+def _axes(master: DictConfig, fixed: list[str], swept: list[hydra.Override]) -> list[hydra.Override]:
+    """Return the axes that ``sweep=`` presets, unless the command line gives one value, and those that it gives."""
     given = {override.partition("=")[0] for override in fixed}
-    return {key: value for key, value in (master.hydra.sweeper.params or {}).items() if key not in given}
+    presets = {key: value for key, value in (master.hydra.sweeper.params or {}).items() if key not in given}
+    if not master.hydra.sweeper._target_.endswith("BasicSweeper"):
+        raise RequestError("hydra/sweeper is Hydra's own: a search is sweep=optuna or sweep=asha")
+    axes = [*hydra.parse(as_typed([f"{key}={value}" for key, value in presets.items()])), *swept]
+    return list({axis.key_or_group: axis for axis in axes}.values())
 
 
-def _grid(master: DictConfig, params: dict[str, str], swept: list[hydra.Override]) -> list[list[str]]:
-    """Expand lists and ranges as Hydra's basic sweeper does; empty when another sweeper chooses the points."""
-    sweeper = master.hydra.sweeper
-    if not sweeper._target_.endswith("BasicSweeper"):
-        return []
-    presets = hydra.parse(as_typed([f"{key}={value}" for key, value in params.items()]))
-    axes = [*presets, *swept]
-    for override in axes:
-        if override.is_sweep_override() and not override.is_discrete_sweep():
-            raise RequestError(f"{override.input_line} is no list of values: a search over an interval is sweep=optuna")
-    return hydra.expand(axes)
+def _settings(master: DictConfig, axes: list[hydra.Override]) -> SweepConfig:
+    """Read how the sweep goes about its points, ``sampler=auto`` resolved."""
+    settings = sweep_settings(master)
+    if settings.sampler != "auto":
+        return settings
+    return dataclasses.replace(settings, sampler="grid" if all(map(_is_listed, axes)) else "tpe")
+
+
+def _is_listed(axis: hydra.Override) -> bool:
+    return axis.is_discrete_sweep() or not axis.is_sweep_override()
+
+
+def _refuse_intervals(axes: list[hydra.Override]) -> None:
+    for axis in axes:
+        if not _is_listed(axis):
+            raise RequestError(f"{axis.input_line} is no list of values: a search over an interval is sweep=optuna")
 
 
 def _refuse_several_devices(config: DictConfig) -> None:
@@ -226,10 +251,11 @@ def _refuse_several_devices(config: DictConfig) -> None:
 
 def _how_to_continue(sweep: Sweep, plan: SweepPlan, total: int) -> str:
     """Mark what was cut off, and give the command that goes on."""
-    for point in sweep.points:
+    points = sweep.current()
+    for point in points:
         if point.status == "running" and not is_held(point.directory):
             runs.update_metrics(point.directory, status="interrupted", reason="interrupted with its sweep")
-    done = sum(point.status == "completed" for point in sweep.points)
+    done = sum(point.status in ("completed", "pruned") for point in points)
     name = f"name={plan.master.name}"
     named = plan.overrides if name in plan.overrides else [*plan.overrides, name]
     command = command_line("histolight", "train", "-m", *named)

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +198,35 @@ class EpochLines(L.Callback):
             file=sys.stderr,
             flush=True,
         )
+
+
+class Watched(L.Callback):
+    """Tell a search the validation AUROC of each epoch, once that epoch is saved; it may end the training.
+
+    Args:
+        watched: Takes the AUROCs so far, by epoch, counted from 1; that of the last epoch is the training's result.
+    """
+
+    def __init__(self, watched: Callable[[Mapping[int, float]], None]) -> None:
+        self._watched = watched
+        self._aurocs: dict[int, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the AUROCs in the checkpoint."""
+        return {"aurocs": self._aurocs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them from the checkpoint."""
+        self._aurocs = state_dict["aurocs"]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the AUROC."""
+        self._aurocs[trainer.current_epoch + 1] = float(trainer.callback_metrics["val/auroc"])
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell the AUROCs of the epochs before."""
+        if self._aurocs:
+            self._watched(self._aurocs)
 
 
 class Patience(EarlyStopping):

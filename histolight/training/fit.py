@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,7 @@ def train(
     progress: bool = True,
     compared: Collection[str] | None = None,
     drawn: bool = True,
+    watched: Callable[[Mapping[int, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Train, choose the best epoch by validation AUROC, measure it, and write the run directory.
 
@@ -132,6 +133,8 @@ def train(
         progress: Show how far it is.
         compared: The keys that a sweep varies, to be the columns of TensorBoard's HPARAMS table; None is all keys.
         drawn: Draw the figures and write the page; a sweep may do so later, from the files.
+        watched: Takes the validation AUROCs so far, by epoch, before each further epoch; a search ends the training
+            with a :class:`PrunedError`.
 
     Returns:
         What ``metrics.json`` holds; of several processes that share the training only the main one returns it.
@@ -143,7 +146,7 @@ def train(
         check_continuable(data, directory)
     with runs.recorded(directory), _faults_in_one_line(directory), loggers.closed_at_the_end() as opened:
         _write_beginning(config, data, directory)
-        training = build(config, data, directory, progress)
+        training = build(config, data, directory, progress, watched)
         opened += training.trainer.loggers
         checkpoint = training.last_checkpoint() if resume else None
         find_learning_rate(training, checkpoint, progress)
@@ -186,8 +189,14 @@ class Training:
         return str(last) if last.is_file() else None
 
 
-def build(config: Config, data: PreparedData, directory: Path, progress: bool) -> Training:
-    """Build network, trainer and data module from the seed.
+def build(
+    config: Config,
+    data: PreparedData,
+    directory: Path,
+    progress: bool,
+    watched: Callable[[Mapping[int, float]], None] | None = None,
+) -> Training:
+    """Build network, trainer and data module from the seed; the arguments are those of :func:`train`.
 
     Raises:
         RequestError: Several processes would train, and what is asked for needs one.
@@ -197,7 +206,7 @@ def build(config: Config, data: PreparedData, directory: Path, progress: bool) -
     classifier = Classifier.from_config(config, positive_weight(config.loss.pos_weight, train_labels))
     flops = flops_per_tile(classifier)
     speed = Speed()
-    trainer = build_trainer(config, directory, speed, progress)
+    trainer = build_trainer(config, directory, speed, progress, watched)
     # Each epoch would compute the same features again.
     still = config.model.freeze == "backbone" and config.augment == AugmentConfig("none")
     once = still and trainer.world_size == 1 and classifier.ends_in_head()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,25 @@ from histolight.training.callbacks import (
     RunCheckpoint,
     Speed,
     TileGrid,
+    Watched,
 )
 
 
-def build_trainer(config: Config, directory: Path, speed: Speed, progress: bool = True) -> L.Trainer:
-    """Build Lightning's Trainer with the callbacks of a run."""
+def build_trainer(
+    config: Config,
+    directory: Path,
+    speed: Speed,
+    progress: bool = True,
+    watched: Callable[[Mapping[int, float]], None] | None = None,
+) -> L.Trainer:
+    """Build Lightning's Trainer with the callbacks of a run; ``watched`` as in :class:`Watched`."""
     settings = config.trainer
     bar = progress and sys.stdout.isatty()
     callbacks: list[L.Callback] = [
         speed,
         *([Progress(speed)] if bar else [EpochLines(speed)] if progress else []),
         TileGrid(),
+        *([Watched(watched)] if watched else []),
         *([AveragedWeights(settings.ema)] if settings.ema is not None else []),
         *([AveragedWeights(None, settings.swa)] if settings.swa is not None else []),
         # Two, as save_last=True of one saves the last epoch only where it is the best: a kill would lose the others.

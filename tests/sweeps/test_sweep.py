@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections.abc import Callable
@@ -32,7 +31,7 @@ class Trainings:
         self.names: list[str] = []
         self.faults: dict[int, BaseException] = {}
 
-    def __call__(self, config: DictConfig, point: Point, drawn: bool, points_per_gpu: int) -> None:
+    def __call__(self, config: DictConfig, point: Point, drawn: bool, points_per_gpu: int, watched: Any = None) -> None:
         self.names.append(point.directory.name)
         try:
             with runs.recorded(point.directory):
@@ -51,7 +50,7 @@ class Trainings:
 def trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trainings:
     monkeypatch.chdir(tmp_path)
     fake = Trainings()
-    monkeypatch.setattr(launch, "_train_and_record", fake)
+    monkeypatch.setattr(launch, "train_and_record", fake)
     monkeypatch.setattr(pages, "FEWEST", 1000)
     monkeypatch.setattr(pages, "_draw_pages", lambda _: None)
     return fake
@@ -357,39 +356,3 @@ def test_a_wrong_value_fails_its_point_only(
     result = run_sweep([*fixed, "name=X", axis])
     assert list(statuses(result).values()) == ["completed", "failed"]
     assert reason in result.points[1].metrics["reason"]
-
-
-def test_optuna_searches_and_continues(trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    optuna = pytest.importorskip("optuna")
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    search = ["name=X", CPU, "sweep=optuna", "hydra.sweeper.sampler.seed=1", "seed=4"]
-    log = logging.getLogger("histolight")
-
-    def study() -> Any:
-        assert not log.disabled
-        study = optuna.load_study(study_name="histolight", storage=f"sqlite:///{tmp_path}/outputs/sweeps/X/optuna.db")
-        log.disabled = False  # opening Optuna's storage disables it, here too
-        return study
-
-    result = run_sweep([*search, "hydra.sweeper.n_trials=2"])
-    assert set(statuses(result).values()) == {"completed"}
-    assert all(re.fullmatch(r"\d_lr=[\d.e-]+,weight_decay=[\d.e-]+", name) for name in trainings.take())
-    assert [trial.value for trial in study().trials] == [0.4, 0.4]
-    assert all(1e-5 <= trial.params["optimizer.lr"] <= 1e-2 for trial in study().trials)
-
-    run_sweep([*search, "hydra.sweeper.n_trials=2"])
-    assert trainings.take() == []
-
-    trainings.faults[4] = KeyboardInterrupt()
-    with pytest.raises(InterruptionError):
-        run_sweep([*search, "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=2"])
-    [cut_off] = trainings.take()
-    trainings.faults[4] = HistolightError("the loss became nan")
-    result = run_sweep([*search, "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=3"])
-    assert trainings.take() == [cut_off]
-    assert statuses(result)[cut_off] == "failed"
-    trainings.faults.clear()
-    result = run_sweep([*search, "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=4"])
-    assert trainings.take() == [cut_off]
-    assert len(result.points) == 3
-    assert set(statuses(result).values()) == {"completed"}
