@@ -233,7 +233,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[int]:
             runs.update_metrics(point.directory, status="failed", reason="as asked")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "_train_and_record", train)
+    monkeypatch.setattr(launch, "train_and_record", train)
     return failing
 
 

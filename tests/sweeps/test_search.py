@@ -218,7 +218,7 @@ def test_leaders_get_equal_further_seeds(curves: Curves) -> None:
 
 def test_leaders_of_a_plain_grid(curves: Curves) -> None:
     result = run_sweep([*SEARCH, *GRID, "sweep.seeds=1", "sweep.leaders=1"])
-    assert [point.directory.name for point in result.points][-1] == "9_lr=9e-4,seed=1"
+    assert [point.directory.name for point in result.points][-1] == "9_lr=0.0009,seed=1"
     assert statuses(result) == {"completed": 10}
 
 
