@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_rankings import HOLD_OUT, SEEDS, ranking_of
 
-from histolight.ranking.answer import answer, context, gaps, headline, joined, unit_text
+from histolight.errors import RequestError
+from histolight.ranking.answer import answer, context, gaps, headline, joined, lack, unit_text, where
 from histolight.ranking.page import methods, notes, ranking_figures, terminal_text
-from histolight.ranking.plan import plan_of, scaled
-from histolight.ranking.runs import Unranked
+from histolight.ranking.plan import plan_of, plan_table, scaled
+from histolight.ranking.runs import ScoredTiles, Unranked
 from histolight.ranking.tables import counts_text, domain_table, further_table, main_table, method, unranked_table
+from histolight.statistics.planning import power, tiles_needed
 
 
 @pytest.mark.parametrize(
@@ -207,8 +210,55 @@ def test_a_plan_from_one_row_assumes_a_correlation_and_a_spread_of_seeds() -> No
     two = plan_of(ranking_of([0.9, 0.8], 1e-4))
     assert (two.rows, two.seeds) == (2, 1)
     assert (two.seed_variance, two.tile_variance) == pytest.approx((1e-4, 2e-4))
-    seeds = plan_of(ranking_of([0.9], 1e-4, SEEDS))
-    assert (seeds.seeds, seeds.seed_variance) == (3, 0.0)
+    seeds = ranking_of([0.9], 1e-4, SEEDS)
+    assert seeds.covariance is not None
+    seeds.covariance.aurocs[:] = 0.90, 0.92, 0.94
+    assert (plan_of(seeds).seeds, plan_of(seeds).seed_variance) == (3, pytest.approx(4e-4))
+    rows = ranking_of([0.9, 0.8], 1e-4, SEEDS)
+    assert (plan_of(rows).seeds, plan_of(rows).seed_variance) == (3, pytest.approx(0))
+
+
+def test_a_plan_needs_a_variance() -> None:
+    ranking = ranking_of([0.9, 0.8], 1e-4)
+    assert ranking.covariance is not None
+    for covariance, why in (
+        (None, "no row can be ranked"),
+        (replace(ranking.covariance, lack="one slide"), "one slide"),
+    ):
+        with pytest.raises(RequestError, match=rf"tell no variance to plan with \({why}\): give runs on more tiles"):
+            plan_of(replace(ranking, covariance=covariance))
+
+
+@pytest.mark.parametrize(
+    ("aurocs", "pairs", "slides", "counts", "assumed"),
+    [
+        ([0.9, 0.8], HOLD_OUT, 20, [2], [False, True]),
+        ([0.9], SEEDS, 0, [2, 27], [True, False]),
+        ([0.9], HOLD_OUT, 0, [2, 27], [True, True]),
+        ([0.9, 0.8, 0.7], SEEDS, 0, [3], [False, False]),
+    ],
+)
+def test_a_plan_has_a_line_for_each_difference_and_number_of_seeds(
+    aurocs, pairs, slides, counts, assumed, monkeypatch
+) -> None:
+    ranking = ranking_of(aurocs, 1e-4, pairs, slides, "slide" if slides else "random")
+    monkeypatch.setattr("histolight.ranking.plan.compare_runs", lambda _: ranking)
+    table, said = plan_table([])
+    seeds = [1, 3, 5, 10, 20]
+    cells = [[str(cell) for cell in row] for row in table.rows]
+    assert [row[0] for row in cells] == (["0.01"] * 5 + ["0.03"] * 5) * len(counts)
+    assert [row[1] for row in cells] == [str(count) for count in counts for _ in range(10)]
+    assert [row[2] for row in cells] == ["1 (trainings)", *map(str, seeds[1:])] * 2 * len(counts)
+    earlier = plan_of(ranking)
+    first, last = (replace(earlier, rows=count, seeds=one) for count, one in ((counts[0], 1), (counts[-1], 20)))
+    assert (cells[0][3], cells[-1][3]) == (f"{power(first, 0.01):.0%}", f"{power(last, 0.03):.0%}")
+    needed = tiles_needed(first, 0.01, 0.8)
+    assert cells[0][4:] == [scaled(needed, count) for count in (100, slides) if count]
+    assert len(table.columns) == len(cells[0])
+    assert said[0].count("(100 tiles" + (" of 20 slides here)" if slides else " here)")) == 1
+    words = ("correlate at 0.5 over other tiles", "a standard deviation in AUROC of 0.01")
+    assert [any(word in sentence for sentence in said) for word in words] == assumed
+    assert said[-1] == "Fewer than three seeds compare trainings, not configurations."
 
 
 def test_notes_say_what_the_figures_rest_on() -> None:
@@ -268,3 +318,47 @@ def test_the_terminal_has_the_answer_the_tables_and_the_count() -> None:
     assert blocks[0].startswith("This training of a scored 0.4000 above")
     assert blocks[-1] == "2 runs in 2 rows, 0 not ranked"
     assert len(blocks) == 4
+
+
+@pytest.mark.parametrize(("label", "name"), [(1, "with tumour"), (0, "without tumour")])
+def test_the_scarcer_class_is_counted_where_rows_cannot_be_ranked(label: int, name: str) -> None:
+    ranking = ranking_of([0.9, 0.8, 0.7, 0.6], 1e-4, freedom=1.3, slides=10, split="slide")
+    # 50 tiles of the class in slides of 30, 10 and 10 count as 50^2 / (30^2 + 10^2 + 10^2) = 2.3.
+    slides = np.array([*("t0 " * 30 + "t1 " * 10 + "t2 " * 10).split(), *(f"n{n % 20}" for n in range(50))], object)
+    labels = np.repeat(np.array([label, 1 - label], np.int8), 50)
+    for run in ranking.runs:
+        run.tiles = ScoredTiles("key", run.tiles.ids, labels, slides, slides)
+    assert lack(ranking) == (
+        f"3 slides {name}, which count as 2.3 as some hold most of the tiles, cannot rank 4 rows: add slides, or name "
+        "up to three rows beforehand (among=…)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("split", "slides", "known", "note", "unknown"),
+    [
+        ("random", 0, 100, "Random split: tiles that overlap", False),
+        ("overlap", 0, 100, "Split by overlap, slides unknown", False),
+        ("slide", 10, 100, "", False),
+        ("slide", 10, 90, "", True),
+        ("given", 10, 100, "", False),
+        ("given", 10, 90, "Given split: made elsewhere", True),
+    ],
+)
+def test_cautions_are_those_of_the_split(split: str, slides: int, known: int, note: str, unknown: bool) -> None:
+    ranking = ranking_of([0.9, 0.8], 1e-4, slides=slides, split=split)
+    for run in ranking.runs:
+        if slides:
+            run.tiles.slides[known:] = np.nan
+    said = context(ranking)
+    assert any(sentence.startswith(("Random", "Split by", "Given")) for sentence in said) is bool(note)
+    assert any(note and sentence.startswith(note) for sentence in said) is bool(note)
+    assert ("Not every tile's slide is known: nothing is said here of other slides." in said) is unknown
+
+
+def test_the_place_of_measurement_has_slides_and_folds() -> None:
+    assert where(ranking_of([0.9], 1e-4, slides=8, split="slide")) == (
+        "100 validation tiles of 8 slides (split by slide)"
+    )
+    assert where(ranking_of([0.9], 1e-4, [(0, 0), (1, 0)])) == "100 validation tiles in 2 folds (random split)"
+    assert where(ranking_of([0.9], 1e-4, [(0, 0)])) == "100 validation tiles (random split)"
