@@ -347,7 +347,7 @@ def _changes(node: ast.AST) -> list[Callable[[], object]]:
             return [lambda: setattr(node, "id", NAMES[name])]
         case ast.Attribute(attr=name) if name in NAMES:
             return [lambda: setattr(node, "attr", NAMES[name])]
-        case ast.Return(value=ast.AST()):
+        case ast.Return(value=ast.AST() as value) if ast.unparse(value) != "None":
             return [lambda: setattr(node, "value", ast.Constant(None))]
     return []
 
