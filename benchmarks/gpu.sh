@@ -5,12 +5,14 @@
 #     bash benchmarks/gpu.sh --rehearse OUT     every line on the CPU with tiny sizes: its figures mean nothing
 #
 # OUT gets log.txt, gpu.csv, tests.xml and profile.txt, written as it goes: a cut leaves what was measured. Each part has
-# a time limit of its own. It makes its tiles, needs no network and no plugin of Hydra's, and leaves nothing else.
+# a time limit of its own. It makes its tiles, needs no network and no plugin of Hydra's, and leaves nothing else. Keep
+# OUT/gpu.csv as benchmarks/gpu.csv, from which docs/performance.md takes its table ("not measured yet" until then).
 #
 # PYTHON     the interpreter that has torch, torchvision, lightning, torchmetrics, timm, pytest … (python3)
 # WHEELS     a folder of wheels of what that one lacks, unpacked for this run alone; made on a computer with a network by
 #            pip wheel --no-deps -w WHEELS hydra-core==1.3.8 omegaconf==2.3.1 antlr4-python3-runtime==4.9.3 \
 #                captum platformdirs
+#            with hydra-joblib-launcher beside them the sweep is measured through it too
 # COMMIT     what is measured, where the copy has no git
 set -u
 workers=4 # of pytest
@@ -21,7 +23,7 @@ if [ "${1-}" = --rehearse ]; then
   shift
   workers=0
   export OMP_NUM_THREADS=1 # two threads for batches this small are slower, the more so on a busy machine
-  limits="tests:600 steps:600 loops:600 whole:600 sweep:600 features:600 profile:600"
+  limits="tests:600 steps:600 loops:600 whole:600 sweep:1800 features:600 profile:600"
 fi
 if [ $# -ne 1 ]; then
   echo "usage: bash benchmarks/gpu.sh [--rehearse] OUT" >&2
@@ -33,7 +35,7 @@ out=$(cd "$1" && pwd)
 python=${PYTHON:-python3}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TORCHINDUCTOR_CACHE_DIR="$scratch/inductor"
+export PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR="$scratch/inductor"
 COMMIT=${COMMIT:-$(git -C "$root" describe --always --dirty 2>/dev/null || echo unknown)}
 export COMMIT
 

@@ -25,7 +25,7 @@ esac
 def measure(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(SCRIPT), *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=1800, check=False, env={**os.environ, **environment}
+        command, capture_output=True, text=True, timeout=5400, check=False, env={**os.environ, **environment}
     )
 
 

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -280,10 +280,11 @@ class AveragedWeights(WeightAveraging):
         self._mean = None if decay is None else get_ema_multi_avg_fn(decay)
         self._start = start
         self._count = 0  # of steps that the average holds
+        self._pair: tuple[Values, Values] | None = None  # of the average and of the network
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begin to average, where the training computes; afterwards let go: what is measured holds its own."""
-        self._device = trainer.strategy.root_device
+        self._device, self._pair = trainer.strategy.root_device, None
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             self._average_model = None
@@ -297,25 +298,24 @@ class AveragedWeights(WeightAveraging):
             return
         if self._latest_update_step <= self._start * trainer.estimated_stepping_batches:
             self._count = 0
-        assert self._average_model is not None
-        self._update(_values(self._average_model.module), _values(pl_module))
+        if self._pair is None:  # only now: before, Lightning moves the network to its device
+            assert self._average_model is not None
+            self._pair = _values(self._average_model.module), _values(pl_module)
+        self._update(*self._pair)
         self._count += 1
         self._latest_update_step = trainer.global_step
 
-    def _update(self, averages: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+    def _update(self, averages: Values, values: Values) -> None:
         if self._count == 0:
-            torch._foreach_copy_(averages, values)
-            return
-        pairs = list(zip(averages, values, strict=True))
-        kept, new = (list(part) for part in zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True))
-        if self._mean is not None:
-            self._mean(kept, new, self._count)
+            torch._foreach_copy_(averages.floats, values.floats)
+        elif self._mean is not None:
+            self._mean(averages.floats, values.floats, self._count)
         else:
-            change = torch._foreach_sub(new, kept)
+            change = torch._foreach_sub(values.floats, averages.floats)
             torch._foreach_div_(change, self._count + 1)
-            torch._foreach_add_(kept, change)
-        if counts := [pair for pair in pairs if not pair[0].is_floating_point()]:  # a batch norm's of its batches
-            torch._foreach_copy_(*map(list, zip(*counts, strict=True)))
+            torch._foreach_add_(averages.floats, change)
+        if averages.counts:
+            torch._foreach_copy_(averages.counts, values.counts)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the average, with how many steps it holds."""
@@ -330,8 +330,19 @@ class AveragedWeights(WeightAveraging):
             self._count = int(self._average_model.n_averaged)
 
 
-def _values(module: torch.nn.Module) -> list[torch.Tensor]:
-    return [*(parameter.detach() for parameter in module.parameters()), *module.buffers()]
+class Values(NamedTuple):
+    """Parameters and buffers of a network: numbers, and what counts, as a batch norm counts its batches."""
+
+    floats: list[torch.Tensor]
+    counts: list[torch.Tensor]
+
+
+def _values(module: torch.nn.Module) -> Values:
+    every = [*(parameter.detach() for parameter in module.parameters()), *module.buffers()]
+    return Values(
+        [values for values in every if values.is_floating_point()],
+        [values for values in every if not values.is_floating_point()],
+    )
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
