@@ -44,7 +44,11 @@ class Adapted:
     @property
     def sentence(self) -> str:
         """Say so in a few words, which stand beside every figure."""
-        means = f"the prior, {self.prevalence:.1%} tumour" if self.prevalence is not None else "batch-norm statistics"
+        means = (
+            f"the prior, {self.prevalence:.1%} tumour by estimate"
+            if self.prevalence is not None
+            else "batch-norm statistics"
+        )
         return f"adapted to {self.tiles:,} unlabelled tiles ({means})"
 
     def table(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -126,9 +130,9 @@ def adapt_prior(table: pd.DataFrame, labelled: pd.DataFrame) -> Adapted:
     before = float(labelled["label"].mean())
     line = slope * table["logit"].to_numpy(np.float64) + intercept
     prevalence = estimate_prior(line, before)
-    if not speaks_for_both(line, before):
+    if not speaks_for_both(line, before, table["cluster"].to_numpy()):
         raise RequestError(
             f"adapt=prior can't tell whether these {len(table):,} tiles hold both classes (estimate: {prevalence:.1%} "
-            "tumour), and for tiles of one class there is nothing to estimate: leave adapt out"
+            "tumour), and for tiles of one class, or of one slide, there is nothing to go by: leave adapt out"
         )
     return Adapted("prior", len(table), prevalence, slope, intercept + float(logit(prevalence) - logit(before)))

@@ -14,9 +14,9 @@ from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.special import expit, logit
 
 from histolight.errors import RequestError
-from histolight.statistics.intervals import check_scores
+from histolight.statistics.clusters import FEWEST_CLUSTERS, effective_clusters, find_clusters
+from histolight.statistics.intervals import check_scores, t_quantile
 
-BORDER = 2.706  # 90 % quantile of chi-squared with one degree of freedom: 95 % at the border of what is possible
 LARGEST = 100.0  # temperatures are sought between 1 / LARGEST and LARGEST
 
 
@@ -138,23 +138,33 @@ def estimate_prior(logits: npt.ArrayLike, prior: float) -> float:
     return float(brentq(derivative, smallest, 1 - smallest)) if derivative(1 - smallest) < 0 else 1.0
 
 
-def speaks_for_both(logits: npt.ArrayLike, prior: float) -> bool:
+def speaks_for_both(logits: npt.ArrayLike, prior: float, groups: npt.ArrayLike | None = None) -> bool:
     """Say whether unlabelled tiles show that there are some of both classes, as far as calibrated logits tell.
 
     By a likelihood-ratio test of :func:`estimate_prior` against a share of 0, and against 1, each at 5 %: of tiles of
-    one class it finds both in one set of twenty, as 0 and 1 lie at the border (Self and Liang, Journal of the American
-    Statistical Association 82 (1987), 605-610).
+    one class it finds both in one set of twenty at most, as 0 and 1 lie at the border (Self and Liang, Journal of the
+    American Statistical Association 82 (1987), 605-610). Tiles of one slide count for fewer: the ratio is divided by
+    what they add to the variance of the score, J / H (Rotnitzky and Jewell, Biometrika 77 (1990), 485-497), and
+    compared with a squared quantile of t of ``n_eff - 1`` degrees of freedom.
 
     Args:
         logits: As in :func:`estimate_prior`.
         prior: Likewise.
+        groups: (N,) slide of each tile; missing values are clusters of their own. Of one slide nothing is shown.
 
     >>> speaks_for_both([-3.0] * 20 + [6.0], 0.5), speaks_for_both([-3.0] * 20 + [1.0], 0.5)
     (True, False)
     """
     share = estimate_prior(logits, prior)
-    if share in (0.0, 1.0):
-        return False
     odds = np.asarray(logits, dtype=np.float64) - logit(prior)
+    codes = find_clusters(groups, len(odds)).codes
+    n_eff = effective_clusters(codes)
+    if share in (0.0, 1.0) or n_eff < FEWEST_CLUSTERS:
+        return False
     best = float(np.logaddexp(np.log(share) + odds, np.log1p(-share)).sum())
-    return 2 * (best - max(0.0, float(odds.sum()))) > BORDER
+    ratio = 2 * (best - max(0.0, float(odds.sum())))
+    posterior = expit(odds + logit(share))
+    scores = posterior / share - (1 - posterior) / (1 - share)  # derivatives of the log-likelihood: H is minus its next
+    sums = np.bincount(codes, weights=scores)
+    inflation = n_eff / (n_eff - 1) * float(sums @ sums) / float(scores @ scores)
+    return ratio / max(inflation, 1.0) > t_quantile(0.95, n_eff - 1) ** 2

@@ -106,3 +106,28 @@ def test_of_tiles_of_one_class_it_finds_both_in_one_set_of_twenty(positive: bool
     assert np.mean([speaks_for_both(logits, 0.5) for logits in sets]) == pytest.approx(0.05, abs=0.02)
     sets[:, :25] *= -1
     assert np.mean([speaks_for_both(logits, 0.5) for logits in sets[:200]]) > 0.95
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_tiles_of_few_slides_show_less_than_as_many_of_their_own(positive: bool) -> None:
+    random = np.random.default_rng(7)
+    groups = np.arange(400) // 20
+
+    def logits(labels: np.ndarray) -> np.ndarray:
+        """Log odds where a slide's tiles share an effect of spread 1: N(1, 2) against N(-1, 2)."""
+        return np.where(labels, 1, -1) + random.normal(0, 1, 20)[groups] + random.normal(0, 1, 400)
+
+    sets = [logits(np.full(400, positive)) for _ in range(300)]
+    assert np.mean([speaks_for_both(one, 0.5) for one in sets]) > 0.15  # as if each tile were alone
+    assert np.mean([speaks_for_both(one, 0.5, groups) for one in sets]) < 0.05
+    mixed = [logits(random.random(400) < 0.3) for _ in range(50)]
+    assert np.mean([speaks_for_both(one, 0.5, groups) for one in mixed]) > 0.9
+    assert not speaks_for_both(mixed[0], 0.5, np.zeros(400))
+
+
+def test_copies_of_tiles_show_no_more_than_the_tiles_alone() -> None:
+    random = np.random.default_rng(8)
+    sets = random.normal(np.where(random.random((60, 100)) < 0.02, 3.0, -3.0), 2.4)
+    alone = [speaks_for_both(logits, 0.5) for logits in sets]
+    assert 5 < sum(alone) < 55
+    assert alone == [speaks_for_both(np.repeat(logits, 5), 0.5, np.repeat(np.arange(100), 5)) for logits in sets]
