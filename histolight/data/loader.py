@@ -160,6 +160,6 @@ class DeviceTiles(DeviceRows):
     def __init__(self, tiles: Tiles, rows: np.ndarray, device: torch.device) -> None:
         store = torch.empty((len(rows), tiles.image_size, tiles.image_size, 3), dtype=torch.uint8, device=device)
         blocks = TileLoader(tiles, rows, np.zeros(len(rows)), _BLOCK, pin=device.type == "cuda")
-        for part, block in zip(store.split(_BLOCK), blocks, strict=True):
-            part.copy_(block.tiles, non_blocking=True)
+        for start, block in zip(range(0, len(rows), _BLOCK), blocks, strict=True):
+            store[start : start + _BLOCK].copy_(block.tiles, non_blocking=True)
         super().__init__(rows, store)
