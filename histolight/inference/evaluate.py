@@ -26,7 +26,15 @@ from histolight.errors import RequestError
 from histolight.inference.adaptation import Adapted, adapt_batch_norm, adapt_prior, check_adaptable
 from histolight.inference.evaluate_request import EvaluateConfig
 from histolight.inference.evaluate_slides import slide_auroc
-from histolight.inference.levels import Levels, check_apart, describe, levels_of_evaluation, levels_of_run
+from histolight.inference.levels import (
+    VALIDATION,
+    Levels,
+    check_apart,
+    describe,
+    levels_of_evaluation,
+    levels_of_run,
+    notes_on_levels,
+)
 from histolight.inference.networks import load_classifiers, predict_logits
 from histolight.inference.recognition import Recognised, recognise
 from histolight.models.classifier import Classifier
@@ -359,7 +367,9 @@ def _origin(part: str, evaluation: Evaluation) -> str:
 
 
 def _calibration_notes(evaluation: Evaluation, measured: dict[str, Any], tables: dict[str, pd.DataFrame]) -> list[str]:
-    own, notes = evaluation.levels.chosen_on == "validation", []
+    levels, adapted = evaluation.levels, evaluation.adapted.how if evaluation.adapted else "none"
+    notes = notes_on_levels(levels, pd.concat(tables.values()), evaluation.tta, adapted)
+    own = levels.chosen_on == VALIDATION
     if not own:
         notes.append(f"the threshold {measured['threshold']:.4f} was chosen on {evaluation.levels.chosen_on}")
     if measured["temperature"] is None:
@@ -373,6 +383,4 @@ def _calibration_notes(evaluation: Evaluation, measured: dict[str, Any], tables:
             for name in names_of("scores")
         ]
         notes.append(f"{part}: {', '.join(moved)}{', on the tiles that it was fitted on' if part == 'val' else ''}")
-    if own and evaluation.tta != "none":
-        notes.append("the temperature was fitted to logits without tta")
     return notes

@@ -17,6 +17,8 @@ from histolight.statistics.calibration import fit_temperature
 from histolight.statistics.decisions import Band, choose_band
 from histolight.statistics.metrics import best_threshold
 
+VALIDATION = "validation"
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -44,7 +46,7 @@ def levels_of_run(run: Path, threshold: float, abstain: float, calibrate: bool) 
         RequestError: Their predictions are missing or damaged, or no temperature is best.
     """
     tiles = runs.read_predictions(run / "predictions" / "val.csv")
-    return _levels(tiles, threshold, "validation", abstain, calibrate)
+    return _levels(tiles, threshold, VALIDATION, abstain, calibrate)
 
 
 def levels_of_evaluation(evaluation: Path, run: Path, tta: str, adapt: str, abstain: float, calibrate: bool) -> Levels:
@@ -73,9 +75,9 @@ def levels_of_evaluation(evaluation: Path, run: Path, tta: str, adapt: str, abst
             )
     tiles = runs.read_predictions(evaluation / "predictions" / "test.csv")
     scores, labels = (torch.tensor(tiles[name].to_numpy()) for name in ("score", "label"))
-    return _levels(
-        tiles, best_threshold(scores, labels), f"the {len(tiles):,} tiles of {evaluation}", abstain, calibrate
-    )
+    seen = f", {metrics['seen']:,} of which trained or chose the run, or overlap such" if metrics.get("seen") else ""
+    name = f"the {len(tiles):,} tiles of {evaluation}{seen}"
+    return _levels(tiles, best_threshold(scores, labels), name, abstain, calibrate)
 
 
 def _levels(tiles: pd.DataFrame, threshold: float, chosen_on: str, abstain: float, calibrate: bool) -> Levels:
@@ -92,6 +94,21 @@ def check_apart(evaluation: Path, packed: PackedTiles) -> None:
             f"{len(known):,} of these {len(packed.table):,} tiles are among those of chosen_on={evaluation}, or "
             "overlap them: figures at a threshold that was chosen on the same tiles flatter; give others"
         )
+
+
+def notes_on_levels(levels: Levels, tiles: pd.DataFrame, tta: str, adapt: str) -> list[str]:
+    """Say where scores are on another scale than those that chose the levels, and where the slides are the same."""
+    if levels.chosen_on == VALIDATION:
+        unlike = [f"tta={tta}"] * (tta != "none") + [f"adapt={adapt}"] * (adapt == "batch_norm")
+        chosen = ["threshold", "band of no call"]
+        chosen += ["temperature"] * (levels.temperature is not None) + ["calibration"] * (adapt == "prior")
+        return [f"{', '.join(chosen)}: chosen on scores without {' and '.join(unlike)}"] if unlike else []
+    slides = tiles["group"].dropna().unique()
+    shared = int(pd.Series(slides).isin(levels.tiles["group"]).sum())
+    return [
+        f"{shared:,} of the {len(slides):,} slides of these tiles, by their names, hold tiles that chose the threshold "
+        "too: figures that depend on it are of other tiles of these slides, not of other slides"
+    ] * (shared > 0)
 
 
 def describe(levels: Levels) -> dict[str, Any]:

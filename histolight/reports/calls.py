@@ -8,6 +8,11 @@ from histolight.data.table import PARTS
 from histolight.reports.page import Cell, Section, Table
 from histolight.reports.parts import interval_text
 
+METHODS = {
+    "clopper-pearson": "shares take each tile for a sample of its own (Clopper-Pearson)",
+    "korn-graubard": "shares take slides, or groups of overlapping tiles, for the samples (Korn and Graubard 1998)",
+    "mover-ratio": "predictive values from the rates of right and wrong calls (Donner and Zou 2012)",
+}
 HEADINGS = {"ppv": "tumour among tiles called tumour (PPV)", "npv": "benign among tiles called benign (NPV)"}
 
 
@@ -46,20 +51,32 @@ def calls_rows(metrics: dict[str, Any], parts: list[str]) -> list[tuple[str, lis
 
 
 def calls_notes(metrics: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """Say what the figures of :func:`calls_rows` mean."""
+    """Say what the figures of :func:`calls_rows` mean, and what their intervals rest on."""
     notes, report, where = [], config.get("report", {}), chosen_on(metrics)
+    optimistic = ", whose own figures are therefore optimistic" if "val" in metrics else ""
     if band := metrics.get("abstention"):
         notes.append(
             f"Abstaining: no call from a score of {band['low']:.3f} to one of {band['high']:.3f}. On {where} no more "
             f"than {report.get('abstain', 0.05):.0%} of the tumour tiles lie below, and of the benign tiles above"
-            f"{', whose own figures are therefore optimistic' if 'val' in metrics else ''}."
+            f"{optimistic}. The share of wrong calls is that where as many tiles are tumour as among these."
         )
     if report.get("prevalence") is not None:
         notes.append(
-            f"PPV and NPV: calls at {metrics['threshold']:.3f} where {report['prevalence']:.3g} of the tiles are "
-            "tumour; sensitivity and specificity are those measured here."
+            f"PPV and NPV: calls at {metrics['threshold']:.3f}, chosen on {where}{optimistic}, where "
+            f"{report['prevalence']:.3g} of the tiles are tumour; sensitivity and specificity are those measured here."
         )
-    return notes
+    figures = [
+        figure
+        for key, measured in metrics.items()
+        if key.endswith(("_abstaining", "_at_prevalence"))
+        for figure in measured.values()
+    ]
+    methods = dict.fromkeys(METHODS[one["method"]] for one in figures if one["method"] in METHODS)
+    if methods:
+        others = "slides" if metrics.get("slides") else "tiles"
+        notes.append(f"With 95 % intervals for this training on other {others} like these: {'; '.join(methods)}.")
+    remarks = dict.fromkeys(one.get("note") for one in figures)
+    return notes + [f"{remark[0].upper()}{remark[1:]}." for remark in remarks if remark]
 
 
 def _cell(figure: dict[str, Any] | None) -> Cell:

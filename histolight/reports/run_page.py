@@ -127,7 +127,8 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
             "figures flatter it."
         )
     else:
-        sentences.append(f"Nothing was chosen on these tiles: neither {chosen} nor the threshold.")
+        but = "But for the adaptation, which saw no label, nothing" if stamp else "Nothing"
+        sentences.append(f"{but} was chosen on these tiles: neither {chosen} nor the threshold.")
     sentences += [
         f"On the {_count(metrics, part):,} {PARTS[part]} tiles, on which {chosen} was chosen, it is "
         f"{_figure(metrics[part]['auroc'])}."

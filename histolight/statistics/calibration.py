@@ -64,7 +64,7 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     if not 1.01 / LARGEST < temperature < LARGEST / 1.01:
         why = "no better than chance" if temperature > 1 else "all on the right side of 0.5"
         raise RequestError(
-            f"calibrate=true finds no temperature: the scores of the {len(values)} validation tiles are {why}"
+            f"calibrate=true finds no temperature: the scores of the {len(values)} tiles that choose it are {why}"
         )
     return temperature
 

@@ -17,10 +17,12 @@ from histolight import files, runs
 from histolight.config.schema import Config
 from histolight.data.prepare import PreparedData, prepare
 from histolight.errors import HistolightError, RequestError
+from histolight.reports.calls import calls_notes
 from histolight.reports.curves import read_curves
 from histolight.reports.measure import measure_part
 from histolight.reports.model_card import known_limits
 from histolight.reports.run_page import write_run_report
+from histolight.statistics.decisions import Band
 from histolight.statistics.slides import slide_figures
 
 
@@ -186,6 +188,39 @@ def test_an_evaluation_has_a_page_too(tmp_path: Path) -> None:
     assert "How it was trained" not in words.headings
     assert page.read_text().count("<img") == 3
     assert "image/jpeg" in page.read_text()
+
+
+def test_calls_say_what_chose_them_and_what_their_intervals_rest_on(tmp_path: Path) -> None:
+    slides = fake_run(tmp_path / "run", slides=12, split="slide", report__prevalence=0.05)
+    table = runs.read_predictions(slides / "predictions/val.csv")
+    found = measure_part("val", table, 0.25, Band(0.2, 0.6), 0.05)
+    runs.update_metrics(slides, threshold=0.25, abstention=Band(0.2, 0.6), slides=12, **found)
+    text = read(write_run_report(slides)).text
+    for said in (
+        "no call from a score of 0.200 to one of 0.600. On validation no more than 5% of the tumour tiles lie below, "
+        "and of the benign tiles above, whose own figures are therefore optimistic.",
+        "calls at 0.250, chosen on validation, whose own figures are therefore optimistic, where 0.05 of the tiles",
+        "95 % intervals for this training on other slides like these: shares take slides, or groups of overlapping",
+        "predictive values from the rates of right and wrong calls (Donner and Zou 2012).",
+    ):
+        assert said in text
+    metrics = runs.read_metrics(slides)
+    metrics["val_abstaining"]["error"] |= {"method": "none", "low": None, "note": "no interval: one slide holds all"}
+    notes = calls_notes(metrics, {"report": {}})
+    assert notes[-1] == "No interval: one slide holds all."
+    test = {"chosen_on": "the 9 tiles of x", "abstention": {"low": 0.2, "high": 0.6}}
+    (note,) = calls_notes(test, {})
+    assert "On the 9 tiles of x no more than 5%" in note
+    assert "optimistic" not in note
+
+
+@pytest.mark.parametrize("adapted", [None, "adapted to 200 unlabelled tiles (batch-norm statistics)"])
+def test_what_is_adapted_to_its_tiles_says_that_something_was_chosen_on_them(adapted, tmp_path: Path) -> None:
+    place = measured(fake_run(tmp_path / "evaluation", split="other", parts=("test",), data__source="folder"))
+    runs.update_metrics(place, adapted=adapted and {"sentence": adapted})
+    text = read(write_run_report(place)).text
+    assert ("But for the adaptation, which saw no label, nothing was chosen on these tiles" in text) == bool(adapted)
+    assert ("Nothing was chosen on these tiles" in text) != bool(adapted)
 
 
 def test_everything_from_data_is_escaped(tmp_path: Path) -> None:

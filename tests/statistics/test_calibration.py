@@ -60,7 +60,12 @@ def test_a_temperature_at_the_end_of_the_range_is_none() -> None:
 @pytest.mark.parametrize(
     ("logits", "labels", "error", "message"),
     [
-        ([-1.0, -2.0, 1.0, 2.0], [0, 0, 1, 1], RequestError, "the 4 validation tiles are all on the right side of 0.5"),
+        (
+            [-1.0, -2.0, 1.0, 2.0],
+            [0, 0, 1, 1],
+            RequestError,
+            "the 4 tiles that choose it are all on the right side of 0.5",
+        ),
         ([-1.0, -2.0, 1.0, 2.0], [1, 1, 0, 0], RequestError, "no better than chance"),
         ([1.0, 2.0], [1, 1], RequestError, "one and the same label"),
         ([1.0, np.nan], [1, 0], HistolightError, "NaN"),
