@@ -87,6 +87,7 @@ def search(plan: SweepPlan, sweep: Sweep, drawn: bool) -> list[tuple[Point, list
         pruner=settings.pruner,
         seed=plan.master.seed,
         epochs=plan.master.trainer.max_epochs,
+        first=trials.first_epoch(plan.master.scheduler, plan.master.trainer.max_epochs),
         begun=files.lock_file(plan.directory).stat().st_mtime_ns,
         drawn=drawn,
         points_per_gpu=settings.points_per_gpu,

@@ -11,6 +11,7 @@ that is running in the study while nobody holds its point's lock was cut off, an
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from histolight import files, runs
+from histolight.config.schema import SchedulerConfig
 from histolight.errors import PrunedError
 from histolight.locks import HeldError, Lock
 from histolight.ranking.searched import JOURNAL, STUDY
@@ -31,7 +33,7 @@ from histolight.sweeps import launch
 from histolight.sweeps.points import Point, Sweep
 from histolight.sweeps.spaces import overrides_of
 
-REDUCTION = 3  # of three points that reach a rung one goes on, to three times the epochs
+REDUCTION = 4  # of four points that reach a rung one goes on, to four times the epochs
 POINT, AGAIN = "point", "again"  # attributes of a trial: its folder; whether it tries a failed point once more
 NAMES = {"asha": "successive halving", "hyperband": "Hyperband", "median": "the median rule"}
 
@@ -51,6 +53,7 @@ class Search:
         pruner: ``none``, ``median``, ``hyperband`` or ``asha``.
         seed: Of the sampler.
         epochs: Of a whole training.
+        first: The first epoch after which a point may be stopped.
         begun: When this command began, as the sweep's lock file says; a later one replaces its workers.
         drawn: Draw figures and pages.
         points_per_gpu: So many points share a GPU.
@@ -64,6 +67,7 @@ class Search:
     pruner: str
     seed: int
     epochs: int
+    first: int
     begun: int
     drawn: bool
     points_per_gpu: int
@@ -99,17 +103,27 @@ def open_study(search: Search) -> optuna.Study:
             study_name=STUDY,
             direction="maximize",
             load_if_exists=True,
-            pruner=build_pruner(search.pruner, search.epochs),
+            pruner=build_pruner(search.pruner, search.epochs, search.first),
         )
 
 
-def build_pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
-    """Build one of Optuna's pruners for trainings of so many epochs."""
+def first_epoch(scheduler: SchedulerConfig, epochs: int) -> int:
+    """Return the first epoch, from 1, after which points can be compared: where a one-cycle schedule is past its peak.
+
+    Before it, their AUROCs say nothing of how they end (``benchmarks/asha.py``).
+    """
+    if scheduler.name != "one_cycle":
+        return 1
+    return min(epochs, max(1, math.ceil(scheduler.pct_start * (scheduler.total_epochs or epochs) - 1e-9)))
+
+
+def build_pruner(name: str, epochs: int, first: int) -> optuna.pruners.BasePruner:
+    """Build one of Optuna's pruners for trainings of so many epochs, which stops none before the first that counts."""
     if name == "asha":
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=REDUCTION)
     if name == "hyperband":
-        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=REDUCTION)
-    return optuna.pruners.MedianPruner() if name == "median" else optuna.pruners.NopPruner()
+        return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=REDUCTION)
+    return optuna.pruners.MedianPruner(n_warmup_steps=first) if name == "median" else optuna.pruners.NopPruner()
 
 
 def work(config: DictConfig, search: Search, only: int | None = None) -> None:
