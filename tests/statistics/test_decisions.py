@@ -94,6 +94,24 @@ def test_the_interval_is_where_the_interval_of_a_difference_ends_at_zero(groups)
     assert predictive_values(tiles, 0.05)["ppv"].low == pytest.approx(end * 0.05 / (end * 0.05 + 0.95))
 
 
+def test_wrong_calls_of_few_slides_are_a_caution() -> None:
+    labels = np.arange(120) % 2 == 0
+    groups = np.arange(120) // 6
+    logits = np.where(labels, 2.0, -2.0)
+    logits[groups == 3] *= np.where(labels[groups == 3], 1, -1)  # false calls of tumour on one slide
+    logits[(groups % 2 == 0) & (np.arange(120) % 6 == 0)] = -2  # missed tumour on ten slides
+    tiles = make_tiles(logits, labels, groups=groups)
+    values = predictive_values(tiles, 0.05)
+    assert values["ppv"].note == "PPV: the wrong calls count as 1.0 slides, so the interval may be too short"
+    assert values["npv"].note == ""
+    assert predictive_values(make_tiles(logits, labels), 0.05)["ppv"].note == ""  # tiles for themselves
+    error = {edge: abstention(tiles, Band(1 - edge, edge))["error"] for edge in (0.6, 0.95)}
+    assert error[0.6].note == ""
+    few = abstention(make_tiles(np.where(labels, 2, logits), labels, groups=groups), Band(0.4, 0.6))["error"]
+    assert few.note == "error: the wrong calls count as 1.0 slides, so the interval may be too short"
+    assert np.isnan(error[0.95].value)
+
+
 def test_perfect_and_empty_calls() -> None:
     labels = np.arange(40) < 20
     perfect = predictive_values(make_tiles(np.where(labels, 2, -2), labels), 0.05)
