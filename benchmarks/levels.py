@@ -150,8 +150,8 @@ def print_shares(recipe: str, target: pd.DataFrame, chosen: pd.DataFrame, draws:
     labels = target["label"].to_numpy()
     line = slope * target["logit"].to_numpy(np.float64) + intercept
     random = np.random.default_rng(0)
-    for size in (50, 100, 1000):
-        for share in (0.0, 0.02, 0.05, 0.2, 0.5, 0.8, 1.0):
+    for size in (100, 1000):
+        for share in (0.0, 0.05, 0.2, 0.5, 0.8, 1.0):
             counts = [size - round(share * size), round(share * size)]
             found, refused, plain, adapted = [], [], [], []
             for _ in range(draws):

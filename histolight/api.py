@@ -195,7 +195,7 @@ def evaluate(
     overrides: Overrides = (),
     *,
     tta: str = "none",
-    calibrate: bool = False,
+    calibrate: bool | str = False,
     chosen_on: str | Path | Run | None = None,
     adapt: str = "none",
     directory: str | Path | None = None,
@@ -206,7 +206,7 @@ def evaluate(
         run: The run.
         overrides: Other tiles, such as ``["data=folder", "data.root=DIR"]``, or another device or batch size.
         tta: ``none``, ``flips`` or ``dihedral``.
-        calibrate: Measure the scores also as a temperature changes them.
+        calibrate: Measure the scores also as a temperature changes them (True), or slope and intercept (``line``).
         chosen_on: An earlier evaluation of the run, whose tiles choose threshold and temperature; None is the run's
             validation.
         adapt: ``none``, or what is fitted to the tiles without their labels: ``prior`` or ``batch_norm``.
@@ -223,7 +223,7 @@ def evaluate(
 
     place = None if directory is None else str(directory)
     chosen = None if chosen_on is None else _one_path(chosen_on)
-    request = evaluate_config(_one_path(run), as_words(overrides), tta, calibrate, place, chosen, adapt)
+    request = evaluate_config(_one_path(run), as_words(overrides), tta, str(calibrate).lower(), place, chosen, adapt)
     measure(request)
     return Run(request.directory)
 

@@ -25,7 +25,7 @@ keys (KEY=VALUE):
                      annotated slides (docs/slides.md): also an AUROC over slides, and the scores beside the annotation
   chosen_on=DIR      choose the threshold and the temperature on the tiles of an earlier evaluation of this run, such as
                      those of other slides; unless given, on the run's own validation tiles
-  calibrate=true     scale the scores by a temperature
+  calibrate=true     scale the scores by a temperature; calibrate=line also shifts them, which is for chosen_on
   adapt=none         without looking at labels, fit the scores to the share of tumour among other tiles (prior), or the
                      network's batch-norm statistics to them (batch_norm)
   report.prevalence=P
@@ -63,10 +63,10 @@ def parse_request(overrides: Sequence[str]) -> EvaluateConfig:
             "run= is missing: histolight evaluate run=DIR, with a run directory such as outputs/runs/NAME"
         )
     run = read_path(values["run"])
-    calibrate, tta = choice(values, "calibrate", "false", "true"), choice(values, "tta", "none", "flips", "dihedral")
+    calibrate, tta = values.get("calibrate", "false"), choice(values, "tta", "none", "flips", "dihedral")
     adapt = values.get("adapt", "none")
     chosen_on = read_path(values["chosen_on"]) if "chosen_on" in values else None
-    return evaluate_config(run, others, tta, calibrate == "true", values.get("hydra.run.dir"), chosen_on, adapt)
+    return evaluate_config(run, others, tta, calibrate, values.get("hydra.run.dir"), chosen_on, adapt)
 
 
 def summary(metrics: dict[str, Any], config: dict[str, Any], directory: Path) -> str:

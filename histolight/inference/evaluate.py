@@ -183,7 +183,7 @@ def measure_parts(evaluation: Evaluation, tables: dict[str, pd.DataFrame]) -> di
     for part, table in tables.items():
         measured |= measure.measure_part(part, table, levels.threshold, levels.band, prevalence)
         if temperature is not None:
-            calibrated = measure.intervals(calibrated_table(table, temperature), 0.5)
+            calibrated = measure.intervals(calibrated_table(table, levels), 0.5)
             measured[f"{part}_calibrated"] = calibrated | {name: measured[part][name] for name in names_of("order")}
     return measured
 
@@ -216,11 +216,11 @@ def draw_parts(
         if evaluation.config.data.source in RESAMPLED:
             pictures[part]["slides"] = slides_figure(table, evaluation.config.data)
         if temperature is not None:
-            calibrated, ece = calibrated_table(table, temperature), measured[f"{part}_calibrated"]["ece"].value
+            calibrated, ece = calibrated_table(table, evaluation.levels), measured[f"{part}_calibrated"]["ece"].value
             pictures[part]["reliability_calibrated"] = figures.reliability_figure(
                 calibrated["score"].to_numpy(),
                 calibrated["label"].to_numpy(),
-                f"{part}, temperature {temperature:.3f}\nECE {ece:.4f}",
+                f"{part}, temperature {temperature:.3f}{f', {stamp}' if stamp else ''}\nECE {ece:.4f}",
             )
     return pictures
 
@@ -333,9 +333,9 @@ def _own_choice(table: pd.DataFrame, pack: Pack) -> dict[str, str]:
     return choice
 
 
-def calibrated_table(table: pd.DataFrame, temperature: float) -> pd.DataFrame:
-    """Divide the logits of a table of predictions by a temperature."""
-    logit = table["logit"] / np.float32(temperature)
+def calibrated_table(table: pd.DataFrame, levels: Levels) -> pd.DataFrame:
+    """Divide the logits of a table of predictions by the temperature, and add the intercept."""
+    logit = (table["logit"].astype(np.float64) / levels.temperature + levels.intercept).astype(np.float32)
     return table.assign(logit=logit, score=expit(logit))
 
 
@@ -375,7 +375,8 @@ def _calibration_notes(evaluation: Evaluation, measured: dict[str, Any], tables:
     if measured["temperature"] is None:
         return notes
     where = f"the validation predictions of {evaluation.run}" if own else evaluation.levels.chosen_on
-    notes.append(f"temperature {measured['temperature']:.4f}, fitted on {where}")
+    line = f" and intercept {evaluation.levels.intercept:.4f}" if evaluation.levels.intercept else ""
+    notes.append(f"temperature {measured['temperature']:.4f}{line}, fitted on {where}")
     for part in tables:
         before, after = measured[part], measured[f"{part}_calibrated"]
         moved = [

@@ -46,7 +46,7 @@ class EvaluateConfig:
         run: The run directory.
         config: Its configuration, with the overrides laid over it.
         requested: Those of the given keys that ask for other tiles than the run's own.
-        calibrate: Whether to fit a temperature.
+        calibrate: ``false``, ``true`` (a temperature) or ``line`` (slope and intercept).
         tta: ``none``, ``flips`` or ``dihedral``.
         directory: Where the evaluation goes.
         chosen_on: An earlier evaluation whose tiles choose threshold and temperature; None is the run's validation.
@@ -56,7 +56,7 @@ class EvaluateConfig:
     run: Path
     config: Config
     requested: frozenset[str]
-    calibrate: bool
+    calibrate: str
     tta: str
     directory: Path
     chosen_on: Path | None = None
@@ -67,7 +67,7 @@ def evaluate_config(
     run: Path,
     overrides: Sequence[str],
     tta: str = "none",
-    calibrate: bool = False,
+    calibrate: str = "false",
     place: str | None = None,
     chosen_on: Path | None = None,
     adapt: str = "none",
@@ -78,7 +78,7 @@ def evaluate_config(
         run: The run directory.
         overrides: Other tiles and the device, as on the command line: keys of :data:`TAKEN`.
         tta: ``none``, ``flips`` or ``dihedral``.
-        calibrate: Whether to fit a temperature.
+        calibrate: ``false``, ``true`` or ``line``.
         place: The folder for the evaluation; None is ``outputs/evaluations/NAME-TIME``.
         chosen_on: An earlier evaluation whose tiles choose threshold and temperature; None is the run's validation.
         adapt: ``none``, ``prior`` or ``batch_norm``.
@@ -94,7 +94,8 @@ def evaluate_config(
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, slides=slides))
     requested = frozenset(given & set(OTHER_TILES))
     choice({"adapt": adapt}, "adapt", "none", "prior", "batch_norm")
-    if adapt == "prior" and calibrate:
+    choice({"calibrate": calibrate}, "calibrate", "false", "true", "line")
+    if adapt == "prior" and calibrate != "false":
         raise RequestError("adapt=prior calibrates the scores already: leave calibrate out")
     for key, value in (("chosen_on", chosen_on), ("adapt", None if adapt == "none" else adapt)):
         if value is not None and not requested:

@@ -13,7 +13,7 @@ from histolight import runs
 from histolight.data.prepare import PackedTiles
 from histolight.errors import RequestError
 from histolight.inference.recognition import recognise
-from histolight.statistics.calibration import fit_temperature
+from histolight.statistics.calibration import fit_line, fit_temperature
 from histolight.statistics.decisions import Band, choose_band
 from histolight.statistics.metrics import best_threshold
 
@@ -28,6 +28,7 @@ class Levels:
         threshold: Of the highest balanced accuracy.
         band: The scores that are called neither way.
         temperature: Divides the logits of the calibrated figures; None where there are none.
+        intercept: Is then added to them; 0 unless a line was fitted.
         tiles: The labelled predictions that they were chosen on.
         chosen_on: Names these, as ``metrics.json`` has it.
     """
@@ -35,11 +36,12 @@ class Levels:
     threshold: float
     band: Band
     temperature: float | None
+    intercept: float
     tiles: pd.DataFrame
     chosen_on: str
 
 
-def levels_of_run(run: Path, threshold: float, abstain: float, calibrate: bool) -> Levels:
+def levels_of_run(run: Path, threshold: float, abstain: float, calibrate: str) -> Levels:
     """Choose the levels on a run's own validation tiles, but for the threshold, which its training chose there.
 
     Raises:
@@ -49,7 +51,7 @@ def levels_of_run(run: Path, threshold: float, abstain: float, calibrate: bool) 
     return _levels(tiles, threshold, VALIDATION, abstain, calibrate)
 
 
-def levels_of_evaluation(evaluation: Path, run: Path, tta: str, adapt: str, abstain: float, calibrate: bool) -> Levels:
+def levels_of_evaluation(evaluation: Path, run: Path, tta: str, adapt: str, abstain: float, calibrate: str) -> Levels:
     """Choose the levels on the tiles of an earlier evaluation of the same run, such as those of other slides.
 
     Raises:
@@ -80,10 +82,15 @@ def levels_of_evaluation(evaluation: Path, run: Path, tta: str, adapt: str, abst
     return _levels(tiles, best_threshold(scores, labels), name, abstain, calibrate)
 
 
-def _levels(tiles: pd.DataFrame, threshold: float, chosen_on: str, abstain: float, calibrate: bool) -> Levels:
+def _levels(tiles: pd.DataFrame, threshold: float, chosen_on: str, abstain: float, calibrate: str) -> Levels:
     band = choose_band(tiles["score"], tiles["label"], abstain, threshold)
-    temperature = fit_temperature(tiles["logit"], tiles["label"]) if calibrate else None
-    return Levels(threshold, band, temperature, tiles, chosen_on)
+    temperature, intercept = None, 0.0
+    if calibrate == "true":
+        temperature = fit_temperature(tiles["logit"], tiles["label"])
+    elif calibrate == "line":
+        slope, intercept = fit_line(tiles["logit"], tiles["label"])
+        temperature = 1 / slope
+    return Levels(threshold, band, temperature, intercept, tiles, chosen_on)
 
 
 def check_apart(evaluation: Path, packed: PackedTiles) -> None:
@@ -117,5 +124,6 @@ def describe(levels: Levels) -> dict[str, Any]:
         "threshold": levels.threshold,
         "abstention": levels.band,
         "temperature": levels.temperature,
+        "intercept": levels.intercept,
         "chosen_on": levels.chosen_on,
     }

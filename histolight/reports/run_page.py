@@ -38,7 +38,7 @@ PICTURES = {
     "roc": "ROC of the {part} tiles.",
     "precision_recall": "Precision against recall; the area under the steps is the average precision.",
     "reliability": "Reliability: the share of tumour among tiles of about the same score, and how many there are.",
-    "reliability_calibrated": "Reliability after temperature scaling.",
+    "reliability_calibrated": "Reliability after calibration.",
     "confusion": "Calls at the threshold, in tiles.",
     "worst_calls": "The surest of the wrong calls on {part} tiles, with label and score. The frame marks the centre, "
     "which decides the label.",
@@ -194,7 +194,10 @@ def _figures_section(
             f"{chosen}, whose own figures at it are therefore optimistic." if "val" in metrics else f"{chosen}."
         )
     if metrics.get("temperature") is not None:
-        notes.append(f"Calibrated: logits divided by {metrics['temperature']:.4f}, fitted on {chosen_on(metrics)}.")
+        shift = f", then {metrics['intercept']:+.4f}" if metrics.get("intercept") else ""
+        notes.append(
+            f"Calibrated: logits divided by {metrics['temperature']:.4f}{shift}, fitted on {chosen_on(metrics)}."
+        )
     remarks = dict.fromkeys(one.get("note") for one in used)
     notes += [f"{remark[0].upper()}{remark[1:]}." for remark in remarks if remark]
     return Section("How good it is", table=Table(["", *columns.values()], rows, words=1), notes=notes)

@@ -22,7 +22,7 @@ from histolight import cli, files, runs
 from histolight.commands.evaluate import main
 from histolight.errors import RequestError
 from histolight.inference.networks import load_classifier
-from histolight.statistics.calibration import fit_temperature
+from histolight.statistics.calibration import fit_line, fit_temperature
 from histolight.statistics.metrics import best_threshold
 
 SIZE = 32
@@ -200,7 +200,7 @@ def test_of_a_source_with_its_own_split_the_test_part_is_measured(trained, here,
         (["run=."], "is not a run directory: it has no metrics.json"),
         (["run=unfinished"], "unfinished is failed, not completed"),
         (["run={run}", "tta=flip"], "tta=flip is not known: did you mean flips?"),
-        (["run={run}", "calibrate=yes"], "calibrate=yes is not known: valid: false, true"),
+        (["run={run}", "calibrate=yes"], "calibrate=yes is not known: valid: false, line, true"),
         (["run={run}", "model=resnet18"], "model= has no place in histolight evaluate"),
         (["run={run}", "optimizer.lr=1"], "optimizer.lr= has no place in histolight evaluate"),
         (["run={run}", "data.val_fraction=0.3"], "data.val_fraction= has no place in histolight evaluate"),
@@ -340,6 +340,10 @@ def test_levels_are_chosen_on_an_earlier_evaluation(trained, others, here, capsy
 
     overlapping = shutil.copytree(more, here / "overlapping")
     shutil.copy(next((others / "1").iterdir()), overlapping / "1" / "renamed.png")
+    main(of_others(trained, more, *words[:2], "calibrate=line", "hydra.run.dir=line"))
+    found, (slope, shift) = metrics_of(Path("line")), fit_line(chosen["logit"], chosen["label"])
+    expected = log_loss(tiles["label"], expit(slope * tiles["logit"] + shift))
+    assert found["test_calibrated"]["nll"]["value"] == pytest.approx(expected, rel=1e-4)
     for wrong_words, message in (
         (
             of_others(trained, others, "chosen_on=first", "tta=flips"),
