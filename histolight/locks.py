@@ -34,7 +34,7 @@ BEAT = 2.0  # seconds between two signs of life of a marker's holder
 SILENCE = 30.0  # seconds without one after which it is taken for dead
 PATIENCE = 2.0  # seconds for which a wait may be silent
 _POLL = 0.1
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, 524}
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, 524}
 
 log = logging.getLogger("histolight")
 
@@ -115,7 +115,7 @@ class Lock:
     def _take_marker(self) -> bool:
         if not self._make(self._marker):
             return False
-        os.utime(self._path)
+        self._path.touch()  # its holder deleted it when it let go
         self._beating = threading.Event()
         threading.Thread(target=self._beat, args=(self._beating,), daemon=True).start()
         return True
@@ -133,7 +133,7 @@ class Lock:
             beside.write_text(json.dumps(self._me))
             os.link(beside, marker)
         except FileExistsError:
-            return False
+            return beside.stat().st_nlink == 2  # NFS says so too where it did it, and its answer was lost
         finally:
             beside.unlink(missing_ok=True)
         return True
@@ -183,9 +183,9 @@ class Lock:
         return False if age > SILENCE else None
 
     def _holder(self) -> str:
-        if self._kernels:
-            return _described(_read(self._path))
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # its holder let go meanwhile, or Windows lets nobody else read it
+            if self._kernels:
+                return _described(_read(self._path))
             return f"{_described(_read(self._marker))}; if that is gone, delete {self._marker}"
         return "another process"
 
@@ -216,7 +216,7 @@ def _kernels_lock(path: Path) -> Callable[[], None] | Literal[False] | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is_at(descriptor, path):
-            return lambda: os.close(descriptor)
+            return lambda: _unlock(descriptor)
     except OSError as error:
         os.close(descriptor)
         if error.errno in _NO_LOCKS:
@@ -226,6 +226,12 @@ def _kernels_lock(path: Path) -> Callable[[], None] | Literal[False] | None:
         raise
     os.close(descriptor)  # its holder deleted it when it let go
     return _kernels_lock(path)
+
+
+def _unlock(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to a child that was forked meanwhile
+    os.close(descriptor)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -266,6 +266,51 @@ def test_a_holder_whose_marker_was_taken_over_says_so(monkeypatch, tmp_path: Pat
     assert json.loads(marker_of(tmp_path / "a.lock").read_text()) == other
 
 
+def test_a_lock_is_free_when_it_is_let_go_though_a_forked_child_lives_on(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "a.lock")
+    lock.acquire()
+    child = subprocess.Popen(["sleep", "60"], close_fds=False, preexec_fn=lambda: inherit(tmp_path / "a.lock"))
+    lock.release()
+    Lock(tmp_path / "a.lock").acquire()
+    child.kill()
+    child.wait()
+
+
+def inherit(path: Path) -> None:
+    """Keep what is open of a file across exec, as a forked process does that does not exec."""
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(int(descriptor)), path.stat()):
+                os.set_inheritable(int(descriptor), True)
+
+
+def test_a_holder_that_cannot_be_read_is_another_process(monkeypatch, tmp_path: Path) -> None:
+    """Windows lets nobody read a locked file; elsewhere its holder may have deleted it meanwhile."""
+    held, other = Lock(tmp_path / "a.lock"), Lock(tmp_path / "a.lock")
+    held.acquire()
+    monkeypatch.setattr(locks, "_read", lambda path: (path / "nowhere").read_bytes())
+    with pytest.raises(HeldError, match="^another process$"):
+        other.acquire()
+    held.release()
+
+
+def test_a_marker_is_taken_where_the_lock_file_is_deleted_or_the_answer_is_lost(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(locks, "_kernels_lock", lambda path: None)  # another has deleted its file since
+    link = os.link
+
+    def link_and_lose_the_answer(*paths: Path) -> None:
+        link(*paths)
+        raise FileExistsError
+
+    monkeypatch.setattr(os, "link", link_and_lose_the_answer)
+    lock = Lock(tmp_path / "a.lock")
+    lock.acquire(wait=True)
+    with pytest.raises(HeldError):
+        Lock(tmp_path / "a.lock").acquire()
+    lock.release()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.lock"]
+
+
 def test_a_folder_without_kernel_locks_is_claimed_and_left_as_it_was(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(locks, "_kernels_lock", lambda path: path.touch() and None)
     with files.claimed(tmp_path / "run"):
