@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import sys
 import urllib.request
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -53,18 +54,24 @@ def download(folder: Path, files: dict[str, str], address: str) -> None:
         HistolightError: The server can't be reached, breaks off, or sends other bytes; what came stays, and the next
             call goes on from there.
     """
-    lock = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with Lock(lock):
-            try:
-                for name, checksum in files.items():
-                    _download(folder / name, f"{address}/{name}", checksum)
-            finally:
-                with contextlib.suppress(PermissionError):  # on Windows the release deletes it
-                    lock.unlink(missing_ok=True)
+        whole = all((folder / name).exists() for name in files)  # then it may be read-only
+        with contextlib.nullcontext() if whole else _held(folder / LOCK):
+            for name, checksum in files.items():
+                _download(folder / name, f"{address}/{name}", checksum)
     except OSError as error:
         raise HistolightError(cannot_write(error.filename or folder, error, "give another folder")) from error
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    with Lock(path):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(PermissionError):  # on Windows the release deletes it
+                path.unlink(missing_ok=True)
 
 
 def _download(path: Path, url: str, checksum: str) -> None:
@@ -97,12 +104,15 @@ def _fetch(url: str, partial: Path, name: str) -> None:
                 while chunk := answer.read(_CHUNK):
                     with named(partial):
                         file.write(chunk)
+                        file.flush()
                     bar.update(len(chunk))
     except HTTPError as error:
         if error.code == 416 and begun:  # nothing is missing
             return
         raise HistolightError(f"{url} can't be downloaded: {error.code} {error.reason}") from None
-    except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
+    except (OSError, HTTPException) as error:
+        if isinstance(error, OSError) and error.filename:  # not the server's: the file can't be written
+            raise
         reason = error.reason if isinstance(error, URLError) else error
         text = system_reason(reason) if isinstance(reason, OSError) else str(reason) or type(reason).__name__
         raise HistolightError(f"{url} broke off: {text}; the same command continues") from None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import threading
 from collections.abc import Iterator
+from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -95,6 +97,31 @@ def test_two_downloads_into_one_folder_fetch_each_file_once(server, tmp_path):
     assert statuses == [None] * 3
     assert contents(tmp_path) == CONTENT
     assert len(server.requests) == 6
+
+
+def test_whole_files_are_checked_where_nothing_can_be_written(server, tmp_path, monkeypatch):
+    for name, body in CONTENT.items():
+        (tmp_path / name).write_bytes(body)
+
+    def read_only(self, *args, **options):
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path))
+
+    monkeypatch.setattr(data.Lock, "acquire", read_only)
+    assert main(["download", "pcam", str(tmp_path)]) == 0
+
+
+def test_what_the_connection_and_what_the_disk_refuses_are_told_apart(server, tmp_path, monkeypatch, capsys):
+    def unreachable(self, *args):
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(HTTPResponse, "read", unreachable)
+        assert main(["download", "pcam", str(tmp_path)]) == 1
+    assert f"{NAMES[0]} broke off: No route to host; the same command continues" in capsys.readouterr().err
+    (tmp_path / (NAMES[0] + data.PARTIAL)).unlink()
+    (tmp_path / (NAMES[0] + data.PARTIAL)).symlink_to("/dev/full")
+    assert main(["download", "pcam", str(tmp_path)]) == 1
+    assert f"{data.PARTIAL} can't be written (No space left on device): make room" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_named(server, tmp_path, capsys):
