@@ -80,11 +80,15 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Give an error of the operating system the file that it is of, where Python does not: when that is written."""
+    """Give an error of the operating system the file that it is of, where Python does not: when that is written.
+
+    An error without a number is a library's, whose own text the file's name would hide.
+    """
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:
+            error.filename = error.filename or str(path)
         raise
 
 

@@ -22,9 +22,7 @@ from histolight.data.pack import Tiles
 from histolight.data.prepare import PreparedData
 from histolight.hardware import free_memory
 
-_RESIDENT_PART = (
-    0.5  # of the memory that is free to this process on a GPU which tiles may take when data.residency=auto
-)
+_RESIDENT_PART = 0.5  # of the GPU memory that is free to this process may be tiles when data.residency=auto
 
 
 class TileDataModule(L.LightningDataModule):

@@ -21,6 +21,7 @@ UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError, M
 
 def save_array(path: Path, values: np.ndarray) -> None:
     """Save as ``np.save`` does, which loses the system's reason where it can't write."""
+    values = np.asarray(values, order="C")
     with files.named(path), open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
         file.write(values.tobytes())

@@ -23,6 +23,7 @@ from histolight.data import packing
 from histolight.data.images import decode
 from histolight.data.pack import Tiles, open_pack
 from histolight.data.sources import load_source
+from histolight.data.store import save_array
 from histolight.data.table import TileError
 from histolight.errors import DataError, HistolightError
 
@@ -296,12 +297,24 @@ def test_a_cache_that_is_no_folder_says_what_to_change(root, tmp_path):
 
 
 def test_too_little_room_is_said_before_any_decoding(root, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")(10, 9, 1)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    usage = namedtuple("usage", "total used free")
+    free = iter([1, 10**9, 1])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, next(free)))
     seen: list[int] = []
-    with pytest.raises(HistolightError, match=r"need 0\.00 GB, 0\.00 GB are free.*data\.cache=FOLDER"):
-        open_pack(watched(source_of(root), seen), tmp_path / "cache", 32)
-    assert seen == []
+    jpegs = dataclasses.replace(watched(source_of(root), seen), read_luma=lambda row: None)
+    for name in ("tiles.npy", "luma.npy"):
+        lacking = rf"\({name} needs 0\.00 GB, 0\.00 GB are free\): make room there.*data\.cache=FOLDER"
+        with pytest.raises(HistolightError, match=lacking):
+            open_pack(jpegs, tmp_path / "cache", 32)
+        assert seen == []
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 2), (0, 4)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_array_is_saved_as_it_is_whatever_its_order(shape, order, tmp_path):
+    values = np.asarray(np.random.default_rng(0).integers(0, 99, shape), order=order)
+    save_array(tmp_path / "values.npy", values)
+    np.testing.assert_array_equal(np.load(tmp_path / "values.npy"), values)
 
 
 def test_a_full_disk_is_one_line_and_the_work_done_is_kept(root, tiles, tmp_path, monkeypatch):
