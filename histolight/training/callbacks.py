@@ -131,7 +131,6 @@ class Speed(L.Callback):
         assert isinstance(pl_module, Classifier)
         assert pl_module.loss is not None
         if point:
-            self.rate = self._tiles_of_epoch / (time.perf_counter() - self._begun)
             self.anonymous_memory_mb = max(anonymous_memory_mb(), self.anonymous_memory_mb)
         self._losses.add(batch_idx, self._figures(trainer) if point else None, pl_module.loss)
         each = trainer.world_size == 1 and pl_module.device.type in ("cpu", "cuda")
@@ -148,7 +147,7 @@ class Speed(L.Callback):
             "step": trainer.global_step,
             # The last group holds the last layer, whose peak is optimizer.lr.
             "learning_rate": trainer.optimizers[0].param_groups[-1]["lr"],
-            "speed/tiles_per_second": self.rate,
+            "tiles": self._tiles_of_epoch,
             "speed/data_wait_seconds": self.waited,
         }
 
@@ -160,10 +159,11 @@ class Speed(L.Callback):
                     "try a lower optimizer.lr or trainer.clip=1"
                 )
             if figures is not None:
-                self.loss = loss
+                total, tiles = int(figures.pop("step")), figures.pop("tiles")
+                self.loss, self.rate = loss, tiles / (time.perf_counter() - self._begun)
                 if trainer.logger is not None:
-                    total = int(figures.pop("step"))
-                    trainer.logger.log_metrics({"train/loss": loss, **figures}, total)
+                    figures |= {"train/loss": loss, "speed/tiles_per_second": self.rate}
+                    trainer.logger.log_metrics(figures, total)
 
 
 class Progress(TQDMProgressBar):

@@ -90,6 +90,23 @@ def test_losses_of_a_gpu_are_read_when_they_have_arrived(classifier: Classifier,
     assert Late.waited > 0  # at the end of the epoch
 
 
+def test_the_rate_is_that_of_tiles_computed_on_not_of_steps_begun(classifier: Classifier, monkeypatch) -> None:
+    clock = [0.0]
+
+    class Slow(Late):
+        def query(self) -> bool:
+            return False
+
+        def synchronize(self) -> None:
+            clock[0] += 2.0
+
+    monkeypatch.setattr(callbacks, "_sent", lambda loss: (loss.clone(), Slow()))
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: clock[0])
+    speed = Speed()
+    steps(speed, classifier, [0.5] * 25)
+    assert speed.rate == speed.tiles_per_second == 8 / 2.0
+
+
 @pytest.mark.parametrize(
     ("decay", "start", "expected"), [(0.75, 0.0, 0.25 * 0.75**2), (None, 0.0, 1.5), (None, 0.25, 2.0)]
 )
