@@ -38,7 +38,6 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("overrides", nargs="+", help="other tiles, as for histolight evaluate")
     options = parser.parse_args()
-    adaptation.FEWEST_TILES = 1  # to see what it keeps from happening
     config = run_config(options.run, options.overrides, KEYS, TAKEN, "evaluate")
     packed = load_tiles(load_source(config.data), config.data)
     threshold, store = runs.completed_metrics(options.run)["threshold"], packed.pack.tiles

@@ -146,8 +146,8 @@ def print_shares(recipe: str, target: pd.DataFrame, chosen: pd.DataFrame, draws:
         )
     )
     slope, intercept = fit_line(chosen["logit"], chosen["label"])
-    before = chosen["label"].mean()
-    labels = target["label"].to_numpy()
+    before, labels = chosen["label"].mean(), target["label"].to_numpy()
+    clusters = find_clusters(target["cluster"].to_numpy(), len(target)).codes
     line = slope * target["logit"].to_numpy(np.float64) + intercept
     random = np.random.default_rng(0)
     for size in (100, 1000):
@@ -159,7 +159,7 @@ def print_shares(recipe: str, target: pd.DataFrame, chosen: pd.DataFrame, draws:
                 rows = np.concatenate(drawn)
                 prior = estimate_prior(line[rows], before)
                 found.append(prior)
-                refused.append(not speaks_for_both(line[rows], before))
+                refused.append(not speaks_for_both(line[rows], before, clusters[rows]))
                 shifted = line[rows] + logit(np.clip(prior, 1e-6, 1 - 1e-6)) - logit(before)
                 plain.append(calibration_error(expit(line[rows]), labels[rows]))
                 adapted.append(calibration_error(expit(shifted), labels[rows]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from scipy.special import expit, logit
@@ -14,12 +15,14 @@ from histolight.config.schema import TrainerConfig
 from histolight.data.datamodule import to_floats
 from histolight.data.loader import TileLoader
 from histolight.data.pack import Tiles
+from histolight.data.prepare import PackedTiles
 from histolight.errors import RequestError
-from histolight.inference.networks import inference_device
+from histolight.inference.networks import inference_device, predict_logits
 from histolight.models.classifier import Classifier
 from histolight.statistics.calibration import estimate_prior, fit_line, speaks_for_both
 
 FEWEST_TILES = 100  # below which either adaptation does more harm than good: docs/accuracy.md
+SAMPLE = 500  # tiles that say whether there are both classes
 BATCH = 128  # tiles whose statistics are averaged: those of few tiles, each normalised by them, are far off
 
 
@@ -72,6 +75,36 @@ def check_adaptable(how: str, tiles: int) -> None:
         )
 
 
+def check_both_classes(
+    how: str, logits: npt.ArrayLike, groups: pd.Series, labelled: pd.DataFrame
+) -> tuple[float, float]:
+    """Refuse unlabelled tiles that seem to be of one class: the estimate means nothing then, and statistics mislead.
+
+    Args:
+        how: ``prior`` or ``batch_norm``, for the message.
+        logits: (N,) of the network as it was trained.
+        groups: (N,) the slide of each tile, or the component of overlapping tiles, or missing.
+        labelled: Predictions of that network on labelled tiles, on which the logits are calibrated.
+
+    Returns:
+        The slope and the intercept of the calibration.
+
+    Raises:
+        RequestError: The tiles don't show both classes, or are too few; or ``labelled`` can't be calibrated.
+    """
+    values = np.asarray(logits, dtype=np.float64)
+    check_adaptable(how, len(values))
+    slope, intercept = fit_line(labelled["logit"], labelled["label"])
+    line, before = slope * values + intercept, float(labelled["label"].mean())
+    if not speaks_for_both(line, before, groups.to_numpy()):
+        raise RequestError(
+            f"adapt={how} can't tell whether these {len(values):,} tiles hold both classes (estimate: "
+            f"{estimate_prior(line, before):.1%} tumour), and for tiles of one class, or of one slide, there is "
+            "nothing to go by: leave adapt out"
+        )
+    return slope, intercept
+
+
 def adapt_batch_norm(
     classifier: Classifier, tiles: Tiles, rows: np.ndarray, settings: TrainerConfig, batch_size: int = BATCH
 ) -> Adapted:
@@ -88,9 +121,8 @@ def adapt_batch_norm(
         batch_size: Tiles per batch.
 
     Raises:
-        RequestError: The network has no batch normalisation, or there are too few tiles.
+        RequestError: The network has no batch normalisation.
     """
-    check_adaptable("batch_norm", len(rows))
     layers = [module for module in classifier.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     layers = [layer for layer in layers if layer.track_running_stats]
     if not layers:
@@ -110,6 +142,28 @@ def adapt_batch_norm(
     return Adapted("batch_norm", whole)
 
 
+def adapt_to_tiles(
+    classifier: Classifier, packed: PackedTiles, labelled: pd.DataFrame, settings: TrainerConfig, batch_size: int
+) -> Adapted:
+    """Adapt the batch-norm statistics to packed tiles, after a sample of them has shown both classes.
+
+    Args:
+        classifier: As in :func:`adapt_batch_norm`.
+        packed: The tiles.
+        labelled: The network's own predictions on validation, before it is adapted.
+        settings: The device.
+        batch_size: Tiles per batch of the sample.
+
+    Raises:
+        RequestError: As :func:`check_both_classes` and :func:`adapt_batch_norm`.
+    """
+    table, store = packed.table, packed.pack.tiles
+    sample = table.sample(min(len(table), SAMPLE), random_state=0)
+    batches = predict_logits([classifier], store, sample["row"].to_numpy(), settings, batch_size)
+    check_both_classes("batch_norm", np.concatenate(list(batches))[:, 0], sample["cluster"], labelled)
+    return adapt_batch_norm(classifier, store, table["row"].to_numpy(), settings)
+
+
 def adapt_prior(table: pd.DataFrame, labelled: pd.DataFrame) -> Adapted:
     """Estimate the share of tumour among unlabelled tiles from their scores, and what it does to these.
 
@@ -125,14 +179,7 @@ def adapt_prior(table: pd.DataFrame, labelled: pd.DataFrame) -> Adapted:
         RequestError: There are too few tiles, or nearly all of them look like one class; or ``labelled`` can't be
             calibrated.
     """
-    check_adaptable("prior", len(table))
-    slope, intercept = fit_line(labelled["logit"], labelled["label"])
+    slope, intercept = check_both_classes("prior", table["logit"], table["cluster"], labelled)
     before = float(labelled["label"].mean())
-    line = slope * table["logit"].to_numpy(np.float64) + intercept
-    prevalence = estimate_prior(line, before)
-    if not speaks_for_both(line, before, table["cluster"].to_numpy()):
-        raise RequestError(
-            f"adapt=prior can't tell whether these {len(table):,} tiles hold both classes (estimate: {prevalence:.1%} "
-            "tumour), and for tiles of one class, or of one slide, there is nothing to go by: leave adapt out"
-        )
+    prevalence = estimate_prior(slope * table["logit"].to_numpy(np.float64) + intercept, before)
     return Adapted("prior", len(table), prevalence, slope, intercept + float(logit(prevalence) - logit(before)))

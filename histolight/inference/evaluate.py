@@ -23,7 +23,7 @@ from histolight.data.prepare import PackedTiles, find_warnings, load_tiles, with
 from histolight.data.sources import load_source
 from histolight.data.table import split_note
 from histolight.errors import RequestError
-from histolight.inference.adaptation import Adapted, adapt_batch_norm, adapt_prior, check_adaptable
+from histolight.inference.adaptation import Adapted, adapt_prior, adapt_to_tiles, check_adaptable
 from histolight.inference.evaluate_request import EvaluateConfig
 from histolight.inference.evaluate_slides import slide_auroc
 from histolight.inference.levels import (
@@ -141,8 +141,8 @@ def prepare(request: EvaluateConfig) -> Evaluation:
     check_adaptable(request.adapt, len(tiles.packed.table))
     config, adapted = dataclasses.replace(config, data=tiles.config), None
     if request.adapt == "batch_norm":
-        rows, store = tiles.packed.table["row"].to_numpy(), tiles.packed.pack.tiles
-        adapted = adapt_batch_norm(classifiers[0], store, rows, config.trainer)
+        own = runs.read_predictions(run / "predictions" / "val.csv")
+        adapted = adapt_to_tiles(classifiers[0], tiles.packed, own, config.trainer, config.data.batch_size)
     return Evaluation(run, trained, config, request.directory, request.tta, levels, classifiers, tiles, adapted)
 
 
