@@ -2,9 +2,9 @@
 
 Takes the predictions of a run on other slides, and those on labelled tiles that could choose its levels, such as its
 own random part. The former are cut in two halves, no component of overlapping tiles on both sides; each half is
-measured with the levels of the other, or of what was given. Halves are drawn ten times: figures are means, and the
-interval is that of the first time, over the components of all tiles. With `--shares`: what the estimated share of
-tumour is worth where few tiles of a class, or few tiles, are there: benchmarks/prior.csv.
+measured with the levels of the other, or of what was given. Halves are drawn ten times: figures are means; coverage and
+error of the band, and every interval (over the components of all tiles), are of the first time. With `--shares`: what
+the estimated share of tumour is worth where few tiles of a class, or few tiles, are there: benchmarks/prior.csv.
 
     python benchmarks/levels.py RECIPE TARGET.csv 'own random part=CHOSEN.csv' … > benchmarks/levels.csv
     python benchmarks/levels.py RECIPE TARGET.csv CHOSEN.csv --shares > benchmarks/prior.csv

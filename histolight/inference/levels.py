@@ -108,7 +108,7 @@ def notes_on_levels(levels: Levels, tiles: pd.DataFrame, tta: str, adapt: str) -
     if levels.chosen_on == VALIDATION:
         unlike = [f"tta={tta}"] * (tta != "none") + [f"adapt={adapt}"] * (adapt == "batch_norm")
         chosen = ["threshold", "band of no call"]
-        chosen += ["temperature"] * (levels.temperature is not None) + ["calibration"] * (adapt == "prior")
+        chosen += ["calibration"] * (levels.temperature is not None or adapt == "prior")
         return [f"{', '.join(chosen)}: chosen on scores without {' and '.join(unlike)}"] if unlike else []
     slides = tiles["group"].dropna().unique()
     shared = int(pd.Series(slides).isin(levels.tiles["group"]).sum())

@@ -57,8 +57,8 @@ def calls_notes(metrics: dict[str, Any], config: dict[str, Any]) -> list[str]:
     if band := metrics.get("abstention"):
         notes.append(
             f"Abstaining: no call from a score of {band['low']:.3f} to one of {band['high']:.3f}. On {where} no more "
-            f"than {report.get('abstain', 0.05):.0%} of the tumour tiles lie below, and of the benign tiles above"
-            f"{optimistic}. The share of wrong calls is that where as many tiles are tumour as among these."
+            f"than {100 * report.get('abstain', 0.05):.3g}% of the tumour tiles lie below, and of the benign tiles "
+            f"above{optimistic}. The share of wrong calls is that where as many tiles are tumour as among these."
         )
     if report.get("prevalence") is not None:
         notes.append(

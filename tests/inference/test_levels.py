@@ -23,7 +23,7 @@ def table(slides: list[str | None]) -> pd.DataFrame:
 
 
 def levels(chosen_on: str, temperature: float | None = None) -> Levels:
-    return Levels(0.5, Band(0.4, 0.6), temperature, table(["a", "a", "b", None]), chosen_on)
+    return Levels(0.5, Band(0.4, 0.6), temperature, 0.0, table(["a", "a", "b", None]), chosen_on)
 
 
 @pytest.mark.parametrize(("seen", "said"), [(0, ""), (1200, ", 1,200 of which trained or chose the run")])
@@ -32,7 +32,7 @@ def test_what_chose_the_levels_says_how_much_of_it_the_run_knew(tmp_path: Path, 
     evaluation.mkdir()
     files.write_csv(evaluation / "predictions" / "test.csv", table(["a", "b"] * 20))
     runs.update_metrics(evaluation, status="completed", run=str(run.resolve()), split="other", tta="none", seen=seen)
-    found = levels_of_evaluation(evaluation, run, "none", "none", 0.05, calibrate=False)
+    found = levels_of_evaluation(evaluation, run, "none", "none", 0.05, calibrate="false")
     assert found.chosen_on.startswith(f"the 40 tiles of {evaluation}{said}")
     assert found.chosen_on.endswith("evaluation" if not seen else "overlap such")
 
@@ -50,7 +50,7 @@ def test_slides_that_hold_tiles_of_both_kinds_are_counted() -> None:
     [
         ("none", "prior", None, None),
         ("none", "none", 2.0, None),
-        ("flips", "none", 2.0, "threshold, band of no call, temperature: chosen on scores without tta=flips"),
+        ("flips", "none", 2.0, "threshold, band of no call, calibration: chosen on scores without tta=flips"),
         ("flips", "prior", None, "threshold, band of no call, calibration: chosen on scores without tta=flips"),
         ("dihedral", "batch_norm", None, "chosen on scores without tta=dihedral and adapt=batch_norm"),
     ],
