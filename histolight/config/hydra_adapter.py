@@ -86,9 +86,9 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def expand(axes: Sequence[Override]) -> list[list[str]]:
-    """List the points of a grid, each as its overrides, as Hydra's basic sweeper does."""
+    """List the points of a grid, each once and as its overrides, in the order of Hydra's basic sweeper."""
     [points] = BasicSweeper.split_arguments(list(axes), None)
-    return points
+    return [list(point) for point in dict.fromkeys(map(tuple, points))]
 
 
 def build_launcher(config: DictConfig, task: Callable[[DictConfig], Any]) -> Any:

@@ -143,6 +143,12 @@ def test_the_other_pruners(pruner: str, curves: Curves) -> None:
     assert len(result.points) == 9
 
 
+def test_a_value_that_is_given_twice_is_one_point(curves: Curves) -> None:
+    twice = [*SEARCH, "optimizer.lr=1e-3,0.001,1e-2"]
+    assert statuses(run_sweep([*twice, "sweep.pruner=median"])) == {"completed": 2}
+    assert statuses(run_sweep([*twice[1:], "name=Y"])) == {"completed": 2}
+
+
 def test_the_order_of_a_grid_is_the_seeds(curves: Curves) -> None:
     run_sweep([*SEARCH, *GRID, "sweep.n_trials=4"])
     first = [trial.params for trial in study().trials]
