@@ -21,7 +21,7 @@ from histolight.inference.networks import inference_device, predict_logits
 from histolight.models.classifier import Classifier
 from histolight.statistics.calibration import estimate_prior, fit_line, speaks_for_both
 
-FEWEST_TILES = 100  # below which either adaptation does more harm than good: docs/accuracy.md
+FEWEST_TILES = 100  # fewer were hardly measured: docs/accuracy.md
 SAMPLE = 500  # tiles that say whether there are both classes
 BATCH = 128  # tiles whose statistics are averaged: those of few tiles, each normalised by them, are far off
 
@@ -70,7 +70,7 @@ def check_adaptable(how: str, tiles: int) -> None:
     """Raise :class:`RequestError` where there are too few tiles to adapt to."""
     if how != "none" and tiles < FEWEST_TILES:
         raise RequestError(
-            f"adapt={how} needs at least {FEWEST_TILES} tiles, and there are {tiles}: fewer make the scores worse; "
+            f"adapt={how} needs at least {FEWEST_TILES} tiles, and there are {tiles}: fewer say too little; "
             "leave adapt out"
         )
 

@@ -146,8 +146,8 @@ def speaks_for_both(logits: npt.ArrayLike, prior: float, groups: npt.ArrayLike |
     one class it finds both in one set of twenty at most, as 0 and 1 lie at the border (Self and Liang, Journal of the
     American Statistical Association 82 (1987), 605-610). Tiles of one slide count for fewer: the ratio is divided by
     what they add to the variance of the score, J / H (Rotnitzky and Jewell, Biometrika 77 (1990), 485-497), and
-    compared with a squared quantile of t of ``n_eff - 1`` degrees of freedom. This holds of logits that are calibrated for
-    such tiles; where those of one class look otherwise than the calibration has it, it finds the other more often.
+    compared with a squared quantile of t of ``n_eff - 1`` degrees of freedom. This holds of logits that are calibrated
+    for such tiles; where those of one class look otherwise than the calibration has it, it finds the other more often.
 
     Args:
         logits: As in :func:`estimate_prior`.
