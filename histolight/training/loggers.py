@@ -107,7 +107,7 @@ def _away(address: str) -> str:
             host, port = _host_and_port(proxy)
         socket.create_connection((host, port), timeout=ANSWER).close()
     except ValueError as error:
-        return f"its proxy {proxy} is no address: {error}"
+        return f"its proxy is no address: {error}"  # which may hold a password
     except OSError as error:
         return f"{f'its proxy {host}:{port}: ' if proxy else ''}{system_reason(error)}"
     return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import importlib.util
 import json
+import re
 import socket
 import threading
 import time
@@ -209,6 +210,9 @@ def test_a_server_behind_a_proxy_is_asked_for_there(small: list[str], tmp_path: 
         assert loggers._away("http://mlflow.example.invalid:5000") != ""
         monkeypatch.setenv("NO_PROXY", "mlflow.invalid:1")
         assert loggers._away("http://mlflow.invalid:5000") == ""
+        monkeypatch.setenv("HTTP_PROXY", "http://someone:secret@proxy:99999")
+        assert re.fullmatch("its proxy is no address: (?!.*secret).*", loggers._away("http://mlflow.invalid:5000"))
+        monkeypatch.setenv("HTTP_PROXY", address)
     config = typed(compose_config([*small, "logger=mlflow", "logger.uri=http://mlflow.invalid:5000"]))
     build_logger(config, tmp_path)
     assert f"mlflow.invalid:5000 is away (its proxy {address}: Connection refused); the curves are kept" in caplog.text
