@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import itertools
 import os
 import re
@@ -71,7 +72,8 @@ def reading(path: Path) -> Iterator[None]:
         RequestError: The system's reason.
     """
     try:
-        yield
+        with named(path):
+            yield
     except OSError as error:
         if error.errno is None:
             raise
@@ -83,6 +85,7 @@ def named(path: Path) -> Iterator[None]:
     """Give an error of the operating system the file that it is of, where Python does not: when that is written.
 
     An error without a number is a library's, whose own text the file's name would hide.
+    A file that gives nothing because a read would block is one too, which Python takes for the end of the file.
     """
     try:
         yield
@@ -90,6 +93,18 @@ def named(path: Path) -> Iterator[None]:
         if error.errno is not None:
             error.filename = error.filename or str(path)
         raise
+    except (ValueError, TypeError, EOFError) as error:
+        if _would_block(path):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path)) from error
+        raise
+
+
+def _would_block(path: Path) -> bool:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(1) is None
+    except OSError:
+        return False
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -65,14 +65,13 @@ def read_metrics(directory: Path) -> dict[str, Any]:
         RequestError: The folder holds no run, or the file is damaged.
     """
     path = directory / "metrics.json"
-    with files.reading(path):
-        if not directory.is_dir():
-            raise RequestError(f"{directory} is not a folder: give a run directory such as outputs/runs/NAME")
-        if not path.is_file():
-            raise RequestError(f"{directory} is not a run directory: it has no metrics.json")
-        content = path.read_bytes()
     try:
-        metrics = json.loads(content)
+        with files.reading(path):
+            if not directory.is_dir():
+                raise RequestError(f"{directory} is not a folder: give a run directory such as outputs/runs/NAME")
+            if not path.is_file():
+                raise RequestError(f"{directory} is not a run directory: it has no metrics.json")
+            metrics = json.loads(path.read_bytes())
     except ValueError as error:
         raise RequestError(f"{path} is damaged: {error}") from error
     if not isinstance(metrics, dict) or "status" not in metrics:
@@ -137,7 +136,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
     safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        text = path.read_text(encoding="utf-8")
+        with files.named(path):
+            text = path.read_text(encoding="utf-8")
         for event in yaml.parse(text, Loader=safe):
             tag = getattr(event, "tag", None)
             if tag is not None or isinstance(event, yaml.AliasEvent):
@@ -251,7 +251,7 @@ def _read_table(path: Path, types: dict[str, type], more: Mapping[str, type] = M
     import pandas as pd
 
     try:
-        with warnings.catch_warnings():
+        with files.named(path), warnings.catch_warnings():
             # Pandas only warns when rows are longer than the header, and drops the rest of them.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(

@@ -158,6 +158,8 @@ _RARE = "data/test_rare_classes.py::test_a_split_that_a_message_names_works"
 _EVALUATED = "commands/test_evaluate.py::test_other_tiles_calibrated"
 _EXPLAINED = "commands/test_explain_and_export.py::test_explain_writes_page_pictures_and_tables"
 
+_SLIDES = "data/test_slides_source.py::test_what_a_message_names_helps"
+
 # Part of a message; the test that does what it names, after the request or in the situation that prints it.
 TRIED_BY = {
     "such as tiles=8": _EXPLAINED,
@@ -195,6 +197,18 @@ TRIED_BY = {
     "use trainer.devices=1 or freeze_epochs=0": "reliability/test_generalisation.py::test_the_backbone_is_still_until_it_thaws",
     "needs a single process: use trainer.devices=1": "training/test_probes.py::test_a_probe_is_a_run_like_any_other",
     "out of GPU memory: use a smaller data.batch_size (": "sweeps/test_devices.py::test_a_point_that_runs_out_of_memory_is_trained_once_more_with_half_the_batch_and_says_so",
+    "name it with data.columns.image=NAME": "data/test_parquet.py::test_one_of_two_columns_of_images_is_named_as_the_message_says",
+    "one of two names that data.classes": "data/test_parquet.py::test_labels_are_numbers_truth_values_or_names",
+    "name those that are tumour with slides.positive": _SLIDES,
+    "give their folder with slides.annotations=FOLDER": _SLIDES,
+    "the slides are cut is unknown": _SLIDES,
+    "look at it with histolight explore": "commands/test_annotated_slides.py::test_explore_shows_where_the_tiles_lie",
+    "model.weights=PATH (a state dict)": "models/test_backbones.py::test_a_failed_download_names_the_ways_on",
+    "or scheduler=constant": "models/test_losses_and_optimizers.py::test_one_cycle_that_cannot_rise_and_fall_is_refused",
+    "give the runs a test part": "ranking/test_ranking.py::test_by_ranks_on_a_test_part_that_chose_nothing",
+    "or name up to three rows beforehand": "ranking/test_ranking.py::test_few_slides_with_tumour_rank_three_rows_and_no_more",
+    "give the slides' folder": "slides/test_reader.py::test_a_folder_without_slides_or_none_at_all_is_refused",
+    "or start a new run with like={}": "reliability/test_remedies.py::test_a_run_whose_tiles_are_others_now_is_a_pattern_for_a_new_one",
     "make it writable for you, or use like={}": "reliability/test_remedies.py::test_a_foreign_run_that_cannot_be_continued_is_a_pattern_for_a_new_one",
 }  # fmt: skip
 
@@ -202,7 +216,6 @@ _EXTRA = "needs an environment without the extra, in which it is then installed"
 _GPU = "needs a GPU"
 _RULE = "states a rule or a fact; nothing to type follows from it"
 _LUCK = "may help or not: it depends on what diverged"
-_OPEN = "no test does it yet"
 
 # Part of a message; why no test has tried what it names.
 UNTRIED = {
@@ -228,11 +241,4 @@ UNTRIED = {
     "Kaggle's tiles need an account": "needs an account at Kaggle",
     "without a network use model.weights=FILE": "needs a network of the hub's file beside it",
     "has no labelled tiles: it is for": "every source that is shipped can have labels",
-    **dict.fromkeys(
-        ("name it with data.columns.image=NAME", "name those that are tumour with slides.positive", "in slides.labels=CSV",
-         "the slides are cut is unknown", "look at it with histolight explore", "one of two names that data.classes",
-         "or of a transformer model.features=cls", "model.weights=PATH (a state dict)",
-         "or scheduler=constant", "give the runs a test part", "or name up to three rows beforehand", "give the slides' folder", "or start a new run with like={}"),
-        _OPEN,
-    ),
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -16,11 +17,12 @@ from histolight.errors import system_reason
 
 log = logging.getLogger("histolight")
 
-SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
-_FORMATS = ("TIFF", "PNG", "JPEG")
-# Modes of 8 bits, beside RGB, whose colours have one meaning in it, as long as what is transparent is opaque.
+_FORMATS = ("TIFF", "PNG", "JPEG", "BMP", "WEBP")
+# Modes of up to 8 bits, beside RGB, whose colours have one meaning in it, as long as what is transparent is opaque.
 _READ_AS_RGB = {
+    "1": "black and white",
     "L": "grey",
     "LA": "grey with an opaque alpha",
     "P": "in a palette",
@@ -131,7 +133,10 @@ def _read(path: str, size: int, mtime_ns: int) -> bytes:
                 raise TileError("file changed", "its size or time is not what it was when the tiles were listed")
             if size > _LARGEST_FILE:
                 raise TileError("file too large", f"{size} bytes are not a tile")
-            return file.read() or b""  # None where a read would block
+            data = file.read()
+            if data is None:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            return data
     except FileNotFoundError:
         raise TileError("file missing", path) from None
     except OSError as error:
@@ -175,7 +180,7 @@ def decode(data: bytes, image_size: int, headers: set[bytes], modes: set[str] | 
     except UnidentifiedImageError:
         if data[:4] in (b"II*\0", b"MM\0*") and len(data) >= pixels:
             raise TileError("not 8-bit RGB", f"a TIFF of {len(data)} bytes that Pillow can't read{_SAVE}") from None
-        raise TileError("not an image", f"{len(data)} bytes that are not TIFF, PNG or JPEG") from None
+        raise TileError("not an image", f"{len(data)} bytes that are not TIFF, PNG, JPEG, BMP or WebP") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         raise TileError("damaged image", " ".join(f"{error}".split()) or type(error).__name__) from None
 

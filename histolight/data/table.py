@@ -42,8 +42,9 @@ _PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 # Usual names of columns, and of classes.
 SLIDES = {"slide", "slide_id", "wsi", "wsi_id", "group", "case", "case_id", "patient", "patient_id"}
 CENTRES = {"center", "centre", "center_id", "centre_id", "hospital", "site", "scanner", "domain"}
-NEGATIVE = {"0", "benign", "healthy", "neg", "negative", "no_tumor", "no_tumour", "non_tumor", "non_tumour", "normal"}
-POSITIVE = {"1", "cancer", "malignant", "metastasis", "pos", "positive", "tumor", "tumour"}
+NEGATIVE = {"0", "benign", "class0", "class_0", "healthy", "neg", "negative", "no_tumor", "no_tumour", "non_tumor"}
+NEGATIVE |= {"non_tumour", "normal"}
+POSITIVE = {"1", "cancer", "class1", "class_1", "malignant", "metastasis", "pos", "positive", "tumor", "tumour"}
 
 MEANT = {"data.groups": "slide", "data.domain": "centre"}
 _LONGEST_HEADER = 2**16  # bytes; each column of a longer one would take far more memory than its name
@@ -360,18 +361,27 @@ def _label_name(value: object) -> str:
 
 
 def matching_ids(listed: pd.Series, known: Collection[str], where: object) -> pd.Series:
-    """Take the suffix of an image off the ids that are those of tiles only without it, and say so.
+    """Take folders and the suffix of an image off the ids that are those of tiles only without them, and say so.
 
-    >>> matching_ids(pd.Series(["a.tif", "b", "c.tif"]), ["a", "b", "c.tif"], "labels.csv").tolist()
-    ['a', 'b', 'c.tif']
+    Ids that differ in their folders alone stay as they are: which of them is meant can't be told.
+
+    >>> matching_ids(pd.Series(["a.tif", "b", "c.tif", "train/d.tif"]), ["a", "b", "c.tif", "d"], "labels.csv").tolist()
+    ['a', 'b', 'c.tif', 'd']
     """
     known = set(known)
-    without = listed.str.replace(r"\.(tiff?|png|jpe?g)$", "", regex=True, flags=re.IGNORECASE)
-    suffixed = ~listed.isin(known) & without.isin(known)
-    if suffixed.any():
-        example = listed[suffixed].iloc[0]
-        log.warning("%d ids of %s are read without their suffix, such as %s", suffixed.sum(), where, example)
-    return listed.where(~suffixed, without)
+    meant = listed
+    without = listed.str.replace(r"\.(tiff?|png|jpe?g|bmp|webp)$", "", regex=True, flags=re.IGNORECASE)
+    name = without.str.replace(r"^.*[/\\]", "", regex=True)
+    for shorter, what in ((without, "suffix"), (name, "folder")):
+        taken = ~meant.isin(known) & shorter.isin(known)
+        changed = meant.where(~taken, shorter)
+        if what == "folder":
+            taken &= ~changed.duplicated(keep=False)
+        if taken.any():
+            example = listed[taken].iloc[0]
+            log.warning("%d ids of %s are read without their %s, such as %s", taken.sum(), where, what, example)
+        meant = meant.where(~taken, shorter)
+    return meant
 
 
 def with_groups(table: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:

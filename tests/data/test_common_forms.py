@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -15,7 +16,7 @@ from histolight.config.schema import DataConfig
 from histolight.data.images import decode
 from histolight.data.pack import open_pack
 from histolight.data.sources import load_source
-from histolight.data.table import TileError, read_csv, read_label
+from histolight.data.table import TileError, matching_ids, read_csv, read_label
 from histolight.errors import DataError, RequestError
 
 RNG = np.random.default_rng(0)
@@ -56,6 +57,12 @@ def with_alpha(image: Image.Image, value: int) -> Image.Image:
         (tile().convert("CMYK"), "TIFF", lambda image: image.convert("RGB")),
         (tile().convert("CMYK"), "JPEG", None),
         (tile().convert("YCbCr"), "TIFF", None),
+        (tile().convert("1"), "PNG", lambda image: image.convert("RGB")),
+        (tile().convert("1"), "TIFF", lambda image: image.convert("RGB")),
+        (tile().convert("L"), "BMP", lambda image: image.convert("RGB")),
+        (tile(), "BMP", lambda image: image),
+        (tile(), "WEBP", None),
+        (with_alpha(tile(), 255), "WEBP", None),
     ],
 )
 def test_modes_with_one_meaning_are_read_as_rgb(image, kind, expected, caplog) -> None:
@@ -89,6 +96,34 @@ def test_a_tiff_that_pillow_cannot_read_says_so() -> None:
     tifffile.imwrite(buffer, RNG.random((SIZE, SIZE, 3)).astype(np.float32))
     with pytest.raises(TileError, match="a TIFF of .* bytes that Pillow can't read; save it as 8-bit RGB"):
         decode(buffer.getvalue(), SIZE, set())
+
+
+def test_a_lossless_webp_is_its_pixels_and_a_cut_or_moving_one_is_refused() -> None:
+    image = tile()
+    data = encoded(image, "WEBP", lossless=True)
+    np.testing.assert_array_equal(decode(data, SIZE, set()), np.asarray(image))
+    for wrong in (data[:100], encoded(image, "WEBP", save_all=True, append_images=[tile()])):
+        with pytest.raises(TileError, match="damaged|several images|not an image"):
+            decode(wrong, SIZE, set())
+
+
+def test_numbered_classes_and_formats_of_pictures_make_a_folder_of_tiles(tmp_path: Path) -> None:
+    for number, suffix in enumerate(("bmp", "webp", "BMP", "png")):
+        save(tmp_path / "data" / f"Class_{number % 2}" / f"{number}.{suffix}")
+    table = load_source(DataConfig(source="folder", root=str(tmp_path / "data"), image_size=SIZE)).table
+    assert table.set_index("id")["label"].to_dict() == {"0": 0, "1": 1, "2": 0, "3": 1}
+
+
+@pytest.mark.parametrize("form", ["train/{}.tif", "./train/{}", "C:\\data\\train\\{}.TIF", "/data/train/{}.png"])
+def test_ids_with_folders_are_those_of_tiles_and_it_is_said(form: str, caplog) -> None:
+    listed = pd.Series([form.format("0"), form.format("1"), "2"])
+    assert matching_ids(listed, ["0", "1", "2"], "labels.csv").tolist() == ["0", "1", "2"]
+    assert f"2 ids of labels.csv are read without their folder, such as {listed[0]}" in caplog.text
+
+
+def test_ids_that_differ_in_their_folders_alone_stay_as_they_are() -> None:
+    listed = pd.Series(["train/0.tif", "val/0.tif", "other/1.tif", "1"])
+    assert matching_ids(listed, ["0", "1"], "labels.csv").tolist() == listed.tolist()
 
 
 def test_grey_jpegs_are_packed_with_their_luma(tmp_path: Path) -> None:

@@ -95,6 +95,9 @@ def test_a_row_group_is_read_once_and_little_of_it_is_kept(columns, write, monke
 )
 def test_labels_are_numbers_truth_values_or_names(columns, write, labels, classes):
     root = write({**columns, "label": labels})
+    if classes:
+        with pytest.raises(RequestError, match=r"data.classes=\[NEGATIVE,POSITIVE\] gives"):
+            load_source(config(root))
     table = load_source(config(root, classes=classes)).table
     assert table["label"].tolist() == [number % 2 for number in table["row"]]
 
@@ -160,6 +163,13 @@ def test_what_does_not_fit_is_refused_in_one_line(columns, write, change, values
     with pytest.raises(RequestError, match=message) as caught:
         prepare(config(write(table), **values))
     assert "\n" not in str(caught.value)
+
+
+def test_one_of_two_columns_of_images_is_named_as_the_message_says(columns, write):
+    root = write({"left": columns["image"], "right": columns["image"], "label": columns["label"]})
+    with pytest.raises(RequestError, match=r"name it with data.columns.image=NAME; its columns: left, right, label"):
+        load_source(config(root))
+    assert len(load_source(config(root, columns=ColumnsConfig(image="left"))).table) == COUNT
 
 
 def test_mixed_sizes_are_listed(columns, write, make_tiles, encoded):

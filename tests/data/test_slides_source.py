@@ -145,6 +145,31 @@ def test_what_can_not_be_meant_is_one_line(tmp_path: Path, monkeypatch, words: l
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "message", "remedy"),
+    [
+        ("slides.positive=[Lesion]", r": Tumor .* with slides.positive=\[NAME\]", "slides.positive=[Tumor]"),
+        ("slides.model_mpp=null", "give slides.model_mpp=MICRONS", f"slides.model_mpp={MPP}"),
+        ("slides.annotations=EMPTY", "give their folder with slides.annotations=FOLDER", "slides.annotations=FOLDER"),
+    ],
+)  # fmt: skip
+def test_what_a_message_names_helps(folder: Path, tmp_path: Path, words: str, message: str, remedy: str) -> None:
+    for name in ("empty", "slides", "drawn"):
+        (tmp_path / name).mkdir()
+    for name in ("s0", "s1"):
+        (tmp_path / "slides" / f"{name}.tif").symlink_to(folder / f"{name}.tif")
+        (tmp_path / "drawn" / f"{name}.geojson").symlink_to(folder / f"{name}.geojson")
+
+    def load(word: str) -> pd.DataFrame:
+        word = word.replace("EMPTY", str(tmp_path / "empty")).replace("FOLDER", str(tmp_path / "drawn"))
+        found = [] if word.startswith("slides.annotations") else [f"slides.annotations={tmp_path / 'drawn'}"]
+        return load_source(config_of(tmp_path / "slides", tmp_path / "cache", *found, word)).table
+
+    with pytest.raises(RequestError, match=message):
+        load(words)
+    assert load(remedy)["label"].sum() == 40
+
+
 def test_all_slides_that_can_not_be_used_are_listed(folder: Path, tmp_path: Path) -> None:
     for name in ("s0.tif", "s0.geojson", "labels.csv"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())

@@ -166,6 +166,8 @@ def test_a_failed_download_names_the_ways_on(monkeypatch: pytest.MonkeyPatch, tm
     backbone = build_backbone(ModelConfig("resnet18"), 96)
     with pytest.raises(HistolightError, match=r"could not be downloaded .*model.weights=null .*model.weights=PATH"):
         load_weights(backbone.network, backbone.head, ModelConfig("resnet18", "imagenet"), 96)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "file.pth")
+    load_weights(backbone.network, backbone.head, ModelConfig("resnet18", str(tmp_path / "file.pth")), 96)
 
 
 @pytest.mark.slow
@@ -283,3 +285,5 @@ def test_a_copy_of_a_network_with_centre_pooling_runs_on_its_own_device(name: st
 def test_networks_that_average_no_map_cannot_pool_the_centre(name: str) -> None:
     with pytest.raises(RequestError, match=f"model.pooling=centre needs .* model.name={name} does not: use "):
         build_backbone(ModelConfig(name, pooling="centre"), 96)
+    with torch.device("meta"):
+        build_backbone(ModelConfig(name, pooling="mean"), 96)

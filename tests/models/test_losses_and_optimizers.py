@@ -81,6 +81,7 @@ def test_one_cycle_that_cannot_rise_and_fall_is_refused(pct_start: float, steps:
     with pytest.raises(RequestError, match=f"can't rise and fall over {steps} steps: use a smaller data.batch_size"):
         rates(SchedulerConfig(pct_start=pct_start), steps)
     rates(SchedulerConfig(pct_start=pct_start), steps + 1)
+    assert set(rates(SchedulerConfig(name="constant"), steps)) == {0.1}
 
 
 def test_cosine_falls_from_the_peak_and_constant_stays() -> None:

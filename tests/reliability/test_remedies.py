@@ -64,6 +64,15 @@ def test_a_foreign_run_that_cannot_be_continued_is_a_pattern_for_a_new_one(said:
     assert (config.data.root, directory, resume) == (str(place / "tiles"), Path("ok"), False)
 
 
+def test_a_run_whose_tiles_are_others_now_is_a_pattern_for_a_new_one(said: Said, place: Path) -> None:
+    shutil.copytree(place / "run", "cut")
+    runs.update_metrics(Path("cut"), status="interrupted", data_fingerprint="of other tiles")
+    found = re.search(r"restore them, or start a new run with (like=\S+)$", said("train", "run=cut"))
+    assert found is not None
+    config, directory, resume = training_request([found[1], "hydra.run.dir=new"])
+    assert (config.data.root, directory, resume) == (str(place / "tiles"), Path("new"), False)
+
+
 @pytest.mark.parametrize("key", ["data.root", "hydra.run.dir"])
 def test_a_path_with_a_comma_is_quoted_as_the_message_says(key: str) -> None:
     with pytest.raises(RequestError) as caught:

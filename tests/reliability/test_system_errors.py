@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import os
 import re
@@ -100,6 +101,26 @@ def test_a_run_that_cannot_be_read_is_not_called_damaged(run: Path, place: Path,
         assert f"can't be read: {os.strerror(number)}" in line
         assert "damaged" not in line
         assert not Path("out").exists()
+
+
+def test_a_pack_whose_reading_would_block_is_not_called_damaged(place: Path, tmp_path, monkeypatch, one_line) -> None:
+    """Python takes it for the end of the file."""
+    monkeypatch.chdir(tmp_path)
+
+    class Blocked(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return None  # type: ignore[return-value]
+
+    def end(*_: object, **__: object) -> np.ndarray:
+        raise EOFError("No data left in file")
+
+    data = [f"data.root={place / 'tiles'}", f"data.cache={place / 'cache'}", "data.image_size=32"]
+    request = ["explore", "data=folder", *data]
+    monkeypatch.setattr(np, "load", end)
+    assert "damaged (No data left in file)" in one_line(*request, "hydra.run.dir=out", status=1)
+    monkeypatch.setattr("histolight.files.open", lambda *_, **__: Blocked(), raising=False)
+    line = one_line(*request, "hydra.run.dir=out", status=1)
+    assert "checksums.npy can't be read: Resource temporarily unavailable" in line
 
 
 @pytest.mark.slow

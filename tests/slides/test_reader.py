@@ -167,10 +167,12 @@ def test_a_folder_is_looked_through(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_slides_or_none_at_all_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="can't be read"):
+    with pytest.raises(RequestError, match="can't be read .*: give the slides' folder, data.root=FOLDER"):
         list_slides(tmp_path / "nowhere")
     with pytest.raises(RequestError, match="holds no slide"):
         list_slides(tmp_path)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    assert list_slides(tmp_path)[0] == [tmp_path / "a.png"]
 
 
 def test_the_real_svs_and_ome_tiff_open(real_slides: Path) -> None:

@@ -19,7 +19,7 @@ from histolight.config.compose import compose_config
 from histolight.errors import HistolightError, InterruptionError, RequestError
 from histolight.sweeps import launch, pages
 from histolight.sweeps.points import LONGEST_FOLDER, Point, folder_name
-from histolight.sweeps.sweep import SweepResult, run_sweep
+from histolight.sweeps.sweep import SweepResult, plan_sweep, run_sweep
 
 CPU = "trainer=cpu"
 
@@ -216,8 +216,9 @@ def test_all_gpus_for_each_point_are_refused_unless_joblib_shares_them_out(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(RequestError, match="all 2 GPUs for each point.*hydra/launcher=joblib"):
-        run_sweep(["seed=1,2", "trainer.devices=auto"])
-    run_sweep(["seed=1,2"])
+        plan_sweep(["seed=1,2", "trainer.devices=auto"])
+    assert len(plan_sweep(["seed=1,2", "trainer.devices=auto", "hydra/launcher=joblib"]).configs) == 2
+    run_sweep(["seed=1,2", "trainer.devices=1"])
     run_sweep(["seed=1,2", CPU])
     assert len(trainings.take()) == 4
 
@@ -226,6 +227,7 @@ def test_a_name_that_is_taken_is_refused(trainings: Trainings, tmp_path: Path) -
     run_sweep(["name=X", CPU, "seed=1,2", "trainer.max_epochs=5"])
     with pytest.raises(RequestError, match="holds a sweep with trainer.max_epochs=5, not 3: choose another name"):
         run_sweep(["name=X", CPU, "seed=1,2", "trainer.max_epochs=3"])
+    run_sweep(["name=Y", CPU, "seed=1,2", "trainer.max_epochs=3"])
     with (
         FileLock(tmp_path / "outputs/sweeps/X/.histolight.lock"),
         pytest.raises(RequestError, match="outputs/sweeps/X is in use by another process"),
@@ -236,7 +238,7 @@ def test_a_name_that_is_taken_is_refused(trainings: Trainings, tmp_path: Path) -
         run_sweep(["name=X", CPU, "seed=1,2"])
     with pytest.raises(RequestError, match="holds files already"):
         run_sweep(["hydra.sweep.dir=outputs", CPU, "seed=1,2"])
-    assert len(trainings.take()) == 2
+    assert len(trainings.take()) == 4
 
 
 def test_folders_of_hydra_can_be_overridden(trainings: Trainings, tmp_path: Path) -> None:

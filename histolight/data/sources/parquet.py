@@ -1,6 +1,7 @@
 """Parquet files of encoded images, as the Hugging Face hub lays tiles out: ROOT/**/train-00000-of-00002.parquet.
 
-Images are a column of bytes (TIFF, PNG or JPEG), or of structs of ``bytes`` and ``path``; labels are of two values.
+Images are a column of bytes (TIFF, PNG, JPEG, BMP or WebP), or of structs of ``bytes`` and ``path``; labels are of two
+values.
 Slide, centre and part are columns too where there are any; ``data.columns`` names them where they are not called as
 usual. Without a column the part of a file is in its name, or in that of a folder that it lies in.
 """

@@ -134,8 +134,7 @@ def label_slides(
     if len(unknown) == len(paths):
         raise RequestError(
             f"none of the {len(paths)} slides in {root} has an annotation in {folder}: NAME.geojson, NAME.xml or a "
-            f"picture NAME{MASK if folder == root else ''}.png; or name those without tumour in "
-            "slides.labels=CSV (slide,label)"
+            f"picture NAME{MASK if folder == root else ''}.png; give their folder with slides.annotations=FOLDER"
         )
     if unknown:
         log.warning(

@@ -160,8 +160,7 @@ def _check_output(backbone: Backbone, name: str, image_size: int) -> None:
         network.train(training)
     if shape != (1, 1):
         raise RequestError(
-            f"model.name={name} gives an output of shape {tuple(shape)}, not one logit: choose another network, or "
-            "of a transformer model.features=cls"
+            f"model.name={name} gives an output of shape {tuple(shape)}, not one logit: choose another network"
         )
 
 
