@@ -85,7 +85,7 @@ def named(path: Path) -> Iterator[None]:
     """Give an error of the operating system the file that it is of, where Python does not: when that is written.
 
     An error without a number is a library's, whose own text the file's name would hide.
-    A file that gives nothing because a read would block is one too, which Python takes for the end of the file.
+    A read that would block is an error of the system too, though Python takes it for the end of the file.
     """
     try:
         yield
