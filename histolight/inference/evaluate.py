@@ -183,7 +183,7 @@ def measure_parts(evaluation: Evaluation, tables: dict[str, pd.DataFrame]) -> di
     for part, table in tables.items():
         measured |= measure.measure_part(part, table, levels.threshold, levels.band, prevalence)
         if temperature is not None:
-            calibrated = measure.intervals(calibrated_table(table, levels), 0.5)
+            calibrated = measure.intervals(calibrated_table(table, temperature, levels.intercept), 0.5)
             measured[f"{part}_calibrated"] = calibrated | {name: measured[part][name] for name in names_of("order")}
     return measured
 
@@ -216,7 +216,8 @@ def draw_parts(
         if evaluation.config.data.source in RESAMPLED:
             pictures[part]["slides"] = slides_figure(table, evaluation.config.data)
         if temperature is not None:
-            calibrated, ece = calibrated_table(table, evaluation.levels), measured[f"{part}_calibrated"]["ece"].value
+            calibrated = calibrated_table(table, temperature, evaluation.levels.intercept)
+            ece = measured[f"{part}_calibrated"]["ece"].value
             pictures[part]["reliability_calibrated"] = figures.reliability_figure(
                 calibrated["score"].to_numpy(),
                 calibrated["label"].to_numpy(),
@@ -333,9 +334,9 @@ def _own_choice(table: pd.DataFrame, pack: Pack) -> dict[str, str]:
     return choice
 
 
-def calibrated_table(table: pd.DataFrame, levels: Levels) -> pd.DataFrame:
+def calibrated_table(table: pd.DataFrame, temperature: float, intercept: float) -> pd.DataFrame:
     """Divide the logits of a table of predictions by the temperature, and add the intercept."""
-    logit = (table["logit"].astype(np.float64) / levels.temperature + levels.intercept).astype(np.float32)
+    logit = (table["logit"].astype(np.float64) / temperature + intercept).astype(np.float32)
     return table.assign(logit=logit, score=expit(logit))
 
 
