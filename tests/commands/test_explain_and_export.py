@@ -139,7 +139,7 @@ def test_tiles_that_changed_or_are_gone_are_refused(command: str, place: Path, r
     Image.fromarray(np.full((64, 64, 3), 7, dtype=np.uint8)).save(changed)
     assert f"({tiles.resolve()}) are no longer those that" in refused(command, f"run={run}")
     changed.write_bytes(b"no picture")
-    assert "bytes that are not TIFF, PNG or JPEG" in refused(command, f"run={run}")
+    assert "bytes that are not TIFF, PNG, JPEG, BMP or WebP" in refused(command, f"run={run}")
     shutil.rmtree(tiles)
     assert "is not a folder" in refused(command, f"run={run}")
 

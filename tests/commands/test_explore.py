@@ -96,7 +96,7 @@ def test_damaged_tiles_are_shown_escaped_and_refused_as_train_does(
     cut = tiles / "1" / f"{NAME}cut.png"
     cut.write_bytes((tiles / "0" / f"{NAME}00.png").read_bytes()[:300])
     buffer = io.BytesIO()
-    Image.new("1", (32, 32)).save(buffer, "PNG")
+    Image.new("I;16", (32, 32)).save(buffer, "PNG")
     (tiles / "0" / "grey.png").write_bytes(buffer.getvalue())
     (tiles / "0" / "empty.png").write_bytes(b"")
     assert cli(["explore", *request_of, "hydra.run.dir=out"]) == 2

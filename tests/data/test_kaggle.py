@@ -52,7 +52,7 @@ def test_a_csv_may_be_written_in_any_usual_way(root, text):
         (b"", "is empty"),
         (b"id,label\n", "no rows"),
         (b"name,label\na,1\n", "no column id; its columns: name, label"),
-        (b"id;label\na;1\n", "no column id, label; its columns: id;label"),
+        (b"id|label\na|1\n", "no column id, label; its columns: id|label"),
         ("id,label\né,1\n".encode("latin-1"), "not UTF-8"),
         (b"id,label\na,1,2\n", "not a table"),
         (b"id,label\na,1\nb,1,2\n", "not a table"),

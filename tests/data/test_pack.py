@@ -409,7 +409,7 @@ def test_only_one_whole_8_bit_rgb_image_of_the_size_is_a_tile(tiles, tmp_path):
             png(60000, 60000, 8, b""),
         ],
         "not 8-bit RGB": [
-            *(encoded(image.convert(mode), path) for mode in ("1", "I;16", "F", "LAB")),
+            *(encoded(image.convert(mode), path) for mode in ("I;16", "F", "LAB")),
             png(32, 32, 16, b"".join(b"\0" + bytes(32 * 6) for _ in range(32))),
         ],
         "several images in one file": [
