@@ -101,7 +101,7 @@ class FeatureCache:
         return done if done.shape == (self.tiles,) and done.dtype == bool else np.zeros(self.tiles, bool)
 
     def _fill(self, rows: np.ndarray, done: np.ndarray, compute: Compute, part: str, batch_size: int) -> None:
-        begun = done.any()
+        begun = bool(done.any())
         with tqdm(total=len(rows), desc=f"features of {part}", unit="tile", disable=None) as bar:
             for start, batch in zip(range(0, len(rows), batch_size), compute(rows), strict=True):
                 features = batch.float().cpu().numpy()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -252,7 +252,7 @@ def _open_store(path: Path, shape: tuple[int, ...], journal: Path) -> tuple[np.n
     return stored, finished
 
 
-def _write(store: BinaryIO, offset: int, pixels: np.ndarray) -> None:
+def _write(store: IO[Any], offset: int, pixels: np.ndarray) -> None:
     """Write through the file, not through a memmap, where a full disk would kill the process without a word."""
     with files.named(Path(store.name)):
         store.seek(offset)

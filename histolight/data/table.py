@@ -220,7 +220,7 @@ def _named_as_usual(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> 
     """Take ``ID`` for ``id`` where that is missing and only one column can be meant."""
     meant = {}
     for name in [name for name in columns if name not in frame]:
-        alike = [other for other in frame if other.lower() == name]
+        alike = [other for other in map(str, frame) if other.lower() == name]
         if len(alike) == 1:
             log.warning("%s: the column %s is read as %s", path, alike[0], name)
             meant[alike[0]] = name

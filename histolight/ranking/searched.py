@@ -42,7 +42,7 @@ def search_figures(directories: Iterable[Path]) -> Iterator[tuple[str, Figure, s
         for name, draw in (("importances", drawn.plot_param_importances), ("slices", drawn.plot_slice)):
             with plt.style.context("default"), warnings.catch_warnings(), contextlib.suppress(ValueError, RuntimeError):
                 warnings.simplefilter("ignore")
-                figure = np.ravel(draw(study, target_name="validation AUROC"))[0].figure
+                figure = np.asarray(draw(study, target_name="validation AUROC"), dtype=object).flat[0].figure
                 plt.close(figure)
                 yield f"{name}_{sweep.name}", figure, captions[name]
 
@@ -52,12 +52,13 @@ def _read_study(path: Path) -> Study | None:
     if not path.is_file() or importlib.util.find_spec("optuna") is None:
         return None
     import optuna
+    from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            backend = optuna.storages.journal.JournalFileBackend(str(path))
+            backend = JournalFileBackend(str(path))
             return optuna.load_study(study_name=STUDY, storage=optuna.storages.JournalStorage(backend))
     except Exception:  # a damaged journal costs its figures only
         return None

@@ -67,12 +67,13 @@ def space_of(axes: Sequence[hydra.Override]) -> dict[str, BaseDistribution]:
 def _interval(axis: hydra.Override) -> FloatDistribution | IntDistribution:
     from optuna.distributions import FloatDistribution, IntDistribution
 
-    key, found = axis.key_or_group, axis.value()
-    low, high, log = found.start, found.end, "log" in found.tags
+    key = axis.key_or_group
+    interval: Any = axis.value()
+    low, high, log = interval.start, interval.end, "log" in interval.tags
     kind = next(iter(kinds(key)), type(low))
     if kind not in (int, float):
         raise RequestError(f"{axis.input_line}: {key} is no number; list its values, {key}=A,B")
-    if unknown := found.tags - {"log"}:
+    if unknown := interval.tags - {"log"}:
         raise RequestError(f"{axis.input_line}: the tag {min(unknown)} is not known; there is log")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise RequestError(f"{axis.input_line} is empty: give the smaller number first, interval(LOW,HIGH)")
