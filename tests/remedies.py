@@ -151,10 +151,10 @@ TRIED = [
     ("is about a single run: leave -m out", "train -m run=RUN", "train like=RUN hydra.run.dir=new"),
     ("that of a sweep is hydra.sweep.dir=FOLDER", "train -m seed=0,1 hydra.run.dir=new", "train -m seed=0,1 hydra.sweep.dir=new"),
     ("{}={} is not used: a search is sweep=optuna", "train -m hydra/sweeper=ax seed=0,1", "train -m sweep=optuna"),
-    ("hydra/sweeper is Hydra's own: a search is", "train -m hydra.sweeper._target_=other.Sweeper seed=0,1", "train -m sweep=asha"),
+    ("hydra/sweeper is Hydra's own: a search is", "train -m hydra.sweeper._target_=other.Sweeper seed=0,1", "train -m sweep=asha optimizer.weight_decay=0 data.batch_size=8"),
     ("a search needs an axis, such as", "train -m sweep.pruner=asha", "train -m sweep.pruner=asha optimizer.lr=1e-4,1e-3"),
     ("can't be searched, as its values are equally good", "train -m sweep=optuna seed=0,1", "train -m sweep=optuna seed=0 sweep.seeds=3"),
-    ("give one value, or sweep.pruner=none", "train -m sweep=asha trainer.max_epochs=3,9", "train -m sweep=asha trainer.max_epochs=3,9 sweep.pruner=none"),
+    ("give one value, or sweep.pruner=none", "train -m sweep.pruner=asha trainer.max_epochs=3,9", "train -m sweep.pruner=none trainer.max_epochs=3,9"),
     ("a search over an interval is sweep=optuna", "train -m optimizer.lr=interval(1e-4,1e-3)", "train -m sweep=optuna optimizer.lr=interval(1e-4,1e-3)"),
     ("give a sweep, a folder of runs, or a list", "runs nowhere", "runs RUN"),
 ]  # fmt: skip

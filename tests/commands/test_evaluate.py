@@ -314,6 +314,7 @@ def of_others(run: Path, others: Path, *words: str) -> list[str]:
     return [f"run={run}", "data=folder", f"data.root={others}", *words]
 
 
+@pytest.mark.slow
 def test_levels_are_chosen_on_an_earlier_evaluation(trained, others, here, capsys) -> None:
     main(of_others(trained, others, "hydra.run.dir=first", "tta=flips"))
     more = write_tiles(here / "more", 40, seed=2)
@@ -359,6 +360,7 @@ def test_levels_are_chosen_on_an_earlier_evaluation(trained, others, here, capsy
             main(wrong_words)
 
 
+@pytest.mark.slow
 def test_what_is_adapted_says_so_and_has_seen_no_label(trained, here, undrawn, capsys, monkeypatch) -> None:
     others = write_tiles(here / "others", 128, seed=3)
     switched = here / "switched"

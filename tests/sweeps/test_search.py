@@ -81,6 +81,7 @@ def statuses(result: SweepResult) -> Counter[str]:
     return Counter(point.status for point in result.points)
 
 
+@pytest.mark.slow
 def test_tpe_draws_from_intervals_and_goes_on_where_it_stopped(curves: Curves) -> None:
     wanted = [*SEARCH, "sweep=optuna", "model=resnet18,resnet34", "data.batch_size=interval(8,64)"]
     result = run_sweep([*wanted, "sweep.n_trials=3"])
@@ -97,6 +98,7 @@ def test_tpe_draws_from_intervals_and_goes_on_where_it_stopped(curves: Curves) -
     assert len(set(curves.begun)) == 5
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_a_failed_trial_are_tried_again_first(curves: Curves) -> None:
     wanted = [*SEARCH, "sweep=optuna", "sweep.n_trials=3"]
     curves.faults[1, 4] = KeyboardInterrupt()
@@ -137,6 +139,7 @@ def test_successive_halving_stops_points_of_a_grid_and_keeps_the_best(
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
+@pytest.mark.slow
 def test_the_other_pruners(pruner: str, curves: Curves) -> None:
     result = run_sweep([*SEARCH, *GRID, f"sweep.pruner={pruner}"])
     assert statuses(result).keys() <= {"completed", "pruned"}
@@ -149,6 +152,7 @@ def test_a_value_that_is_given_twice_is_one_point(curves: Curves) -> None:
     assert statuses(run_sweep([*twice[1:], "name=Y"])) == {"completed": 2}
 
 
+@pytest.mark.slow
 def test_the_order_of_a_grid_is_the_seeds(curves: Curves) -> None:
     run_sweep([*SEARCH, *GRID, "sweep.n_trials=4"])
     first = [trial.params for trial in study().trials]
@@ -204,11 +208,13 @@ def test_a_line_that_a_kill_cut_short_is_taken_off_the_journal(curves: Curves) -
     assert statuses(run_sweep([*SEARCH, *GRID, "sweep.n_trials=2"])) == {"completed": 2}
 
 
+@pytest.mark.slow
 def test_no_point_begins_after_the_timeout(curves: Curves) -> None:
     assert run_sweep([*SEARCH, *GRID, "sweep.timeout=1e-9"]).points == []
     assert len(run_sweep([*SEARCH, *GRID, "sweep.timeout=1e9"]).points) == 9
 
 
+@pytest.mark.slow
 def test_leaders_get_equal_further_seeds(curves: Curves) -> None:
     result = run_sweep([*SEARCH, *GRID, "sweep.pruner=asha", "sweep.seeds=3", "sweep.leaders=2", "seed=4"])
     further = [point.directory.name for point in result.points if "seed=" in point.directory.name]
@@ -223,6 +229,7 @@ def test_leaders_get_equal_further_seeds(curves: Curves) -> None:
     assert len(curves.begun) == begun
 
 
+@pytest.mark.slow
 def test_leaders_of_a_plain_grid(curves: Curves) -> None:
     result = run_sweep([*SEARCH, *GRID, "sweep.seeds=1", "sweep.leaders=1"])
     assert [point.directory.name for point in result.points][-1] == "9_lr=0.0009,seed=1"
