@@ -180,7 +180,8 @@ def check_tries(command: str, place: Path, here: Path, shim: Path, only: str = "
             continue
         assert len(lines) == 1, tried
         assert reason in lines[0], tried
-        assert tried["file"] in lines[0] or any(part in lines[0] for part in NAMED_BY_THEIR_FOLDER), tried
+        aside = tried["file"].startswith(".histolight-") and "out/" in lines[0]  # a passing name in the output's folder
+        assert tried["file"] in lines[0] or aside or any(part in lines[0] for part in NAMED_BY_THEIR_FOLDER), tried
         assert not re.search("damaged|download", lines[0]), tried
     return len(tries)
 
@@ -194,7 +195,10 @@ def test_reading_writing_and_renaming_name_the_file(place: Path, tmp_path: Path,
 @pytest.mark.slow
 @pytest.mark.parametrize("command", WITH_EACH_CALL)
 def test_every_call_at_every_file(command: str, place: Path, tmp_path: Path, shim: Path) -> None:
-    assert check_tries(command, place, tmp_path, shim) > 15
+    only = (
+        "^(write|fsync|rename) " if command == "train" else ""
+    )  # what it opens is refused elsewhere; it takes minutes
+    assert check_tries(command, place, tmp_path, shim, only) > 15
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
