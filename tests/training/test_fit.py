@@ -386,7 +386,7 @@ def test_a_frozen_backbone_does_not_move(small: list[str], tmp_path: Path) -> No
     assert moved == {"backbone.fc.weight", "backbone.fc.bias"}
 
 
-@pytest.mark.parametrize(("name", "line"), [("simple", "optimizer_step"), ("pytorch", "aten::conv2d")])
+@pytest.mark.parametrize(("name", "line"), [("simple", "optimizer_step"), ("pytorch", "aten::")])
 def test_a_profile_lies_in_the_run_directory(name: str, line: str, small: list[str], tmp_path: Path) -> None:
     run([*small, "trainer.max_epochs=1", f"trainer.profiler={name}"], tmp_path / "run")
     assert line in (tmp_path / "run" / "fit-profile.txt").read_text()
