@@ -187,12 +187,6 @@ def check_tries(command: str, place: Path, here: Path, shim: Path, only: str = "
 
 
 @pytest.mark.slow
-def test_reading_writing_and_renaming_name_the_file(place: Path, tmp_path: Path, shim: Path) -> None:
-    kinds = "^(open|read|write|fsync|rename) (tile|tiles.npy|journal|hashes.npy|report.html aside|)$"
-    assert check_tries("explore", place, tmp_path, shim, kinds) > 8
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("command", WITH_EACH_CALL)
 def test_every_call_at_every_file(command: str, place: Path, tmp_path: Path, shim: Path) -> None:
     only = (
