@@ -1,4 +1,4 @@
-"""kill -9 at several moments of a parallel search that stops what loses: the same trials, none lost, none trained twice."""
+"""kill -9 at several moments of a parallel search with a pruner: the same trials, none lost, none trained twice."""
 
 from __future__ import annotations
 
