@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +14,20 @@ from typing import Any
 import hydra
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import HydraContext
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from histolight.config.schema import RequestedConfig, conf_directory
 
@@ -66,11 +71,53 @@ def _from_conf() -> Iterator[ConfigLoader]:
 def compose(overrides: Sequence[str]) -> DictConfig:
     """Compose ``conf/config.yaml`` with overrides, Hydra's own node included.
 
+    Points of a sweep mostly choose the same files and differ in values alone: those of a choice are composed once.
+
     Raises:
         HydraException: An override can't be read or applied.
     """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [override for override in parsed if _is_value(override)]
+    if all(map(_is_plain, parsed)):
+        chosen = tuple(str(override.input_line) for override in parsed if not _is_value(override))
+        with contextlib.suppress(OmegaConfBaseException):  # Hydra says below what is wrong
+            return _with_values(pickle.loads(_composed(conf_directory(), chosen)), parsed, values)
     with _initialized():
         return hydra.compose("config", list(overrides), return_hydra_config=True)
+
+
+def _is_value(override: Override) -> bool:
+    """Tell a key from a group, which chooses a file."""
+    key = override.key_or_group
+    return "." in key or not (key == "hydra" or "/" in key or (conf_directory() / key).is_dir())
+
+
+def _is_plain(override: Override) -> bool:
+    """Say whether Hydra would only set a value in what the chosen files give, or choose one of them."""
+    if override.is_sweep_override() or isinstance(override.value(), dict):
+        return False
+    sets = override.type == OverrideType.CHANGE and override.package is None
+    return not _is_value(override) or (sets and not override.key_or_group.startswith("hydra.searchpath"))
+
+
+@functools.lru_cache(maxsize=64)
+def _composed(conf: Path, chosen: tuple[str, ...]) -> bytes:
+    with _initialized():
+        return pickle.dumps(hydra.compose("config", list(chosen), return_hydra_config=True))
+
+
+def _with_values(config: DictConfig, parsed: Sequence[Override], values: Sequence[Override]) -> DictConfig:
+    """Set values, and what Hydra notes of the overrides, as its own loader does."""
+    for override in values:
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    node = config.hydra
+    node.overrides.hydra = [override.input_line for override in parsed if override.is_hydra_override()]
+    task = [override for override in parsed if not override.is_hydra_override()]
+    node.overrides.task = [override.input_line for override in task]
+    style = node.job.config.override_dirname
+    node.job.override_dirname = get_overrides_dirname(task, style.exclude_keys, style.item_sep, style.kv_sep)
+    node.runtime.cwd = os.getcwd()
+    return config
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -99,8 +146,18 @@ def build_launcher(config: DictConfig, task: Callable[[DictConfig], Any]) -> Any
 def _setup(config: DictConfig, task: Callable[[DictConfig], Any]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with _from_conf() as loader:  # not own_hydra: the jobs read the version that stays set, and with it their folder
-        context = HydraContext(config_loader=loader, callbacks=Callbacks())
+        context = HydraContext(config_loader=_Loader(loader.get_search_path()), callbacks=Callbacks())
     return {"hydra_context": context, "task_function": task, "config": config}
+
+
+class _Loader(ConfigLoaderImpl):
+    """Composes the jobs of a launcher, which mostly choose the same files."""
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        shared = OmegaConf.to_container(master_config.hydra.overrides.hydra)  # as written
+        config = compose([*shared, *sweep_overrides])
+        OmegaConf.copy_cache(from_config=master_config, to_config=config)  # the same time for all
+        return config
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ import dataclasses
 import re
 from pathlib import Path
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 
 from histolight.augment.registry import augmentations
+from histolight.config import hydra_adapter
 from histolight.config.compose import compose_config, conf_directory, config_groups, like_config, to_yaml, typed
 from histolight.config.schema import AugmentConfig, Config, augmentation_keys, valid_keys
 from histolight.errors import RequestError
@@ -31,6 +33,26 @@ def test_every_file_of_conf_composes_and_passes_the_checks(group: str, name: str
 def test_conf_has_files_and_every_file_is_in_a_group() -> None:
     yamls = list(conf_directory().rglob("*.yaml"))
     assert len(yamls) == len(FILES) + 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["seed=1", "model=resnet34", "optimizer.lr=3e-4", "seed=2"],
+        ["data=folder", "data.root='/a (b)'", "data.classes=[a,b]", "data.limit=${seed}", "hydra.run.dir=elsewhere"],
+        ["optimizer=sgd", "optimizer.momentum=0.5", "optimizer=adam", "name='a,b'"],
+        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "sweep=grid", "+data.limit=50", "++trainer.ema=0.9"],
+        ["hydra.job.config.override_dirname.exclude_keys=[seed]", "seed=4", "optimizer={lr:1,weight_decay:2}"],
+    ],
+)
+def test_values_over_files_composed_before_give_what_hydra_gives(overrides: list[str]) -> None:
+    with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        expected = hydra.compose("config", overrides, return_hydra_config=True)
+    for _ in range(2):
+        found = hydra_adapter.compose(overrides)
+        assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(expected)
+        found.seed = 77  # of this one only
 
 
 def test_embedded_data_choose_a_smaller_network_unless_one_is_given() -> None:
