@@ -194,16 +194,24 @@ def release(workers: bool = False) -> None:
         from joblib.externals.loky import get_reusable_executor
 
         get_reusable_executor().shutdown(wait=True)
+    global _apart
     _shared.clear()
-    gc.unfreeze()
     _free_memory()
+    if _apart:
+        gc.unfreeze()
+        _apart = False
+
+
+_apart = False  # whether the garbage collector passes over what the imports made
 
 
 def _set_apart() -> None:
     """Let the garbage collector pass over what the imports made, which takes it 0.3 s each time."""
-    if gc.get_freeze_count() == 0:
+    global _apart
+    if gc.get_freeze_count() == 0:  # unless the caller has done so
         gc.collect()
         gc.freeze()
+        _apart = True
         atexit.register(gc.unfreeze)  # some libraries count what is left at the exit
 
 
