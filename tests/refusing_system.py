@@ -32,6 +32,7 @@ SOURCE = r"""
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -115,6 +116,17 @@ int link(const char *from, const char *to) {
     return stopped_path("rename", from, to) ? -1 : (int) REAL("link", from, to); }
 int mkdir(const char *path, mode_t mode) {
     return stopped_path("mkdir", path, "") ? -1 : (int) REAL("mkdir", path, mode); }
+int unlink(const char *path) { return stopped_path("unlink", path, "") ? -1 : (int) REAL("unlink", path); }
+#define LOOKING(name, type) int name(const char *path, struct type *found) { \
+    return stopped_path("stat", path, "") ? -1 : (int) REAL(#name, path, found); }
+LOOKING(stat, stat) LOOKING(stat64, stat64) LOOKING(lstat, stat) LOOKING(lstat64, stat64)
+#define LOOKING_AT(name, type) int name(int at, const char *path, struct type *found, int flags) { \
+    return stopped_path("stat", path, "") ? -1 : (int) REAL(#name, at, path, found, flags); }
+LOOKING_AT(fstatat, stat) LOOKING_AT(fstatat64, stat64)
+int close(int file) {
+    int refused = stopped_at("close", file), status = (int) REAL("close", file);
+    if (refused) errno = refused_number;
+    return refused ? -1 : status; }
 """
 
 

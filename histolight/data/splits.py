@@ -66,7 +66,10 @@ def make_split(table: pd.DataFrame, config: DataConfig) -> tuple[pd.Series, str]
             _check_parts(parts, ordered["label"].to_numpy())
         except _RareError as error:
             raise RequestError(f"{error}: {_what_works(ordered, given, config)}") from None
-    _check_parts(parts, ordered["label"].to_numpy())
+    try:
+        _check_parts(parts, ordered["label"].to_numpy())
+    except _RareError as error:  # of a given split
+        raise RequestError(f"{error}: {_instead_of_given(ordered, given, config)}") from None
     return pd.Series(parts, index=ordered.index, name="split", dtype=object).reindex(table.index), kind
 
 
@@ -74,10 +77,19 @@ class _RareError(RequestError):
     """A class is too rare for the split that is asked for; another may work."""
 
 
-def _what_works(table: pd.DataFrame, given: np.ndarray | None, config: DataConfig) -> str:
-    """Name a split near to the one asked for that gives every part both classes, by trying it."""
+def _instead_of_given(table: pd.DataFrame, given: np.ndarray | None, config: DataConfig) -> str:
+    """Say what helps where a given split leaves a part without a class."""
+    if config.split not in ("auto", "random"):
+        return "give each part tiles of both classes there, or leave data.split out"
+    return _what_works(table, given, config, dataclasses.replace(config, fold=0))
+
+
+def _what_works(
+    table: pd.DataFrame, given: np.ndarray | None, config: DataConfig, near: DataConfig | None = None
+) -> str:
+    """Name a split near to ``near`` (the one asked for) that gives every part both classes, by trying it."""
     labels = table["label"].to_numpy()
-    for other in _neighbours(config, int(np.bincount(labels, minlength=2).min())):
+    for other in _neighbours(near or config, int(np.bincount(labels, minlength=2).min())):
         folds = range(other.folds) if other.fold is not None else [None]
         try:
             for fold in folds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import logging
 import re
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from histolight.data.unpacked import find_csv, open_unpacked
@@ -37,14 +37,16 @@ SPLITS = {
     "other": "other tiles: none of the parts that the run was trained and validated on",
 }
 UNUSED = "unused"  # the part of tiles that a list of parts does not name
-_PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_PART_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+_PART_NAMES |= {"test": "test", "testing": "test"}
 
-# Usual names of columns, and of classes.
+# Usual names of columns.
 SLIDES = {"slide", "slide_id", "wsi", "wsi_id", "group", "case", "case_id", "patient", "patient_id"}
+SYNONYMS = {
+    "id": {"file", "file_name", "filename", "image", "image_id", "image_name", "tile", "tile_id"},
+    "label": {"class", "target"},
+}
 CENTRES = {"center", "centre", "center_id", "centre_id", "hospital", "site", "scanner", "domain"}
-NEGATIVE = {"0", "benign", "class0", "class_0", "healthy", "neg", "negative", "no_tumor", "no_tumour", "non_tumor"}
-NEGATIVE |= {"non_tumour", "normal"}
-POSITIVE = {"1", "cancer", "class1", "class_1", "malignant", "metastasis", "pos", "positive", "tumor", "tumour"}
 
 MEANT = {"data.groups": "slide", "data.domain": "centre"}
 _LONGEST_HEADER = 2**16  # bytes; each column of a longer one would take far more memory than its name
@@ -165,8 +167,8 @@ def sample(table: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
 def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     """Read a CSV as stripped strings, so that an id such as 0012 stays what it is.
 
-    A byte order mark, CRLF, quotes and more columns than needed are all right; so is a table that is zipped or gzipped,
-    under its own name or with ``.zip`` or ``.gz`` behind it.
+    A byte order mark, CRLF, quotes and more columns than needed are all right; so is the UTF-16 that spreadsheets
+    write, and a table that is zipped or gzipped, under its own name or with ``.zip`` or ``.gz`` behind it.
 
     Raises:
         RequestError: The file is missing, empty, not UTF-8 or not a table, or lacks one of ``columns``.
@@ -178,11 +180,12 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
         with open_unpacked(path) as file, warnings.catch_warnings():
             first = file.read(_LONGEST_HEADER)
             file.seek(0)
+            encoding = "utf-16" if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
             separator = _separator(path, first)
             # Pandas only warns when rows are longer than the header, and drops the rest of them.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             frame = pd.read_csv(
-                file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+                file, sep=separator, dtype=str, keep_default_na=False, encoding=encoding, index_col=False
             )
     except FileNotFoundError:
         raise RequestError(f"{path} is missing") from None
@@ -198,7 +201,10 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     frame = _named_as_usual(path, frame, columns)
     lacking = [name for name in columns if name not in frame]
     if lacking:
-        raise RequestError(f"{path} has no column {', '.join(lacking)}; its columns: {', '.join(frame.columns)}")
+        present = ", ".join(list(map(str, frame.columns))[:20])
+        raise RequestError(
+            f"{path} has no column {', '.join(lacking)}; its columns: {present}; name them in its first line"
+        )
     if frame.empty:
         raise RequestError(f"{path} has a header but no rows")
     return frame.fillna("").apply(lambda column: column.str.strip()).astype(object)
@@ -217,10 +223,11 @@ def _separator(path: Path, first: bytes) -> str:
 
 
 def _named_as_usual(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Take ``ID`` for ``id`` where that is missing and only one column can be meant."""
+    """Take ``ID``, or a synonym such as ``filename``, for ``id`` where that is missing and only one can be meant."""
     meant = {}
     for name in [name for name in columns if name not in frame]:
         alike = [other for other in map(str, frame) if other.lower() == name]
+        alike = alike or [other for other in map(str, frame) if other.lower() in SYNONYMS.get(name, ())]
         if len(alike) == 1:
             log.warning("%s: the column %s is read as %s", path, alike[0], name)
             meant[alike[0]] = name
@@ -294,70 +301,6 @@ def read_parts(path: Path) -> pd.Series:
         twice = frame.loc[frame["id"].duplicated(), "id"]
         raise RequestError(f"data.split={path} names {len(twice)} ids more than once, first {twice.iloc[0]}")
     return parts.set_axis(frame["id"])
-
-
-def find_labels(
-    values: pd.Series, classes: Sequence[str] | None, where: str
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64]]:
-    """Turn a column of labels into 0 and 1.
-
-    Args:
-        values: Numbers, truth values or names; missing ones are None or NaN.
-        classes: ``data.classes``, or None: 0/1, true/false and the usual names are known.
-        where: Name of the column, for messages.
-
-    Returns:
-        0 or 1 for each value (0 where it is missing), and the places of missing ones.
-
-    Raises:
-        RequestError: The values are not of two known classes.
-
-    >>> find_labels(pd.Series(["tumor", "normal", None]), None, "the column label")
-    (array([1, 0, 0], dtype=int8), array([2]))
-    """
-    missing = values.isna().to_numpy()
-    # A name that is given counts as it is, also where it is a number or a truth value.
-    names = values[~missing].map(lambda value: value if classes and value in classes else _label_name(value))
-    found = sorted(names.unique())
-    if classes is not None:
-        known = {name: label for label, name in enumerate(classes)}
-    else:
-        known = {name: int(name.lower() in POSITIVE) for name in found if name.lower() in NEGATIVE | POSITIVE}
-    unknown = [name for name in found if name not in known]
-    if unknown or len(found) > 2:
-        shown = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
-        raise RequestError(
-            f"{where} has {len(found)} kinds of labels, {shown}: a label is 0 or 1, or one of two names that "
-            "data.classes=[NEGATIVE,POSITIVE] gives"
-        )
-    labels = np.zeros(len(values), dtype=np.int8)
-    labels[~missing] = names.map(known).to_numpy(dtype=np.int8)
-    return labels, np.flatnonzero(missing)
-
-
-def read_label(text: object) -> int | None:
-    """Read a label in any plain form: 0/1, 0.0/1.0, true/false or a usual name, in quotes or not; else None.
-
-    >>> [read_label(text) for text in ("1", "0.0", "True", '"1"', "Tumor", "2", "")]
-    [1, 0, 1, 1, 1, None, None]
-    """
-    name = _label_name(text).lower()
-    return int(name in POSITIVE) if name in NEGATIVE | POSITIVE else None
-
-
-def _label_name(value: object) -> str:
-    """Write a label as its name: 1, 1.0 and true are one class.
-
-    >>> [_label_name(value) for value in (True, 1.0, np.int8(0), " Tumor ", "1.0", "false", "'1'")]
-    ['1', '1', '0', 'Tumor', '1', '0', '1']
-    """
-    if isinstance(value, bool | int | float | np.number | np.bool_):
-        return str(int(value)) if float(value).is_integer() else str(value)
-    name = str(value).strip().strip("'\"").strip()
-    if name.lower() in ("true", "false"):
-        return str(int(name.lower() == "true"))
-    number = re.fullmatch(r"[+-]?[0-9]{1,9}(\.[0-9]*)?(e[+-]?[0-9])?", name, re.IGNORECASE)
-    return str(int(float(name))) if number and float(name).is_integer() else name
 
 
 def matching_ids(listed: pd.Series, known: Collection[str], where: object) -> pd.Series:

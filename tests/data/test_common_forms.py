@@ -14,9 +14,10 @@ from PIL import Image
 
 from histolight.config.schema import DataConfig
 from histolight.data.images import decode
+from histolight.data.labels import read_label
 from histolight.data.pack import open_pack
 from histolight.data.sources import load_source
-from histolight.data.table import TileError, matching_ids, read_csv, read_label
+from histolight.data.table import TileError, matching_ids, read_csv
 from histolight.errors import DataError, RequestError
 
 RNG = np.random.default_rng(0)
@@ -150,7 +151,7 @@ def test_tiles_of_another_size_name_the_key_that_works(tmp_path: Path) -> None:
 PLAIN_LABELS = [
     ("0", "1"), ("0.0", "1.0"), ("0.", "1."), ("False", "True"), ("false", "true"), ("FALSE", "TRUE"), ('"0"', '"1"'),
     ('"""0"""', '"""1"""'), ("'0'", "'1'"), (" 0", "1 "), ("00", "01"), ("0e0", "1e0"), ("-0.0", "+1"),
-    ("normal", "tumor"), ("Benign", "Malignant"),
+    ("normal", "tumor"), ("Benign", "Malignant"), ("no_metastasis", "Metastatic"), ("0_normal", "1-tumour"),
 ]
 # fmt: on
 
@@ -210,19 +211,33 @@ def test_a_submission_keeps_the_ids_that_it_is_given(tmp_path: Path) -> None:
         ("id;label", ";", "its columns are separated by semicolons, and read so"),
         ("id\tlabel", "\t", "its columns are separated by tabs, and read so"),
         ("ID,Label", ",", "the column Label is read as label"),
+        ("filename,class", ",", "the column filename is read as id"),
+        ("Image_ID\tTarget", "\t", "the column Target is read as label"),
+        ("filename,image,label", ",", None),
         ("ID;LABEL;note, if any", ",", None),
     ],
 )
 def test_tables_of_spreadsheets_are_read(header: str, separator: str, said: str | None, tmp_path: Path, caplog) -> None:
     config = kaggle(tmp_path, [])
     rows = [f"t{number}{separator}{number % 2}" for number in range(4)]
-    (tmp_path / "train_labels.csv").write_text("\n".join([header, *rows]) + "\n")
-    if said is None:
-        with pytest.raises(RequestError, match="has no column id, label"):
-            load_source(config)
-        return
-    assert load_source(config).table["label"].tolist() == [0, 1, 0, 1]
-    assert said in caplog.text
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "train_labels.csv").write_text("\n".join([header, *rows]) + "\n", encoding=encoding)
+        caplog.clear()
+        if said is None:
+            with pytest.raises(RequestError, match="has no column id.*; name them in its first line"):
+                load_source(config)
+            continue
+        assert load_source(config).table["label"].tolist() == [0, 1, 0, 1]
+        assert said in caplog.text
+
+
+def test_tiles_that_were_saved_in_another_format_are_read(tmp_path: Path, caplog) -> None:
+    config = kaggle(tmp_path, [(f"t{number}.tif", str(number % 2)) for number in range(4)])
+    for path in (tmp_path / "train").glob("*.tif"):
+        save(path.with_suffix(".png"))
+        path.unlink()
+    assert load_source(config).table["id"].tolist() == ["t0", "t1", "t2", "t3"]
+    assert "are read though they are no .tif, such as t0.png" in caplog.text
 
 
 @pytest.mark.parametrize("form", ["zip beside", "zip as csv", "gz beside", "gz as csv", "zip with a folder"])
@@ -308,6 +323,29 @@ def test_equal_names_in_two_classes_are_two_tiles(tmp_path: Path, caplog) -> Non
     save(tmp_path / "0/2.tif")
     with pytest.raises(DataError, match="id twice: 2"):
         load_source(DataConfig(source="folder", root=str(tmp_path), image_size=SIZE))
+
+
+@pytest.mark.parametrize("names", [("NonTumor", "Tumor"), ("normal", "metastatic"), ("0_normal", "1_tumor")])
+def test_usual_names_of_classes_and_parts_are_known_in_any_dress(names: tuple[str, str], tmp_path: Path) -> None:
+    for number in range(8):
+        part = "Training" if number < 4 else "testing"
+        save(tmp_path / part / names[number % 2] / f"{number}.png")
+    save(tmp_path / "__MACOSX" / "0" / "0.png")
+    save(tmp_path / "Training" / "__MACOSX" / "0.png")
+    table = load_source(DataConfig(source="folder", root=str(tmp_path), image_size=SIZE)).table
+    assert table["label"].tolist() == [0, 1] * 4
+    assert table["split"].tolist() == ["train"] * 4 + ["test"] * 4
+
+
+@pytest.mark.parametrize("below", ["a/b", "a/b/c", "patients"])
+def test_tiles_further_below_are_named(below: str, tmp_path: Path) -> None:
+    for number in range(4):
+        patient = f"p{number // 2}" if below == "patients" else ""
+        save(tmp_path / "top" / below / patient / str(number % 2) / f"{number}.png")
+    with pytest.raises(RequestError, match=f"; use data.root={tmp_path / 'top' / below}$"):
+        load_source(DataConfig(source="folder", root=str(tmp_path / "top"), image_size=SIZE))
+    config = DataConfig(source="folder", root=str(tmp_path / "top" / below), image_size=SIZE)
+    assert load_source(config).table["label"].tolist() == [0, 1, 0, 1]
 
 
 def test_advice_on_folders_names_what_works(tmp_path: Path) -> None:

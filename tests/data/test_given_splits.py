@@ -100,7 +100,7 @@ def test_the_splits_of_a_run_are_such_a_list(root):
     [
         (None, "is not a file: give auto, random or a CSV id,split"),
         ("id,part\nt00,train\n", "has no column split"),
-        ("id,split\nt00,training\n", "gives the part 'training' to t00: write train, val or test"),
+        ("id,split\nt00,learning\n", "gives the part 'learning' to t00: write train, val or test"),
         ("id,split\nt00,train\nt00,val\n", "names 1 ids more than once, first t00"),
         ("id,split\nx,train\ny,val\n", "names none of the 40 tiles: its ids must be those of the tiles, such as t00"),
         ("id,split\nt00,train\nt01,val\n", "the train part has no tile of class 1"),

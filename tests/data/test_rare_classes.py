@@ -93,3 +93,26 @@ def test_a_class_in_one_slide_has_no_split_by_slide() -> None:
     table.loc[table["label"] == 1, ["group", "cluster"]] = "s0"
     with pytest.raises(RequestError, match="no fraction and no number of folds works"):
         make_split(table, DataConfig(source="folder"))
+
+
+def test_folds_of_slides_that_work_are_named_where_too_many_were_asked_for() -> None:
+    table = tiles(2, slides=10)
+    assert table.loc[table["label"] == 1, "group"].nunique() == 2
+    assert "use data.folds=2, or give more tiles of it, of 5 slides" in refusal(table, configured(["data.fold=0"]))
+    assert refusal(table, configured(["data.fold=0", "data.folds=2"])) == ""
+    assert "use data.test_fraction=0, or" in refusal(table, configured(["data.test_fraction=0.2"]))
+
+
+@pytest.mark.parametrize("file", [False, True])
+def test_a_given_split_without_a_class_on_one_side_names_what_works(file: bool) -> None:
+    table = tiles(2)
+    table["split"] = np.where(np.arange(len(table)) <= np.flatnonzero(table["label"])[-1], "train", "val")
+    said = refusal(table, DataConfig(source="folder", split="splits.csv" if file else "auto"))
+    assert "the val part has no tile of class 1: " in said
+    if file:
+        assert said.endswith("or leave data.split out")
+        assert refusal(table.assign(split=None), DataConfig(source="folder")) == ""
+    else:
+        assert said.endswith("use data.folds=2 data.fold=0")
+        check_table(table, configured(["data.folds=2", "data.fold=0"]))
+        make_split(table, configured(["data.folds=2", "data.fold=0"]))

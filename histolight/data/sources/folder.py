@@ -12,8 +12,9 @@ import pandas as pd
 from histolight.config.schema import DataConfig
 from histolight.data.checks import describe, problem_frame
 from histolight.data.images import SUFFIXES, file_source, list_images
+from histolight.data.labels import class_of
 from histolight.data.sources import Kind, data_root
-from histolight.data.table import NEGATIVE, POSITIVE, Source, part_of
+from histolight.data.table import Source, part_of
 from histolight.errors import DataError, RequestError
 
 log = logging.getLogger("histolight")
@@ -86,7 +87,7 @@ def slide_folders(root: Path, classes: list[str] | None) -> list[str]:
     folders = [name for name in _visible(root) if (root / name).is_dir()]
 
     def is_class(name: str) -> bool:
-        return name in classes if classes else name.lower() in NEGATIVE | POSITIVE
+        return name in classes if classes else class_of(name) is not None
 
     def holds_classes(folder: Path) -> bool:
         inner = _visible(folder)
@@ -98,7 +99,7 @@ def slide_folders(root: Path, classes: list[str] | None) -> list[str]:
 
 
 def _label(name: str, classes: list[str] | None) -> int:
-    return classes.index(name) if classes else int(name.lower() in POSITIVE)
+    return classes.index(name) if classes else int(class_of(name) == 1)
 
 
 def part_folders(root: Path) -> dict[str, str]:
@@ -137,7 +138,8 @@ def load_unlabelled(config: DataConfig) -> Source:
 
 
 def _visible(root: Path) -> list[str]:
-    return sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
+    """List what lies in a folder but for hidden files, and what macOS puts beside it into a zip."""
+    return sorted(entry.name for entry in root.iterdir() if not entry.name.startswith((".", "__MACOSX")))
 
 
 def list_files(config: DataConfig) -> pd.DataFrame:
@@ -162,8 +164,8 @@ def class_folders(root: Path, classes: list[str] | None) -> list[str]:
                 f"data.classes=[{','.join(classes)}] does not name two folders in data.root={root}; {present}"
             )
         return list(classes)
-    negative = [name for name in folders if name.lower() in NEGATIVE]
-    positive = [name for name in folders if name.lower() in POSITIVE]
+    negative = [name for name in folders if class_of(name) == 0]
+    positive = [name for name in folders if class_of(name) == 1]
     if entries and not folders:
         raise RequestError(
             f"data.root={root} has files but no class folders such as 0 and 1: tiles without labels can only be "
@@ -171,11 +173,29 @@ def class_folders(root: Path, classes: list[str] | None) -> list[str]:
         )
     if len(folders) != 2 or len(negative) != 1 or len(positive) != 1:
         remedy = "name them with data.classes=[NEGATIVE,POSITIVE]"
-        if len(folders) < 2:
-            below = [root / name for name in folders if {"0", "1"} <= set(_visible(root / name))]
-            remedy = f"use data.root={below[0]}" if below else "put the tiles of each class into a folder of its own"
+        if below := _tiles_below(root):
+            remedy = f"use data.root={below}"
+        elif len(folders) < 2:
+            remedy = "put the tiles of each class into a folder of its own"
         raise RequestError(f"data.root={root} has no two class folders such as 0 and 1; {present}; {remedy}")
     return negative + positive
+
+
+def _tiles_below(root: Path) -> Path | None:
+    """Find the one folder, at most three levels below, that holds both classes, parts of a split, or slides."""
+    level = [root]
+    for _ in range(3):
+        level = [folder / name for folder in level[:100] for name in _visible(folder) if (folder / name).is_dir()]
+        found = [
+            folder
+            for folder in level
+            if {0, 1} <= {class_of(name) for name in _visible(folder)}
+            or part_folders(folder)
+            or slide_folders(folder, None)
+        ]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
 
 
 def _images(folder: Path) -> pd.DataFrame:

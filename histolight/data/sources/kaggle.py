@@ -11,8 +11,9 @@ import pandas as pd
 from histolight.config.schema import DataConfig
 from histolight.data.checks import describe, problem_frame
 from histolight.data.images import file_source, list_images
+from histolight.data.labels import read_label
 from histolight.data.sources import Kind, data_root
-from histolight.data.table import Source, matching_ids, read_csv, read_label
+from histolight.data.table import Source, matching_ids, read_csv
 from histolight.data.unpacked import find_csv
 from histolight.errors import DataError, RequestError
 
@@ -128,11 +129,17 @@ def _list_tiles(root: Path, part: str, listed_in: str) -> pd.DataFrame:
         log.warning("tiles are read from %s", folder / part)
         part = f"{part}/{part}"
         files, others = list_images(root / part, (".tif",), recursive=False)
+    if files.empty and others:
+        files, others = list_images(root / part, recursive=False)
+        if len(files):
+            log.warning(
+                "the tiles in %s are read though they are no .tif, such as %s", root / part, files["path"].iloc[0]
+            )
     if others:
         log.warning(
             "%d files in %s are not .tif tiles and are left out: %s", len(others), root / part, ", ".join(others[:3])
         )
-    files["id"] = files["path"].str[: -len(".tif")]
+    files["id"] = files["path"].str.replace(r"\.[^.]*$", "", regex=True)
     files["path"] = f"{part}/" + files["path"]
     return files
 

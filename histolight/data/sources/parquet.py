@@ -26,8 +26,9 @@ import pandas as pd
 from histolight.config.schema import ColumnsConfig, DataConfig
 from histolight.data.checks import describe, problem_frame
 from histolight.data.images import decode, decode_luma, list_images
+from histolight.data.labels import find_labels
 from histolight.data.sources import Kind, data_root
-from histolight.data.table import CENTRES, MISSING, SLIDES, Source, TileError, find_labels, fingerprint, part_of
+from histolight.data.table import CENTRES, MISSING, SLIDES, Source, TileError, fingerprint, part_of
 from histolight.errors import DataError, RequestError
 
 log = logging.getLogger("histolight")
