@@ -164,7 +164,10 @@ def _translate(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(fault, ValidationError) and key:
         typed_in = given.partition("=")[2]
         value = typed_in or ("null" if fault.value is None else fault.value)
-        return f"{key}={value} is of the wrong type: it must be {_expected(key)}"
+        swept = ""
+        if typed_in.startswith("[") and typed_in.endswith("]"):
+            swept = f"; several are swept with histolight train -m {key}={typed_in[1:-1].replace(' ', '')}"
+        return f"{key}={value} is of the wrong type: it must be {_expected(key)}{swept}"
     for number, override in enumerate(overrides):
         try:
             [parsed] = hydra.parse(as_typed([override]))
@@ -172,8 +175,9 @@ def _translate(error: Exception, overrides: Sequence[str]) -> str:
             return _unreadable(override, overrides[number + 1 :])
         if parsed.is_sweep_override():
             key, _, value = override.lstrip("+").partition("=")
-            whole = f", or, if the comma is part of it, {_in_quotes(key, value)}" if kinds(key) == [str] else ""
-            return f"{override} is several values: give one, or sweep over them with `histolight train -m`{whole}"
+            return f"{override} is several values: give one, or sweep over them with `histolight train -m`" + (
+                _one_value(key, value)
+            )
         if key := _not_known(override.lstrip("+").partition("=")[0]):
             return _unknown_key(key)
     return " ".join(f"{error} {error.__cause__ or ''}".split())
@@ -195,6 +199,19 @@ def _unreadable(override: str, following: Sequence[str]) -> str:
     if key in _keys():
         return f"{override} can't be read: it must be {_expected(key)}"
     return f"{override} can't be read: quote its special characters, {_in_quotes(key, value)}"
+
+
+def _one_value(key: str, value: str) -> str:
+    """Say how to write a value with a comma in it, where that is a text that the key takes, or a decimal fraction."""
+    if kinds(key) == [float] and re.fullmatch(r"[0-9]+,[0-9]+", value):
+        return f"; a decimal fraction has a point, {key}={value.replace(',', '.')}"
+    if kinds(key) != [str]:
+        return ""
+    try:
+        typed(compose_config([f"{key}={quoted(value)}"]))
+    except RequestError:  # a text with a comma is none of its choices
+        return ""
+    return f", or, if the comma is part of it, {_in_quotes(key, value)}"
 
 
 def _in_quotes(key: str, value: str) -> str:

@@ -91,6 +91,23 @@ def test_several_values_are_swept_as_the_message_says() -> None:
 
 
 @pytest.mark.parametrize(
+    ("word", "remedy"),
+    [
+        ("optimizer.lr=0,001", r"a decimal fraction has a point, (optimizer.lr=0\.001)$"),
+        ("optimizer.lr=[1e-4, 3e-4]", r"swept with histolight train -m (optimizer.lr=1e-4,3e-4)$"),
+        ("trainer.devices=0,1", "with `histolight train -m`()$"),  # no text with a comma is one of its choices
+    ],
+)
+def test_a_number_with_a_comma_and_a_list_name_what_can_be_meant(word: str, remedy: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        compose_config([word])
+    found = re.search(remedy, str(caught.value))
+    assert found is not None
+    if found[1]:
+        assert len(plan_sweep([found[1]]).configs) == 1 + found[1].count(",")
+
+
+@pytest.mark.parametrize(
     "words",
     [["optimizer.lr=1e-4,", "3e-4"], ["model=resnet18,", "resnet34,", "densenet121"], ["model.name=vgg11,", "vgg13"]],
 )
