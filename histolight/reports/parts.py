@@ -71,6 +71,9 @@ def save_figure(figure: Figure, path: Path, dpi: int = 120) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for what the font lacks
+        if layout := figure.get_layout_engine():
+            layout.execute(figure)  # savefig itself would draw everything once more to lay it out
+            figure.set_layout_engine("none")
         figure.savefig(buffer, format="png", dpi=dpi)
     write_atomically(path, buffer.getbuffer())
     return buffer.getvalue()
