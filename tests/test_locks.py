@@ -31,8 +31,9 @@ int flock(int descriptor, int operation) { errno = atoi(getenv("NOFLOCK")); retu
 HOLDER = """
 import sys, time
 from pathlib import Path
-from histolight.locks import Lock
-lock = Lock(Path(sys.argv[1]))
+from histolight import locks
+locks.BEAT = 0.2
+lock = locks.Lock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)
 time.sleep(600)
@@ -120,7 +121,7 @@ def test_a_dead_holder_on_another_machine_is_noticed_by_its_silence(no_flock: Pa
         said, _, _ = take(path, env, "once", "20")
         assert said.startswith(f"refused process {holder.pid} on node02 since")  # it gave a sign of life
         holder.kill()
-    said, line, _ = take(path, env, "once", "4")
+    said, line, _ = take(path, env, "once", "1")
     assert said == "taken"
     assert f"was left by process {holder.pid} on node02" in line
     assert "taken over" in line
@@ -128,21 +129,22 @@ def test_a_dead_holder_on_another_machine_is_noticed_by_its_silence(no_flock: Pa
 
 def test_looking_for_a_sign_of_life_is_said(monkeypatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(locks, "_kernels_lock", lambda path: path.touch() and None)
-    monkeypatch.setattr(locks, "SILENCE", 3.0)
-    monkeypatch.setattr(locks, "PATIENCE", 0.5)
+    monkeypatch.setattr(locks, "SILENCE", 1.0)
+    monkeypatch.setattr(locks, "PATIENCE", 0.2)
     path = tmp_path / "a.lock"
     marker_of(path).write_text(json.dumps({"process": 1, "host": "node02", "since": "then", "machine": "another"}))
     lock = Lock(path)
     lock.acquire()
     lock.release()
-    assert f"looking for 3 s whether it lives: the holder of {path}, process 1 on node02 since then" in caplog.text
+    assert f"looking for 1 s whether it lives: the holder of {path}, process 1 on node02 since then" in caplog.text
     assert "taken over" in caplog.text
 
 
-def test_a_wait_of_more_than_two_seconds_is_not_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_wait_is_not_silent(monkeypatch, tmp_path: Path, caplog) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.2)
     first, second = Lock(tmp_path / "a.lock"), Lock(tmp_path / "a.lock")
     first.acquire()
-    threading.Timer(2.5, first.release).start()
+    threading.Timer(0.6, first.release).start()
     second.acquire(wait=True)
     second.release()
     assert f"waiting for the holder of {tmp_path / 'a.lock'}, process {os.getpid()} on" in caplog.text
@@ -220,7 +222,7 @@ print(held_twice)
 def test_processes_that_race_and_die_never_hold_a_lock_together(number, no_flock: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     done = subprocess.run(
-        [sys.executable, "-c", RACER, str(path), "3"],
+        [sys.executable, "-c", RACER, str(path), "1.5"],
         capture_output=True, text=True, timeout=60, check=True,
         env=environment(None if number is None else no_flock, number or 0),
     )  # fmt: skip

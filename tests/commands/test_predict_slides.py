@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from histolight.cli import main as cli
 from histolight.commands.predict import main
 from histolight.errors import RequestError
 from histolight.files import lock_file
+from histolight.inference import networks
 
 SIZE = 32
 MADE = MadeSlide((800, 700), [Ellipse(400, 350, 380, 330)], [Ellipse(400, 350, 150, 120)], mpp=0.972)
@@ -119,23 +120,27 @@ def test_what_fails_is_listed_at_the_end_with_exit_status_1_and_mended_it_goes_o
     assert Path("out/slides/one/slide.json").stat().st_mtime_ns == before
 
 
+def dies_at_the_fourth_batch(request: list[str]) -> None:
+    seen, original = itertools.count(1), networks._record
+
+    def record(logits: np.ndarray) -> bytes:
+        if next(seen) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(logits)
+
+    networks._record = record
+    main(request)
+
+
 def test_killed_it_goes_on_to_the_same_bytes(members, slides, here) -> None:
     request = [f"run={members[0]}", "data=slides", f"data.root={slides}"]
-    assert main([*request, "hydra.run.dir=whole"]) == 0
-    code = (
-        "import os, signal, sys, torch; torch.set_num_threads(1)\n"
-        "from histolight.inference import networks\n"
-        "def kill(logits, original=networks._record, seen=[]):\n"
-        "    seen.append(0)\n"
-        "    if len(seen) == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return original(logits)\n"
-        "networks._record = kill\n"
-        "from histolight.commands.predict import main\n"
-        "main(sys.argv[1:])"
+    child = multiprocessing.get_context("fork").Process(
+        target=dies_at_the_fourth_batch, args=([*request, "hydra.run.dir=cut"],)
     )
-    command = [sys.executable, "-c", code, *request, "hydra.run.dir=cut"]
-    killed = subprocess.run(command, env=dict(os.environ), capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    assert main([*request, "hydra.run.dir=whole"]) == 0
     assert {path.name for path in Path("cut/slides/one").iterdir()} == {"logits.partial"}
     assert Path("cut/slides/one/logits.partial").stat().st_size > 3 * 64 * 4
     with pytest.raises(RequestError, match="is the beginning of another prediction"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import itertools
+import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -126,8 +129,6 @@ def test_a_pack_whose_reading_would_block_is_not_called_damaged(place: Path, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_number_at_every_file(command: str, run: Path, place: Path, refusing, capsys) -> None:
-    import shutil
-
     numbers = itertools.cycle(refusing_system.NUMBERS)
     names = kinds_of_files(command, run, place)
     own_pack = next((place / "cache" / "packs").glob("*[!k]")).name
@@ -198,30 +199,42 @@ def test_every_call_at_every_file(command: str, place: Path, tmp_path: Path, shi
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
+def ask_as_another_user(requests: list[list[str]], said: Path) -> None:
+    with said.open("w") as file, contextlib.redirect_stderr(file):
+        os.setuid(12345)
+        for words in requests:
+            print(cli.main([*words, "hydra.run.dir=/tmp/nowhere/out"]), file=file)
+
+
 @needs_root
-@pytest.mark.parametrize("closed", ["metrics.json", "config.yaml", ""])
-def test_the_run_of_another_user(run: Path, closed: str, tmp_path: Path) -> None:
-    """A colleague's run, umask 077: every command names the file."""
-    shared = run.rename(tmp_path / "shared")
+def test_the_run_of_another_user(run: Path, tmp_path: Path) -> None:
+    """A colleague's runs, umask 077: every command names the file."""
+    import histolight.commands.compare
+    import histolight.commands.evaluate
+    import histolight.inference.evaluate
+    import histolight.ranking.runs  # noqa: F401  # the other user may not read the installed packages
+
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_mode & 0o055 != 0o055 and "pytest" in str(folder):
             folder.chmod(folder.stat().st_mode | 0o055)
-    (shared / closed).chmod(0o700 if not closed else 0o600)
-    code = (
-        "import os, sys; sys.path.insert(0, sys.argv[1]); from histolight import cli; import histolight.ranking.runs\n"
-        "import histolight.inference.evaluate, histolight.commands.evaluate, histolight.commands.compare\n"
-        "os.chdir(sys.argv[2]); os.setuid(12345)\n"
-        "for words in (['evaluate', 'run=shared'], ['compare', 'runs=shared']):\n"
-        "    print(cli.main([*words, 'hydra.run.dir=/tmp/nowhere/out']), file=sys.stderr)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parents[2]), str(tmp_path)],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    closed = {"without-metrics": "metrics.json", "without-configuration": "config.yaml", "closed": ""}
+    for name, file in closed.items():
+        shutil.copytree(run, tmp_path / name)
+        (tmp_path / name / file).chmod(0o600 if file else 0o700)
+    requests = [
+        [command, f"{key}={name}"] for name in closed for command, key in (("evaluate", "run"), ("compare", "runs"))
+    ]
+    child = multiprocessing.get_context("fork").Process(target=ask_as_another_user, args=(requests, tmp_path / "said"))
+    os.chdir(tmp_path)
+    child.start()
+    child.join(120)
+    assert child.exitcode == 0
+    lines = (tmp_path / "said").read_text().splitlines()
     said = [line for line in lines if line.startswith("histolight: ")]
-    assert len(said) == 2, done.stderr
-    assert all("Permission denied" in line and f"shared/{closed or 'metrics.json'}" in line for line in said), said
+    assert len(said) == len(requests), lines
+    for line, (_, name) in zip(said, (words[1].split("=") for words in requests), strict=True):
+        assert "Permission denied" in line
+        assert f"{name}/{closed[name] or 'metrics.json'}" in line
     assert not any("damaged" in line or "Traceback" in line for line in lines)
 
 

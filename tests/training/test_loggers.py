@@ -113,7 +113,7 @@ def test_a_continued_wandb_run_keeps_its_id_and_the_next_run_has_its_own(small: 
     assert found[0] == found[1] != found[2]
 
 
-def test_csv_logs_curves_and_final_figures(small: list[str], tmp_path: Path) -> None:
+def test_csv_logs_curves_and_final_figures(small: list[str], tmp_path: Path, undrawn: None) -> None:
     metrics = run([*small, "trainer.max_epochs=1", "logger=csv"], tmp_path / "run")
     header = (tmp_path / "run" / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert set(header) >= CURVES | FINAL
@@ -218,7 +218,8 @@ def test_a_server_behind_a_proxy_is_asked_for_there(small: list[str], tmp_path: 
     assert f"mlflow.invalid:5000 is away (its proxy {address}: Connection refused); the curves are kept" in caplog.text
 
 
-def test_a_server_that_goes_away_does_not_end_the_training(small, tmp_path, caplog, undrawn) -> None:
+def test_a_server_that_goes_away_does_not_end_the_training(small, tmp_path, caplog, undrawn, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")  # asks again at once
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mlflow)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     uri = f"http://127.0.0.1:{server.server_port}"
