@@ -31,8 +31,8 @@ def overrides(
         "pcam": write_pcam(tmp_path / "pcam", parts),
         "parquet": write_parquet(tmp_path / "parquet", parts),
     }
-    common = ["data.image_size=32", f"data.cache={tmp_path / 'cache'}", "model=resnet18", "model.weights=null"]
-    common += ["data.batch_size=8", "trainer=cpu", "trainer.max_epochs=1"]
+    common = ["data.image_size=32", f"data.cache={tmp_path / 'cache'}", "model.weights=null"]
+    common += ["model.name=shufflenet_v2_x0_5", "data.batch_size=8", "trainer=cpu", "trainer.max_epochs=1"]
     return {kind: [f"data={kind}", f"data.root={root}", *common] for kind, root in roots.items()}
 
 
@@ -57,7 +57,9 @@ def test_four_layouts_of_the_same_tiles_give_the_same_table(overrides: dict[str,
 @pytest.mark.parametrize(
     ("kind", "split"), [("kaggle", "overlap"), ("folder", "overlap"), ("pcam", "given"), ("parquet", "given")]
 )
-def test_each_layout_trains(kind: str, split: str, overrides: dict[str, list[str]], tmp_path: Path) -> None:
+def test_each_layout_trains(
+    kind: str, split: str, overrides: dict[str, list[str]], tmp_path: Path, undrawn: None
+) -> None:
     assert main(["train", *overrides[kind], f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     recorded = json.loads((tmp_path / "run/metrics.json").read_text())
     assert (recorded["status"], recorded["split"]) == ("completed", split)

@@ -182,7 +182,7 @@ def trained(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple
     overrides = ["model=p4m_densenet", "model.name=p4m_densenet", "trainer.max_epochs=4", "optimizer.lr=3e-3"]
     config = check_request(typed(compose_config([*small, *overrides])))
     directory = tmp_path_factory.mktemp("run")
-    train(config, prepare_data(config, directory), directory, progress=False)
+    train(config, prepare_data(config, directory), directory, progress=False, drawn=False)
     return directory, config
 
 

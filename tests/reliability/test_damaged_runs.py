@@ -101,7 +101,7 @@ def test_the_card_of_an_evaluation_states_the_training(run: Path) -> None:
         assert "16 tiles a step (8 a batch, 2 batches)" in page.read_text()
 
 
-def test_a_continued_csv_log_keeps_its_earlier_epochs(place: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_continued_csv_log_keeps_its_earlier_epochs(place: Path, tmp_path: Path, monkeypatch, undrawn) -> None:
     original = Classifier.training_step
 
     def interrupt(self: Classifier, batch, batch_idx: int):

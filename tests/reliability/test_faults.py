@@ -26,6 +26,7 @@ from histolight.errors import HistolightError
 from histolight.models.classifier import Classifier
 
 OneLine = Callable[..., str]
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture
