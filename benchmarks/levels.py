@@ -173,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("target", type=Path, help="predictions on other slides, with the column cluster")
-    parser.add_argument("choosers", nargs="+", help="NAME=predictions that choose")
+    parser.add_argument("choosers", nargs="*", help="NAME=predictions that choose")
     parser.add_argument("--shares", action="store_true")
     options = parser.parse_args()
     target = runs.read_predictions(options.target)

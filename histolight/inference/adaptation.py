@@ -21,7 +21,7 @@ from histolight.inference.networks import inference_device, predict_logits
 from histolight.models.classifier import Classifier
 from histolight.statistics.calibration import estimate_prior, fit_line, speaks_for_both
 
-FEWEST_TILES = 100  # fewer were hardly measured: docs/accuracy.md
+FEWEST_TILES = 100  # fewer were hardly measured: docs/adaptation.md
 SAMPLE = 500  # tiles that say whether there are both classes
 BATCH = 128  # tiles whose statistics are averaged: those of few tiles, each normalised by them, are far off
 

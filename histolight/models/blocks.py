@@ -11,22 +11,29 @@ from histolight.errors import RequestError
 
 # What comes after the last block.
 BEHIND = re.compile(r"(^|\.)(norm|fc_norm|ln|layernorm|post_layernorm|head|heads|pooler)\b")
+LIKE = 1.5  # times the parameters of the smallest block
 
 
 def find_blocks(network: nn.Module) -> str:
-    """Name the list of a transformer's blocks: like layers with all its attention and most of its parameters.
+    """Name the list of a transformer's blocks: like layers, of like size, with all its attention and most parameters.
 
     Raises:
-        RequestError: The network is no transformer of one stage.
+        RequestError: The network is no transformer of one stage. The stages of a pyramid differ in size.
     """
-    size = sum(parameter.numel() for parameter in network.parameters())
+    size = _size(network)
     attending = [name for name, _ in network.named_modules() if "att" in name]
     for name, module in network.named_modules():
         alike = isinstance(module, nn.ModuleList | nn.Sequential) and len({type(child) for child in module}) == 1
         attends = bool(attending) and all(child.startswith(f"{name}.") for child in attending)
-        if alike and attends and 2 * sum(parameter.numel() for parameter in module.parameters()) > size:
-            return name
+        if alike and attends and 2 * _size(module) > size:
+            sizes = [_size(child) for child in module.children()]
+            if max(sizes) <= LIKE * min(sizes):
+                return name
     raise RequestError("optimizer.layer_decay needs a transformer with a list of blocks, and this network has none")
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def depth_of(parameter: str, blocks: str, count: int) -> int:

@@ -49,7 +49,7 @@ def test_a_hubs_model_has_the_same_rates_below_its_head(form: str, tmp_path: Pat
     assert found[last] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin_t", "vgg11"])
+@pytest.mark.parametrize("name", ["resnet18", "swin_t", "vgg11", "timm/pvt_v2_b0"])
 def test_a_network_without_blocks_has_no_decay(name: str) -> None:
     with torch.device("meta"), pytest.raises(RequestError, match="needs a transformer with a list of blocks"):
         find_blocks(build_backbone(ModelConfig(name), 96).network)
