@@ -81,7 +81,9 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     if all(map(_is_plain, parsed)):
         chosen = tuple(str(override.input_line) for override in parsed if not _is_value(override))
         with contextlib.suppress(OmegaConfBaseException):  # Hydra says below what is wrong
-            return _with_values(pickle.loads(_composed(conf_directory(), chosen)), parsed, values)
+            conf = conf_directory()
+            changed = max(path.stat().st_mtime_ns for path in [conf, *conf.rglob("*")])
+            return _with_values(pickle.loads(_composed(conf, changed, chosen)), parsed, values)
     with _initialized():
         return hydra.compose("config", list(overrides), return_hydra_config=True)
 
@@ -101,7 +103,7 @@ def _is_plain(override: Override) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _composed(conf: Path, chosen: tuple[str, ...]) -> bytes:
+def _composed(conf: Path, changed: int, chosen: tuple[str, ...]) -> bytes:
     with _initialized():
         return pickle.dumps(hydra.compose("config", list(chosen), return_hydra_config=True))
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import hydra
@@ -53,6 +54,14 @@ def test_values_over_files_composed_before_give_what_hydra_gives(overrides: list
         found = hydra_adapter.compose(overrides)
         assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(expected)
         found.seed = 77  # of this one only
+
+
+def test_a_file_that_was_edited_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = shutil.copytree(conf_directory(), tmp_path / "conf")
+    monkeypatch.setattr(hydra_adapter, "conf_directory", lambda: conf)
+    assert hydra_adapter.compose(["optimizer=sgd"]).optimizer.lr == 0.01
+    (conf / "optimizer" / "sgd.yaml").write_text("name: sgd\nlr: 0.02\n")
+    assert hydra_adapter.compose(["optimizer=sgd"]).optimizer.lr == 0.02
 
 
 def test_embedded_data_choose_a_smaller_network_unless_one_is_given() -> None:
