@@ -20,6 +20,7 @@ INK, ACCENT, PALE, QUIET = "#1f2933", "#8a2b6e", "#c9ced6", "#5b6672"
 CURVE: dict[str, Any] = {"color": ACCENT, "linewidth": 2}
 CHANCE: dict[str, Any] = {"color": PALE, "linewidth": 1, "linestyle": "-", "zorder": 1}
 LEGEND: dict[str, Any] = {"fontsize": 8, "frameon": False}
+WIDTH, HEIGHT, GAP = 1.35, 1.6, 0.05  # inches: a tile of a grid with its caption, and the space around the tile
 
 
 def figure_text(text: str, longest: int = 44) -> str:
@@ -158,24 +159,30 @@ def tile_grid_figure(tiles: np.ndarray, captions: Sequence[str], title: str, col
         columns: Tiles per line.
     """
     lines = -(-len(tiles) // columns)
-    figure = Figure(figsize=(1.35 * columns, 1.6 * lines + 0.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH * columns, HEIGHT * lines + 0.4))
     figure.suptitle(title, fontsize=11, color=INK)
     if not lines:
         return figure
-    for number, axes in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
-        axes.set_axis_off()
-        if number < len(tiles):
-            axes.imshow(tiles[number])
-            frame_centre(axes, tiles.shape[1])
-            axes.set_title(captions[number], fontsize=7, color=INK)
+    size = tiles.shape[1]
+    inch = size / (WIDTH - 2 * GAP)  # in pixels of a tile, the unit of the axes: one pair of axes is drawn soon, not 24
+    axes = figure.add_axes((0, 0, 1, HEIGHT * lines / (HEIGHT * lines + 0.4)))
+    for number, tile in enumerate(tiles):
+        line, column = divmod(number, columns)
+        x, y = (WIDTH * column + GAP) * inch, (HEIGHT * (line + 1) - GAP) * inch - size
+        axes.imshow(tile, extent=(x, x + size, y + size, y))
+        frame_centre(axes, size, x, y)
+        middle = (x + size / 2, y - 0.05 * inch)
+        axes.text(*middle, captions[number], fontsize=7, color=INK, horizontalalignment="center", clip_on=False)
+    axes.set(xlim=(0, WIDTH * columns * inch), ylim=(HEIGHT * lines * inch, 0))
+    axes.set_axis_off()
     return figure
 
 
-def frame_centre(axes: Axes, size: int) -> None:
-    """Frame the centre of a tile, S pixels high and wide, that was drawn."""
-    corner = (size - CENTRE) / 2 - 0.5
+def frame_centre(axes: Axes, size: int, x: float = -0.5, y: float = -0.5) -> None:
+    """Frame the centre of a tile, S pixels high and wide, that was drawn with its upper left corner at (x, y)."""
+    corner = (x + (size - CENTRE) / 2, y + (size - CENTRE) / 2)
     for colour, width in ((INK, 1.8), ("white", 0.8)):  # to be seen on glass and on nuclei
-        axes.add_patch(Rectangle((corner, corner), CENTRE, CENTRE, fill=False, edgecolor=colour, linewidth=width))
+        axes.add_patch(Rectangle(corner, CENTRE, CENTRE, fill=False, edgecolor=colour, linewidth=width))
 
 
 def _square() -> tuple[Figure, Axes]:
