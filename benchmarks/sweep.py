@@ -1,13 +1,17 @@
 """What a point of a sweep costs beside its training, and how soon a wrong request is refused, as CSV.
 
     OMP_NUM_THREADS=1 python benchmarks/sweep.py [POINTS] > sweep.csv
+    python benchmarks/sweep.py --grid data=kaggle data.root=FOLDER data.limit=1000 trainer=cpu … >> sweep.csv
 
 Points of hardly any work: 60 tiles of 32 pixels, one epoch, ShuffleNetV2 x0.5. What counts are processor seconds,
-which other work on the machine moves little; wall time stands beside them. The script runs on older commits too.
+which other work on the machine moves little; wall time stands beside them. With a launcher the cost of a further point
+is what ``POINTS`` of them take beyond ``FEW``, so that the start of its processes is left out. ``--grid`` measures the
+27 points of sweep=grid, one after another and two at a time.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import resource
 import subprocess
 import sys
@@ -22,22 +26,52 @@ from tables import csv_printer
 
 from histolight.sweeps.sweep import run_sweep
 
-SIZE = 32
+SIZE, FEW = 32, 8
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+LAUNCHERS = {"serial": [], "joblib, two workers": JOBLIB, "Ray, two workers": ["hydra/launcher=ray"]}
+FIRST_BATCH = "import sys; from histolight.training.bench import first_batch; first_batch(sys.argv[2:], sys.argv[1])"
 
 
-def main(points: int = 40) -> None:
-    print_row = csv_printer("measured", "points", "cpu_seconds", "cpu_seconds_of_pages", "wall_seconds")
+def main(points: int = 100) -> None:
+    print_row = printer()
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         small = write_tiles(base)
         for what in ("data=kaggle data.root=nowhere", f"data=folder data.root={base / 'tiles'} model.weights=no.pth"):
-            command = [sys.executable, "-m", "histolight", "train", *what.split()]
-            _, pages, wall = cost(lambda command=command: subprocess.run(command, capture_output=True, check=False))
+            _, pages, wall = process("-m", "histolight", "train", *what.split())
             print_row(f"refuse {what.split()[-1].partition('=')[0]}", 0, f"{pages:.2f}", "", f"{wall:.2f}")
         run_sweep([*small, "seed=1000", f"hydra.sweep.dir={base / 'first'}"], progress=False)  # imports, and the pack
-        sweep = [*small, f"seed=range({points})", f"hydra.sweep.dir={base / 'sweep'}"]
-        own, pages, wall = cost(lambda: run_sweep(sweep, progress=False))
-        print_row("a further point, serial", points, *(f"{seconds / points:.2f}" for seconds in (own, pages, wall)))
+        _, starting, wall = process("-c", FIRST_BATCH, str(base / "batch"), *small)
+        print_row("from the start to the first batch", 0, f"{starting:.2f}", "", f"{wall:.2f}")
+        for name, launcher in LAUNCHERS.items():
+            if name.startswith("Ray") and importlib.util.find_spec("ray") is None:
+                continue
+            costs = []
+            for count in (FEW, points):
+                sweep = [*small, *launcher, f"seed=range({count})", f"hydra.sweep.dir={base / f'{name[:3]}{count}'}"]
+                costs.append(cost(lambda sweep=sweep: run_sweep(sweep, progress=False)))
+            each = [(more - fewer) / (points - FEW) for fewer, more in zip(*costs, strict=True)]
+            print_row(f"a further point, {name}", points, *(f"{seconds:.2f}" for seconds in each))
+
+
+def grid(overrides: list[str]) -> None:
+    """Measure the 27 points of sweep=grid, one after another and two at a time."""
+    print_row = printer()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, launcher in (("one after another", []), ("two at a time", JOBLIB)):
+            sweep = [*overrides, "sweep=grid", *launcher, f"hydra.sweep.dir={folder}/{len(launcher)}"]
+            own, pages, wall = cost(lambda sweep=sweep: run_sweep(sweep, progress=False))
+            print_row(f"sweep=grid, {name}", 27, f"{own / 27:.2f}", f"{pages / 27:.2f}", f"{wall / 27:.2f}")
+
+
+def printer() -> Callable[..., None]:
+    columns = ("measured", "points", "cpu_seconds", "cpu_seconds_of_pages", "wall_seconds")
+    return csv_printer(*columns, file=sys.stdout)
+
+
+def process(*arguments: str) -> tuple[float, float, float]:
+    """Run Python: as :func:`cost`."""
+    return cost(lambda: subprocess.run([sys.executable, *arguments], capture_output=True, check=False))
 
 
 def cost(work: Callable[[], object]) -> tuple[float, float, float]:
@@ -67,4 +101,7 @@ def write_tiles(base: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    if "--grid" in sys.argv:
+        grid(sys.argv[2:])
+    else:
+        main(*map(int, sys.argv[1:]))
