@@ -1,11 +1,12 @@
 """Do the tests notice? Change the splits, the statistics and the ranking a little, and run the tests of that place.
 
-A mutant is a module with one comparison, sum, number, name, condition or returned value changed; texts are left alone.
-It is asked those tests of its module that reach the changed statement, the quick ones first, for a few seconds of CPU
-altogether, and is killed when one fails or takes ten times as long (and ten seconds more). A mutant that no test
-reaches survives, and so does one that only a longer test would notice. Survivors are printed with their line: either a
-test is missing, or the change makes no difference. Exit status 1 when one survives, or when the tests fail without a
-change.
+A mutant is a module with one comparison, sum, number, name, condition or returned value changed. What no test should
+fix is left alone: texts and messages, type hints, decorators, ``strict`` of ``zip``, and the looks of progress bars and
+drawings (``LOOKS``: sizes, colours, places of labels). A mutant is asked those tests of its module that reach the
+changed statement, the quick ones first, for a few seconds of CPU altogether, and is killed when one fails or takes ten
+times as long (and two seconds more). A mutant that no test reaches survives, and so does one that only a longer test
+would notice. Survivors are printed with their line: either a test is missing, or the change makes no difference. Exit
+status 1 when one survives, or when the tests fail without a change. The draw depends on the module's code alone.
 
     python benchmarks/mutate.py 40        # 40 of the mutants of each module, drawn at random
     python benchmarks/mutate.py 0         # all of them; Ctrl-C ends it with the table so far
@@ -41,21 +42,21 @@ from tables import csv_printer
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = str(ROOT / "histolight") + os.sep
 IMPORTED = "captum.attr h5py hydra lightning matplotlib.figure pandas scipy.optimize sklearn.metrics torch torchmetrics"
 IMPORTED += " sklearn.linear_model sklearn.model_selection tensorboard.backend.event_processing.event_accumulator"
 FILES = {
     **{
         f"histolight/statistics/{name}.py": [f"tests/statistics/test_{name}.py"]
-        for name in ("planning", "slides", "metrics", "calibration", "verdict")
+        for name in ("planning", "slides", "metrics", "calibration", "verdict", "decisions")
     },
     "histolight/statistics/intervals.py": ["tests/statistics/test_intervals.py"],
     "histolight/statistics/clusters.py": ["tests/statistics/test_intervals.py"],
     "histolight/statistics/figures.py": [f"tests/statistics/test_{name}.py" for name in ("intervals", "figures")],
     **{
-        f"histolight/ranking/{name}.py": [f"tests/ranking/test_{name}.py" for name in ("words", "figures")]
+        f"histolight/ranking/{name}.py": [f"tests/ranking/test_{name}.py" for name in ("words", "figures", "page")]
         for name in ("answer", "figures", "page", "plan", "tables")
     },
+    "histolight/ranking/searched.py": ["tests/ranking/test_searched.py"],
     **{
         f"histolight/ranking/{name}.py": [f"tests/ranking/test_{name}.py" for name in ("runs", "ranking")]
         for name in ("ranking", "rows", "runs")
@@ -87,6 +88,11 @@ OPPOSITE = [
     "Or",
 ]
 SWAPS = {getattr(ast, name): getattr(ast, OPPOSITE[place ^ 1]) for place, name in enumerate(OPPOSITE)}
+LOOKS = (  # keywords, and functions with all that they are given
+    *("alpha", "bbox", "color", "colors", "dpi", "figsize", "fontsize", "height", "labelsize", "length", "linewidth"),
+    *("markeredgewidth", "markersize", "pad", "textcoords", "zorder", "set_visible", "text", "tick_params", "vlines"),
+    *("strict", "leave", "tqdm"),
+)
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "argmin": "argmax", "argmax": "argmin"}
 
 
@@ -115,7 +121,13 @@ def main(count: str = "40", *modules: str) -> int:
                     tqdm.write(describe(*one), file=sys.stderr)
         for path in paths:
             of_module = [lives for one, lives in answers.items() if one[0] == path]
-            print_row(path, len(places[path]), len(of_module), of_module.count(False), of_module.count(True))
+            print_row(
+                path.removeprefix("histolight/"),
+                len(places[path]),
+                len(of_module),
+                of_module.count(False),
+                of_module.count(True),
+            )
         status |= any(answers.values())
     return status
 
@@ -128,7 +140,7 @@ def try_mutants(paths: list[str], drawn: list[Mutant]) -> Iterator[tuple[Mutant,
     """Say of each mutant whether it lives, those of functions first."""
     listed = {path: changes(ast.parse(Path(path).read_text())) for path in paths}
     inside = [(path, place) for path, place in drawn if listed[path][place][1]]
-    answers = in_fork(lambda send: run_pytest(paths, Trial(inside, send)))
+    answers = in_fork(lambda send: run_pytest(paths, Trial(paths, inside, send)))
     tests = next(answers, None)
     if tests is None:
         raise SystemExit(f"without a change fails: pytest {' '.join([*paths, *FILES[paths[0]]])}")
@@ -185,17 +197,18 @@ class Trial:
     It sends what it measured of the tests, and each mutant with whether it lives; nothing where a test fails.
     """
 
-    def __init__(self, mutants: list[Mutant], send: Callable[[Any], None]) -> None:
-        self.mutants, self.send = mutants, send
+    def __init__(self, paths: list[str], mutants: list[Mutant], send: Callable[[Any], None]) -> None:
+        self.files, self.mutants, self.send = {str(ROOT / path) for path in paths}, mutants, send
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:  # noqa: D102
-        tests: Tests = next(in_fork(lambda send: send(measure(session))), {})
+        live = [one for one in gc.get_objects() if isinstance(one, FunctionType)]
+        gc.freeze()  # so that collections in the forks do not copy what they share
+        tests: Tests = next(in_fork(lambda send: send(measure(session, self.files))), {})
         if session.testsfailed or not tests:
             return True
         self.send(tests)
         items = {item.nodeid: item for item in session.items}
-        live = [one for one in gc.get_objects() if isinstance(one, FunctionType)]
         for path, place in self.mutants:
             file, (lines, name, _) = str(ROOT / path), changes(ast.parse(Path(path).read_text()))[place]
             code = {one.co_firstlineno: one for one in codes(mutant(path, place)) if one.co_qualname == name}
@@ -205,7 +218,7 @@ class Trial:
             def ask(send: Callable[[Any], None]) -> None:
                 for one in same:  # noqa: B023
                     one.__code__ = code[one.__code__.co_firstlineno]  # noqa: B023
-                send(all(passes(items[name], 10 * seconds + 10) for name, seconds in asked.items()))  # noqa: B023
+                send(all(passes(items[name], 10 * seconds + 2) for name, seconds in asked.items()))  # noqa: B023
 
             self.send(((path, place), any(in_fork(ask))))
         return True
@@ -215,15 +228,15 @@ class TooLongError(BaseException):
     """A test takes more time than a mutant is given."""
 
 
-def measure(session: pytest.Session) -> Tests:
-    """Measure those tests that do not take too long; empty where one fails."""
+def measure(session: pytest.Session, files: set[str]) -> Tests:
+    """Measure those tests that do not take too long, and the lines of files that they reach; empty where one fails."""
     tests: Tests = {}
     late: list[pytest.Item] = []
     for item in session.items:
         reached: set[tuple[str, int]] = set()
 
         def note(frame: FrameType, *_: object) -> Callable[..., Any] | None:
-            if not frame.f_code.co_filename.startswith(OURS):
+            if frame.f_code.co_filename not in files:
                 return None
             reached.add((frame.f_code.co_filename, frame.f_lineno))  # noqa: B023
             return note
@@ -264,7 +277,7 @@ class Finder(importlib.abc.MetaPathFinder):
         )
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:  # noqa: D102
-        signal.setitimer(signal.ITIMER_PROF, 10 * self.seconds[item.nodeid] + 10)
+        signal.setitimer(signal.ITIMER_PROF, 10 * self.seconds[item.nodeid] + 2)
 
     def find_spec(self, name: str, *_: object) -> importlib.machinery.ModuleSpec | None:  # noqa: D102
         if name not in self.names:
@@ -310,9 +323,13 @@ def changes(tree: ast.Module) -> list[tuple[range, str, Callable[[], object]]]:
     found: list[tuple[range, str, Callable[[], object]]] = []
 
     def visit(node: ast.AST, lines: range, scope: tuple[str, ...], function: str) -> None:
-        silent = isinstance(node, (ast.Raise, ast.ImportFrom, ast.JoinedStr))
-        if silent or (isinstance(node, ast.Expr) and ast.unparse(node).startswith(("log.", "'", '"'))):
-            return
+        match node:
+            case ast.Raise() | ast.ImportFrom() | ast.JoinedStr() | ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                return
+            case ast.Expr() if ast.unparse(node).startswith(("log.", "'", '"')):
+                return
+            case ast.keyword(arg=name) | ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in LOOKS:
+                return
         if isinstance(node, ast.stmt):
             body = getattr(node, "body", None)
             lines = range(node.lineno, body[0].lineno if body else (node.end_lineno or node.lineno) + 1)
@@ -322,7 +339,7 @@ def changes(tree: ast.Module) -> list[tuple[range, str, Callable[[], object]]]:
         for name, field in ast.iter_fields(node):
             entered = ".".join(scope) if isinstance(node, ast.FunctionDef) and name == "body" else ""
             for child in field if isinstance(field, list) else [field]:
-                if isinstance(child, ast.AST) and name not in ("annotation", "returns"):
+                if isinstance(child, ast.AST) and name not in ("annotation", "returns", "decorator_list"):
                     visit(child, lines, scope, function or entered)
 
     visit(tree, range(0), (), "")
@@ -347,7 +364,7 @@ def _changes(node: ast.AST) -> list[Callable[[], object]]:
             return [lambda: setattr(node, "id", NAMES[name])]
         case ast.Attribute(attr=name) if name in NAMES:
             return [lambda: setattr(node, "attr", NAMES[name])]
-        case ast.Return(value=ast.AST() as value) if ast.unparse(value) != "None":
+        case ast.Return(value=ast.AST() as value) if ast.unparse(value) not in ("None", "False", "''"):
             return [lambda: setattr(node, "value", ast.Constant(None))]
     return []
 

@@ -38,7 +38,7 @@ def main_table(ranking: Ranking) -> Table:
         if len(ranking.rows) > 1:
             cells.append(_verdict_cell(ranking, place))
         rows.append(cells)
-    marked = len(ranking.best_set) if len(ranking.rows) > 1 and not ranking.verdict.reason else 0
+    marked = 0 if ranking.verdict.reason else len(ranking.best_set)
     return Table([*words, "AUROC", *["verdict"] * (len(ranking.rows) > 1)], rows, words=len(words), marked=marked)
 
 
@@ -217,8 +217,7 @@ def method(ranking: Ranking) -> str:
         "tiles": "over tiles (DeLong 1988)",
     }[ranking.clusters]
     seeds = ", with seeds as readers nested in configurations (Hillis 2014)" if ranking.unit == "configuration" else ""
-    pairs = rows * (rows - 1) // 2
-    tests = f", Holm over all {pairs} pairs" if pairs > 1 else ""
+    tests = f", Holm over all {rows * (rows - 1) // 2} pairs" if rows > 2 else ""
     return (
         f"covariance of AUROCs {over}{seeds}; t with nu1 = {covariance.degrees_of_freedom:.1f}{tests}, {LEVEL:.0%} for "
         "all claims together"

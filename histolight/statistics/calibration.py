@@ -99,7 +99,7 @@ def fit_line(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float
         slope = signs * expit(exponent) / len(values)
         return float(np.logaddexp(0, exponent).mean()), np.array([slope @ values, slope.sum()])
 
-    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS", options={"gtol": 1e-9})
+    found = minimize(loss, np.zeros(2), jac=True, method="BFGS", options={"gtol": 1e-9})
     slope, intercept = (float(number) for number in found.x)
     apart = values[positive].min() >= values[~positive].max()  # the steeper the better, without end
     if apart or slope < 1 / LARGEST:

@@ -8,7 +8,7 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from histolight.config.schema import DataConfig
-from histolight.data.splits import make_split
+from histolight.data.splits import deal, make_split
 from histolight.errors import RequestError
 
 
@@ -282,3 +282,106 @@ def test_a_tile_of_unknown_slide_goes_where_its_cluster_goes():
         assert (split[::10] == "train").all()
         assert (split[5::10] == "val").any()
         assert (split.groupby(cluster).nunique() == 1).all()
+
+
+def written_out(labels: np.ndarray, components: np.ndarray, shares: np.ndarray, seed: int) -> list[set[int]]:
+    """Deal components as the docstring has it: one by one with loops, single tiles by largest remainders."""
+    random = np.random.default_rng(seed)
+    members = [np.flatnonzero(components == name) for name in dict.fromkeys(components)]
+    several = random.permutation([number for number, tiles in enumerate(members) if len(tiles) > 1])
+    wanted = {(part, label): share * (labels == label).sum() for part, share in enumerate(shares) for label in (0, 1)}
+    filled, dealt = dict.fromkeys(wanted, 0), [set() for _ in shares]
+
+    def take(part: int, number: int) -> None:
+        dealt[part] |= set(members[number])
+        for tile in members[number]:
+            filled[part, labels[tile]] += 1
+
+    for number in sorted(several, key=lambda number: -int(np.log2(len(members[number])))):
+        counts = np.bincount(labels[members[number]], minlength=2)
+        sums = [
+            sum(((filled[p, k] + counts[k] * (p == part)) ** 2) / wanted[p, k] for p, k in wanted)
+            for part in range(len(shares))
+        ]
+        equal = [part for part, total in enumerate(sums) if total < min(sums) + 1e-7]
+        take(random.choice(equal) if len(equal) > 1 else equal[0], number)
+    for label in (0, 1):
+        alone = [number for number, tiles in enumerate(members) if len(tiles) == 1 and labels[tiles[0]] == label]
+        numbers = list(random.permutation(alone))
+        first = [int(filled[part, label] == 0) for part in range(len(shares))]
+        first = first if len(numbers) >= sum(first) else [0] * len(shares)
+        lack = [max(wanted[part, label] - filled[part, label] - first[part], 0) for part in range(len(shares))]
+        rest = len(numbers) - sum(first)
+        exact = [rest * (one / sum(lack) if sum(lack) else 1 / len(shares)) for one in lack]
+        quota = [int(one) for one in exact]
+        for part in sorted(range(len(shares)), key=lambda part: quota[part] - exact[part])[: rest - sum(quota)]:
+            quota[part] += 1
+        for part, count in enumerate(quota):
+            for _ in range(count + first[part]):
+                take(part, numbers.pop(0))
+    return dealt
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("shares", "alone"), [([0.2, 0.8], 2), ([0.5, 0.3, 0.2], 2), ([0.5, 0.3, 0.2], 30), ([0.25] * 4, 0)]
+)
+def test_components_are_dealt_as_it_is_written(seed: int, shares: list[float], alone: int) -> None:
+    random = np.random.default_rng(seed)
+    sizes = [*random.integers(2, 9, 12), *[1] * alone]
+    components = random.permutation(np.repeat([f"c{number}" for number in range(len(sizes))], sizes)).astype(object)
+    labels = (random.random(len(components)) < 0.3).astype(np.int8)
+    found = deal(np.arange(len(labels)), labels, components, np.array(shares), seed)
+    assert [set(part) for part in found] == written_out(labels, components, np.array(shares), seed)
+
+
+def test_single_tiles_are_shared_by_largest_remainders_and_a_part_without_any_comes_first():
+    labels, alone = np.array([0] * 7 + [1] * 3, np.int8), np.arange(10).astype(str).astype(object)
+    parts = deal(np.arange(10), labels, alone, np.array([0.5, 0.3, 0.2]), 0)
+    # Of seven 3.5, 2.1 and 1.4 are wanted. Of three each part has one.
+    assert [np.bincount(labels[part]).tolist() for part in parts] == [[4, 1], [2, 1], [1, 1]]
+    two = deal(np.arange(2), np.array([0, 1], np.int8), alone[:2], np.array([0.5, 0.3, 0.2]), 0)
+    assert [len(part) for part in two] == [2, 0, 0]  # too few for each to have one
+
+
+@pytest.mark.parametrize(
+    ("positives", "values", "named"),
+    [
+        (3, {"fold": 0}, "data.folds=3"),
+        (3, {"fold": 4}, "data.folds=3 data.fold=0"),
+        (2, {"fold": 1}, "data.folds=2"),
+        (2, {"fold": 2}, "data.folds=2 data.fold=0"),
+        (2, {"test_fraction": 0.2}, "data.test_fraction=0"),
+        (2, {"test_fraction": 0.3, "fold": 0}, "data.test_fraction=0 data.folds=2"),
+        (1, {"limit": 20}, "give more tiles of it, from several slides, or a larger data.limit"),
+        (1, {}, "give more tiles of it, from several slides"),
+    ],
+)
+def test_what_is_named_instead_is_the_nearest_that_works(positives: int, values: dict, named: str) -> None:
+    tiles = table(20).assign(label=[1] * positives + [0] * (20 - positives))
+    with pytest.raises(RequestError, match=rf"[: ]{re.escape(named)}$"):
+        split_of(tiles, DataConfig(**values))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_slide_with_the_fewest_tiles_of_a_class_in_few_slides_is_held_out(seed: int) -> None:
+    slides, rare = np.repeat(list("abcdefghij"), 10), np.zeros(100, int)
+    rare[[0, 1, 2, 10, 11, 20]] = 1  # three in a, two in b, one in c
+    tiles = table(100).assign(group=slides, label=rare)
+    for labels in (rare, 1 - rare):
+        split, _ = split_of(tiles.assign(label=labels), DataConfig(val_fraction=0.3, seed=seed))
+        held = set(tiles["group"][split == "val"])
+        assert "c" in held or (tiles.assign(label=labels)["label"].groupby(split).nunique() == 2).all()
+        assert (split == "val").sum() <= 40
+
+
+def test_a_hold_out_far_from_what_was_asked_for_is_told(caplog) -> None:
+    make_split(with_clusters(1000, [300]), DataConfig(val_fraction=0.2))
+    assert caplog.text == ""
+    tiles = with_clusters(1000, [360, 340, 300])
+    held = (make_split(tiles, DataConfig(val_fraction=0.3))[0] == "val").mean()
+    assert held == 0.36
+    told = (
+        "data.val_fraction=0.3: 36 % of the tiles are held out, as overlapping tiles stay together, up to 360 of them"
+    )
+    assert told in caplog.text

@@ -14,7 +14,15 @@ from histolight.ranking.answer import answer, context, gaps, headline, joined, l
 from histolight.ranking.page import methods, notes, ranking_figures, terminal_text
 from histolight.ranking.plan import plan_of, plan_table, scaled
 from histolight.ranking.runs import ScoredTiles, Unranked
-from histolight.ranking.tables import counts_text, domain_table, further_table, main_table, method, unranked_table
+from histolight.ranking.tables import (
+    comparison_csv,
+    counts_text,
+    domain_table,
+    further_table,
+    main_table,
+    method,
+    unranked_table,
+)
 from histolight.statistics.planning import power, tiles_needed
 
 
@@ -125,6 +133,8 @@ def test_what_would_tell_a_difference_is_said_with_tiles_slides_and_seeds() -> N
 
 def test_seeds_that_change_nothing_are_named() -> None:
     ranking = ranking_of([0.9, 0.9], 1e-4, SEEDS)
+    for run in ranking.runs:
+        run.scores[:99] = 0.5  # the last tile's score differs
     assert not any("same for every seed" in sentence for sentence in context(ranking))
     for run in ranking.rows[1].runs:
         run.scores = ranking.rows[1].runs[0].scores
@@ -164,6 +174,20 @@ def test_tables_count_runs_rows_and_folders() -> None:
     assert cells.items() >= {"model": "a", "accuracy": "n/a", **costs}.items()
 
 
+@pytest.mark.parametrize(("seconds", "text"), [(9.94, "9.9"), (10.0, "10"), (10.6, "11"), (12_345.0, "12,345")])
+def test_costs_have_a_decimal_below_ten(seconds: float, text: str) -> None:
+    ranking = ranking_of([0.9], 1e-4)
+    ranking.rows[0].runs[0].metrics["seconds"] = seconds
+    table = further_table(ranking)
+    assert str(table.rows[0][list(table.columns).index("training s")]) == text
+
+
+def test_rows_that_cannot_be_ranked_are_not_marked() -> None:
+    table = main_table(ranking_of([0.9, 0.9], 0.0))
+    assert table.marked == 0
+    assert [str(row[3]) for row in table.rows] == ["not ranked", "not ranked"]
+
+
 def test_the_row_that_another_is_below_is_the_highest_one_surely_above_it() -> None:
     ranking = ranking_of([0.90, 0.89, 0.87, 0.7], 2e-4)
     assert ranking.verdict is not None
@@ -189,6 +213,7 @@ def test_domains_stand_with_the_worst_first_and_with_the_mean_of_the_runs() -> N
         ["a", "0.6100", "0.9100"],
         ["b", "0.5100", "0.8100"],
     ]
+    assert comparison_csv(ranking)["worst_domain"].tolist() == ["far", "far"]
 
 
 def test_the_method_names_what_the_variance_is_taken_over() -> None:

@@ -33,5 +33,5 @@ def test_what_was_killed_goes_on_to_the_same_result() -> None:
 
 def test_changes_of_the_code_are_noticed_by_its_tests() -> None:
     printed = run_script("mutate.py", "8", *MUTATED)  # it ends with 1 when a mutant survives
-    counts = re.findall(r"^histolight/[^,]+,\d+,(\d+),(\d+),(\d+),", printed, re.MULTILINE)
+    counts = re.findall(r"^statistics/[^,]+,\d+,(\d+),(\d+),(\d+),", printed, re.MULTILINE)
     assert counts == [("8", "8", "0")] * len(MUTATED)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
+from scipy.stats import t
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
@@ -82,9 +84,20 @@ def test_the_line_is_that_of_an_unpenalised_logistic_regression() -> None:
     labels = (random.random(400) < expit(0.4 * logits - 1)).astype(int)
     model = LogisticRegression(C=np.inf, tol=1e-10).fit(logits[:, None], labels)
     assert fit_line(logits, labels) == pytest.approx((model.coef_[0, 0], model.intercept_[0]), rel=1e-4)
-    for bad in (np.where(labels == 1, 2.0, -2.0), np.where(labels == 1, -2.0, 2.0)):
-        with pytest.raises(RequestError, match="no calibration is best: the classes of the 400 tiles are"):
-            fit_line(bad, labels)
+
+
+@pytest.mark.parametrize(
+    ("logits", "words"),
+    [
+        ([2.0, 2.0, -2.0, -2.0], "apart by their logits"),
+        ([2.0, 1.0, 1.0, -2.0], "apart by their logits"),  # but for a tie at the border
+        ([-2.0, -2.0, 2.0, 2.0], "told by their logits no better than by chance"),
+        ([-1.0, -2.0, 2.0, 1.0], "told by their logits no better than by chance"),
+    ],
+)
+def test_where_no_line_is_best_it_says_so(logits: list[float], words: str) -> None:
+    with pytest.raises(RequestError, match=f"no calibration is best: the classes of the 4 tiles are {words}"):
+        fit_line(logits, [1, 1, 0, 0])
 
 
 def test_the_prior_is_where_expectation_maximisation_ends() -> None:
@@ -102,6 +115,35 @@ def test_the_prior_is_where_expectation_maximisation_ends() -> None:
 def test_where_no_tile_speaks_for_a_class_its_share_is_none() -> None:
     assert estimate_prior([-1.0, -2.0, -0.5], 0.5) == 0
     assert estimate_prior([1.0, 2.0, 0.5], 0.5) == 1
+    with np.errstate(all="raise"):
+        assert not speaks_for_both([-1.0, -2.0, -0.5], 0.5)
+        assert not speaks_for_both([1.0, 2.0, 0.5], 0.5)
+
+
+def written_out(logits: np.ndarray, prior: float, groups: np.ndarray) -> bool:
+    """The likelihood-ratio test from the densities' ratios, its likelihood maximised without a derivative."""
+    ratios = np.exp(logits) * (1 - prior) / prior
+    best = minimize_scalar(
+        lambda share: -np.log(share * ratios + 1 - share).sum(), bounds=(0, 1), options={"xatol": 1e-10}
+    )
+    gain = 2 * (-best.fun - max(0.0, np.log(ratios).sum()))
+    scores = (ratios - 1) / (best.x * ratios + 1 - best.x)
+    sizes = np.bincount(groups)
+    n_eff = sizes.sum() ** 2 / (sizes**2).sum()
+    larger = n_eff / (n_eff - 1) * (np.bincount(groups, scores) ** 2).sum() / (scores**2).sum()
+    return gain / max(larger, 1) > t.ppf(0.95, n_eff - 1) ** 2
+
+
+@pytest.mark.parametrize("prior", [0.5, 0.2])
+def test_whether_tiles_speak_for_both_classes_is_the_test_as_it_is_written(prior: float) -> None:
+    random = np.random.default_rng(9)
+    groups = np.repeat(np.arange(6), [12, 9, 8, 5, 4, 2])
+    shares = np.repeat([0.05, 0.5, 0.95], 40)
+    sets = [logit(prior) + 2 * random.normal(np.where(random.random(40) < share, 1, -1), 1) for share in shares]
+    sets = [one + random.normal(0, 0.7, 6)[groups] for one in sets]
+    found = [speaks_for_both(one, prior, groups) for one in sets]
+    assert found == [written_out(one, prior, groups) for one in sets]
+    assert 30 < sum(found) < 90
 
 
 @pytest.mark.parametrize("positive", [False, True])

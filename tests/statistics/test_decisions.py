@@ -53,6 +53,8 @@ def test_coverage_and_error_are_counted_by_hand() -> None:
     assert nothing["coverage"].value == 0
     assert np.isnan(nothing["error"].value)
     assert nothing["error"].note == "no interval: no tile is called"
+    for edges in ((0.5, 0.9), (0.1, 0.5)):  # a score at an edge is not called
+        assert abstention(make_tiles([0, 0, 3], [0, 1, 1]), Band(*edges))["coverage"].value == pytest.approx(1 / 3)
 
 
 def test_predictive_values_follow_from_bayes() -> None:
@@ -74,8 +76,8 @@ def test_predictive_values_follow_from_bayes() -> None:
 def test_the_interval_is_where_the_interval_of_a_difference_ends_at_zero(groups) -> None:
     """The ratio's end is the R at which the interval of right - R wrong (Zou and Donner 2008) touches 0."""
     logits, labels = drawn(2)
-    if groups is not None:
-        logits = logits + np.random.default_rng(0).normal(0, 1, 50)[groups]
+    if groups is not None:  # on some slides both classes are called wrongly
+        logits = logits * np.where(np.random.default_rng(0).random(50) < 0.15, -1, 1)[groups]
     tiles = make_tiles(logits, labels, groups=groups)
     right, other = sensitivity(tiles), specificity(tiles)
     wrong, wrong_high = 1 - other.value, 1 - other.low
@@ -84,7 +86,8 @@ def test_the_interval_is_where_the_interval_of_a_difference_ends_at_zero(groups)
         sums = [
             np.bincount(groups[part], tiles.right[part] - tiles.right[part].mean(), 50) for part in (labels, ~labels)
         ]
-        together = max(sums[0] @ sums[1] / np.sqrt((sums[0] @ sums[0]) * (sums[1] @ sums[1])), 0)
+        together = sums[0] @ sums[1] / np.sqrt((sums[0] @ sums[0]) * (sums[1] @ sums[1]))
+        assert together > 0.1
 
     def touches(ratio: float) -> float:
         a, b = right.value - right.low, ratio * (wrong_high - wrong)
@@ -112,6 +115,23 @@ def test_wrong_calls_of_few_slides_are_a_caution() -> None:
     assert np.isnan(error[0.95].value)
 
 
+@pytest.mark.parametrize(("slides", "cautious"), [(4, True), (5, False)])
+def test_a_caution_stands_where_wrong_calls_are_on_fewer_than_five_slides(slides: int, cautious: bool) -> None:
+    labels, groups = np.arange(120) % 2 == 0, np.arange(120) // 6
+    missed = labels & (groups < slides)
+    tiles = make_tiles(np.where(labels & ~missed, 2.0, -2.0), labels, groups=groups)
+    note = f"NPV: the wrong calls count as {slides:.1f} slides, so the interval may be too short"
+    assert predictive_values(tiles, 0.05)["npv"].note == note * cautious
+
+
+def test_no_interval_where_one_slide_holds_a_class() -> None:
+    labels = np.arange(12) < 6
+    tiles = make_tiles(np.tile([2.0, 2.0, -2.0], 4), labels, groups=np.where(labels, "one", np.arange(12).astype(str)))
+    for value, expected in zip(predictive_values(tiles, 0.5).values(), (4 / 8, 2 / 4), strict=True):
+        assert value.value == pytest.approx(expected)
+        assert (value.method, value.note) == ("none", "no interval: one slide holds every positive tile")
+
+
 def test_perfect_and_empty_calls() -> None:
     labels = np.arange(40) < 20
     perfect = predictive_values(make_tiles(np.where(labels, 2, -2), labels), 0.05)
@@ -121,6 +141,7 @@ def test_perfect_and_empty_calls() -> None:
     assert perfect["ppv"].low == pytest.approx(0.25, abs=0.1)  # 20 benign tiles rule out few false calls in 95 %
     never = predictive_values(make_tiles(np.full(40, -2.0), labels), 0.05)
     assert np.isnan(never["ppv"].value)
+    assert (never["ppv"].method, never["ppv"].note) == ("none", "no interval: no tile is called so")
     assert never["npv"].value == pytest.approx(0.95)
 
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 from scipy.optimize import brentq
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -13,8 +13,10 @@ from histolight.errors import HistolightError, RequestError
 from histolight.statistics.clusters import find_clusters
 from histolight.statistics.figures import metric_intervals
 from histolight.statistics.intervals import (
+    auroc_ends,
     auroc_interval,
     auroc_with_variance,
+    logit_interval,
     mean_interval,
     proportion_interval,
     structural_components,
@@ -343,6 +345,52 @@ def test_mean_interval_is_that_of_a_poisson_count():
     interval = mean_interval(values)
     exact = stats.chi2.ppf(0.025, 6) / 2, stats.chi2.ppf(0.975, 8) / 2
     assert (1e6 * interval.low, 1e6 * interval.high) == pytest.approx(exact, rel=1e-4)
+
+
+def test_mean_interval_over_slides_by_hand():
+    values, groups = np.array([0.2, 0.4, 0.1, 1.5, 0.3, 0.7]), np.array(list("aaabbc"))
+    mean, n_eff, sums = values.mean(), 36 / 14, np.array([0.7, 1.8, 0.7])
+    variance = n_eff / (n_eff - 1) * (((sums - mean * np.array([3, 2, 1])) / 6) ** 2).sum()
+    for given, count in ((None, n_eff), (2.2, 2.2)):
+        larger = variance * (stats.t.ppf(0.95, count - 1) / stats.norm.ppf(0.95)) ** 2
+        interval = mean_interval(values, groups, 0.9, given)
+        assert interval.low == pytest.approx(stats.gamma.ppf(0.05, mean**2 / larger, scale=larger / mean))
+        mean_up, larger_up = mean + 0.3, larger + 0.3**2  # one more slide like b
+        assert interval.high == pytest.approx(stats.gamma.ppf(0.95, mean_up**2 / larger_up, scale=larger_up / mean_up))
+
+
+def test_means_of_values_that_are_equal_up_to_rounding_have_no_interval():
+    for scale in (1.0, 1e6):
+        interval = mean_interval(scale * np.array([0.3, 0.1 + 0.2, 0.3, 0.1 + 0.2]))
+        assert (interval.method, interval.note) == ("none", "no interval: the values do not vary")
+    assert mean_interval([0.3, 0.3 + 1e-9, 0.3]).method == "gamma"
+
+
+def test_ends_of_low_aurocs_mirror_those_of_high_ones():
+    aurocs, variance, freedom = np.array([0.97, 0.8, 0.03]), np.array([4e-4, 1e-3, 4e-4]), np.array([9.0, 30.0, 9.0])
+    low, high = auroc_ends(aurocs, variance, freedom, np.zeros(3), 0.05)
+    mirrored_high, mirrored_low = (1 - ends for ends in auroc_ends(1 - aurocs, variance, freedom, np.zeros(3), 0.05))
+    assert (low, high) == (pytest.approx(mirrored_low, abs=1e-8), pytest.approx(mirrored_high, abs=1e-8))
+    assert ((low < aurocs) & (aurocs < high)).all()
+    shape = 4e-4 / shape_of_variance(0.97)
+    assert low[0] == pytest.approx(score_end(0.97, max(shape, 0.05) * shape_of_variance(0.97), stats.t.ppf(0.975, 9)))
+
+
+def test_logit_interval_by_hand_and_where_there_is_none():
+    centre, spread = 0.6, math.sqrt(0.01 + 0.2**2)
+    low = special.expit(special.logit(centre) - stats.t.ppf(0.95, 4) * spread / (centre * (1 - centre)))
+    high = special.expit(special.logit(0.8) + stats.t.ppf(0.95, 4) * 0.1 / 0.16)
+    assert logit_interval(0.8, 0.01, 4, 0.2, 0.9) == pytest.approx((low, high))
+    assert logit_interval(0.2, 0.01, 4, 0.2)[0] == 0  # the hardest slide alone takes all of it
+    for value, variance, freedom in (
+        (0.8, 1e-27, 4),
+        (0.8, math.nan, 4),
+        (0.0, 0.01, 4),
+        (1.0, 0.01, 4),
+        (0.8, 0.01, 0),
+    ):
+        assert np.isnan(logit_interval(value, variance, freedom)).all()
+    assert np.isfinite(logit_interval(0.8, 0.01, 0.5)).all()
 
 
 def coverage(draw, truth, name, studies):

@@ -30,7 +30,7 @@ def simulated(rows, tiles, slides=None, seed=0, decimals=1):
 
 
 def naive_covariance(scores, labels, groups):
-    """Obuchowski's (1997) terms from loops over pairs of tiles."""
+    """Obuchowski's (1997) terms from loops over pairs of tiles; and a cluster's largest share of the wrong pairs."""
     positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     m, n, clusters = len(positives), len(negatives), sorted(set(groups))
     psi = np.zeros((len(scores), m, n))
@@ -54,20 +54,29 @@ def naive_covariance(scores, labels, groups):
                 + s01 * with_negative / (with_negative - 1) / n / n
                 + (s11 + s11_turned) * len(clusters) / (len(clusters) - 1) / m / n
             )
-    return areas, covariance
+    inside = [(groups[positives] == cluster, groups[negatives] == cluster) for cluster in clusters]
+    blame = [[((1 - row)[x].sum() + (1 - row)[:, y].sum()) / 2 / m / n for x, y in inside] for row in psi]
+    return areas, covariance, np.max(blame, axis=1)
 
 
 @pytest.mark.parametrize("slides", [3, 12, None])
 def test_covariance_equals_the_definition(slides):
     scores, labels, groups = simulated(4, 80, slides)
     result = auroc_covariance(scores, labels, groups)
-    areas, covariance = naive_covariance(scores, labels, groups)
+    areas, covariance, hardest = naive_covariance(scores, labels, groups)
     assert result.aurocs == pytest.approx(areas, rel=1e-12)
     assert result.covariance == pytest.approx(covariance, rel=1e-9, abs=1e-12)
     for row in range(4):
         assert (result.aurocs[row], result.covariance[row, row]) == pytest.approx(
             auroc_with_variance(scores[row], labels, groups)
         )
+    assert result.hardest == pytest.approx(hardest)
+    assert result.share == pytest.approx(1 / labels.sum() + 1 / (80 - labels.sum()))
+
+
+def test_no_tile_by_itself_counts_as_hard():
+    scores, labels, _ = simulated(2, 40)
+    assert auroc_covariance(scores, labels).hardest.tolist() == [0, 0]
 
 
 def test_one_clear_order():
@@ -191,6 +200,12 @@ def test_equal_seeds_of_independent_rows_are_the_pooled_t_test():
     assert verdict.degrees_of_freedom[0, 1] == pytest.approx(4)
 
 
+def test_configurations_that_differ_in_nothing_have_the_freedom_of_the_tiles():
+    verdict = verdict_of_configurations(np.full((2, 3), 0.9), np.zeros((6, 6)), 7.0)
+    assert (verdict.degrees_of_freedom == 7).all()
+    assert "no difference has a variance" in verdict.reason
+
+
 def test_intervals_agree_with_holm():
     rng = np.random.default_rng(0)
     cut = 0
@@ -220,6 +235,9 @@ def test_too_few_clusters_rank_three_rows_but_not_four():
     assert "3.0 effective clusters of the scarcer class cannot rank 4 rows" in verdict.reason
     assert verdict.best.all()
     assert verdict.ranks.tolist() == [[1, 4]] * 4
+    assert verdict_of_trainings(np.linspace(0.6, 0.99, 4), np.eye(4) * 1e-9, 5.0).reason == ""
+    assert verdict_of_trainings([0.9, 0.8], np.eye(2) * 1e-9, 0.5).reason == ""
+    assert "do not tell how sure" in verdict_of_trainings([0.9, 0.8], np.eye(2) * 1e-9, 0.0).reason
 
 
 def test_six_tiles_tell_nothing():
