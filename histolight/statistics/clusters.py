@@ -112,19 +112,19 @@ def clustered_variance(influence: npt.NDArray[np.float64], codes: npt.NDArray[np
     return float(n_eff / (n_eff - 1) * (sums @ sums))
 
 
-def sums_by_cluster(values: npt.NDArray[np.float64], codes: npt.NDArray[np.int64], count: int = 0) -> npt.NDArray:
+def sums_by_cluster(values: npt.NDArray[np.float64], codes: npt.NDArray[np.int64], count: int) -> npt.NDArray:
     """Add up the columns of (K, N) that have one and the same code.
 
     Args:
         values: (K, N) float64.
         codes: (N,) cluster of each column.
-        count: Number of clusters, if more than there are codes.
+        count: Number of clusters, G.
 
     Returns:
         (K, G) float64.
     """
     order = np.argsort(codes, kind="stable")
     present, starts = np.unique(codes[order], return_index=True)
-    sums = np.zeros((len(values), max(count, int(present[-1]) + 1)))
+    sums = np.zeros((len(values), count))
     sums[:, present] = np.add.reduceat(values[:, order], starts, axis=1)
     return sums

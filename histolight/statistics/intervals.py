@@ -149,7 +149,7 @@ def hardest_share(components: Array, positive: Bools, clusters: Clusters) -> Arr
         (K,) float64.
     """
     weights = np.where(positive, 0.5 / np.count_nonzero(positive), 0.5 / np.count_nonzero(~positive))
-    return sums_by_cluster((1 - components) * weights, clusters.codes).max(axis=1)
+    return sums_by_cluster((1 - components) * weights, clusters.codes, int(clusters.codes.max()) + 1).max(axis=1)
 
 
 def auroc_with_variance(
@@ -235,7 +235,7 @@ def normal_variance(aurocs: Array) -> Array:
 
 
 def auroc_ends(
-    aurocs: Array, variance: Array, freedom: Array, hardest: Array, share: float = 0.0, level: float = 0.95
+    aurocs: Array, variance: Array, freedom: Array, hardest: Array, share: float, level: float = 0.95
 ) -> tuple[Array, Array]:
     """Ends of intervals of AUROCs: those of :func:`logit_interval`, or of the score interval where it reaches further.
 
@@ -277,9 +277,7 @@ def _score_end(aurocs: Array, shape: Array, quantile: Array) -> Array:
     return low
 
 
-def logit_interval(
-    value: float, variance: float, freedom: float, hardest: float = 0.0, level: float = 0.95
-) -> tuple[float, float]:
+def logit_interval(value: float, variance: float, freedom: float, hardest: float, level: float) -> tuple[float, float]:
     """Ends of a t interval of a figure in (0, 1), on the logit scale; NaN where the variance is zero up to rounding.
 
     Over slides the errors of a good model come from a few of them, and a sample without the hardest ones has a high

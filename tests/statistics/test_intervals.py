@@ -381,7 +381,7 @@ def test_logit_interval_by_hand_and_where_there_is_none():
     low = special.expit(special.logit(centre) - stats.t.ppf(0.95, 4) * spread / (centre * (1 - centre)))
     high = special.expit(special.logit(0.8) + stats.t.ppf(0.95, 4) * 0.1 / 0.16)
     assert logit_interval(0.8, 0.01, 4, 0.2, 0.9) == pytest.approx((low, high))
-    assert logit_interval(0.2, 0.01, 4, 0.2)[0] == 0  # the hardest slide alone takes all of it
+    assert logit_interval(0.2, 0.01, 4, 0.2, 0.9)[0] == 0  # the hardest slide alone takes all of it
     for value, variance, freedom in (
         (0.8, 1e-27, 4),
         (0.8, math.nan, 4),
@@ -389,8 +389,8 @@ def test_logit_interval_by_hand_and_where_there_is_none():
         (1.0, 0.01, 4),
         (0.8, 0.01, 0),
     ):
-        assert np.isnan(logit_interval(value, variance, freedom)).all()
-    assert np.isfinite(logit_interval(0.8, 0.01, 0.5)).all()
+        assert np.isnan(logit_interval(value, variance, freedom, 0.1, 0.9)).all()
+    assert np.isfinite(logit_interval(0.8, 0.01, 0.5, 0.1, 0.9)).all()
 
 
 def coverage(draw, truth, name, studies):

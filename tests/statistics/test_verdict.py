@@ -175,11 +175,12 @@ def naive_configurations(aurocs, covariance, nu1):
     return found
 
 
-@pytest.mark.parametrize("rows", [2, 4])
-def test_configurations_equal_the_formulas(rows):
+@pytest.mark.parametrize(("rows", "wilder"), [(2, 1), (4, 1), (4, 6)])
+def test_configurations_equal_the_formulas(rows, wilder):
     scores, labels, groups = simulated(rows * 3, 200, 25, decimals=3)
     result = auroc_covariance(scores, labels, groups)
     aurocs, pairs = result.aurocs.reshape(rows, 3), rows * (rows - 1) / 2
+    aurocs[0] += (wilder - 1) * (aurocs[0] - aurocs[0].mean())
     verdict = verdict_of_configurations(aurocs, result.covariance, result.degrees_of_freedom)
     for (j, k), (variance, freedom) in naive_configurations(
         aurocs, result.covariance, result.degrees_of_freedom
