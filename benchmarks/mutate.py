@@ -58,7 +58,7 @@ FILES = {
     },
     "histolight/ranking/searched.py": ["tests/ranking/test_searched.py"],
     **{
-        f"histolight/ranking/{name}.py": [f"tests/ranking/test_{name}.py" for name in ("runs", "ranking")]
+        f"histolight/ranking/{name}.py": [f"tests/ranking/test_{name}.py" for name in ("rows", "runs", "ranking")]
         for name in ("ranking", "rows", "runs")
     },
     "histolight/data/splits.py": [

@@ -324,7 +324,8 @@ def written_out(labels: np.ndarray, components: np.ndarray, shares: np.ndarray, 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
-    ("shares", "alone"), [([0.2, 0.8], 2), ([0.5, 0.3, 0.2], 2), ([0.5, 0.3, 0.2], 30), ([0.25] * 4, 0)]
+    ("shares", "alone"),
+    [([0.2, 0.8], 1), ([0.2, 0.8], 2), ([0.5, 0.3, 0.2], 2), ([0.5, 0.3, 0.2], 30), ([0.25] * 4, 0)],
 )
 def test_components_are_dealt_as_it_is_written(seed: int, shares: list[float], alone: int) -> None:
     random = np.random.default_rng(seed)

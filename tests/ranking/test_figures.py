@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from histolight.ranking import figures
 from histolight.ranking.ranking import Ranking
 from histolight.ranking.runs import Unranked
 from histolight.reports.figures import ACCENT, INK, QUIET
+from histolight.statistics.verdict import verdict_of_trainings
 
 
 def axes_of(figure: Figure) -> Axes:
@@ -89,14 +91,15 @@ def test_bars_span_the_ranks_and_are_coloured_where_a_row_may_be_the_best() -> N
     assert {line.get_color() for line in unsaid.lines} == {QUIET}
 
 
-def test_many_rows_are_cut_and_have_a_tick_for_each_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "SHOWN", 3)
-    ranking = ranking_of([0.9] * 8, 1e-4)
-    assert len(axes_of(figures.rank_figure(ranking, list("abcdefgh"))).lines) == 3
-    assert ranking.verdict is not None
-    rows = [ranking.rows[0]] * 32
-    more = ranking.__class__(rows, ranking.verdict, None, "val", [], [])
-    assert axes_of(figures.rank_figure(more, list("abc"))).get_xticks().tolist() == [1, *range(4, 33, 3)]
+@pytest.mark.parametrize(("count", "bars"), [(32, 32), (41, 40)])
+def test_many_rows_are_cut_and_have_a_tick_for_each_tenth(count: int, bars: int) -> None:
+    rows = ranking_of([0.9], 1e-4).rows * count
+    verdict = verdict_of_trainings(np.full(count, 0.9), np.eye(count) * 1e-4, 50)
+    axes = axes_of(figures.rank_figure(Ranking(rows, verdict, None, "val", [], []), ["a"] * count))
+    assert len(axes.lines) == bars
+    step = round(count / 10)
+    assert axes.get_xticks().tolist() == [1, *range(1 + step, count + 1, step)]
+    assert axes.get_ylim() == (bars - 0.35, -1)
 
 
 def test_an_axis_of_numbers_has_a_point_a_row_a_mean_a_value_and_a_scale_of_its_own() -> None:
@@ -132,6 +135,10 @@ def test_an_axis_of_names_is_in_their_order() -> None:
     assert points(axes, 0) == [(0, pytest.approx(0.8)), (1, pytest.approx(0.8))]
     assert points(axes, 1) == [(1, 0.9), (0, 0.8), (1, 0.7)]
     assert {text.get_rotation() for text in axes.get_xticklabels()} == {0}
+    named = ["a" * 24, "b" * 25]
+    cut = axes_of(figures.axis_figure(swept(named, [0.9, 0.8], "model.name"), "model.name", "model"))
+    assert [len(text.get_text()) for text in cut.get_xticklabels()] == [24, 24]
+    assert cut.get_xticklabels()[0].get_text() == named[0]
     long = axes_of(figures.axis_figure(swept(["a" * 9, "b"], [0.9, 0.8], "model.name"), "model.name", "model"))
     assert {text.get_rotation() for text in long.get_xticklabels()} == {25}
     assert {text.get_ha() for text in long.get_xticklabels()} == {"right"}
@@ -166,12 +173,14 @@ def test_a_map_is_drawn_where_values_were_crossed(pairs, drawn: bool) -> None:
     assert figures.heatmap_pairs(ranking, ["optimizer.lr", "seed"]) == expected
 
 
-def test_a_map_has_too_many_values_from_thirteen_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "CELLS", 2)
-    for count in (2, 3):
-        pairs = [(first, second) for first in range(2) for second in range(count)]
-        found = figures.heatmap_pairs(crossed(pairs, [0.9] * len(pairs)), ["optimizer.lr", "seed"])
-        assert bool(found) is (count == 2)
+def test_a_map_has_too_many_values_from_thirteen_on() -> None:
+    [row] = ranking_of([0.9], 1e-4).rows
+    for count in (12, 13):
+        pairs = [{"optimizer.lr": first, "seed": second} for first in range(2) for second in range(count)]
+        rows = [replace(row, config=row.config | pair) for pair in pairs]
+        for keys in (["optimizer.lr", "seed"], ["seed", "optimizer.lr"]):
+            found = figures.heatmap_pairs(Ranking(rows, None, None, "val", [], []), keys)
+            assert found == ([tuple(keys)] if count == 12 else [])
 
 
 def test_a_map_has_the_mean_of_each_combination() -> None:
@@ -202,3 +211,12 @@ def test_costs_stand_against_the_auroc_with_the_place_of_each_row() -> None:
     seconds = axes_of(figures.cost_figure(ranking_of([0.9] * 8, 1e-4, HOLD_OUT), "seconds", "training seconds"))
     assert points(seconds, 0) == [(90, 0.9)] * 8
     assert len(seconds.texts) == 8
+    nine = Ranking(
+        ranking_of([0.9], 1e-4).rows * 9,
+        verdict_of_trainings(np.full(9, 0.9), np.eye(9) * 1e-4, 50),
+        None,
+        "val",
+        [],
+        [],
+    )
+    assert not axes_of(figures.cost_figure(nine, "seconds", "training seconds")).texts

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from fake_runs import fake_run, three_models
+from made_rankings import ranking_of
+from matplotlib.figure import Figure
 
 import histolight
 from histolight.ranking.page import markdown_text, notes, ranking_figures, terminal_text, write_report
 from histolight.ranking.plan import plan_table
-from histolight.ranking.ranking import compare_runs
+from histolight.ranking.ranking import Ranking, compare_runs
+from histolight.ranking.runs import Unranked
 from histolight.ranking.tables import comparison_csv, main_table
 from histolight.reports.page import as_text
 
@@ -136,6 +140,108 @@ def test_a_single_row_and_no_row_have_a_page_too(three: Path, tmp_path: Path) ->
     write_report(compare_runs([three], by="model.name"), tmp_path / "none", "none")
     assert "Nothing can be ranked" in (tmp_path / "none" / "report.html").read_text()
     assert json.loads((tmp_path / "none" / "comparison.json").read_text())["rows"] == []
+
+
+HEADINGS = ["Possible ranks", "Ranking", "By how much", "Not ranked", "AUROC by domain", "Further figures"]
+
+
+def made(rows: int, unranked: bool, domains: bool) -> Ranking:
+    out = [Unranked("x", [Path("x")], "failed", "why")] if unranked else []
+    ranking = ranking_of([0.9, 0.5, 0.4][:rows], 1e-4, unranked=out)
+    for run in ranking.runs if domains else []:
+        run.metrics["val_by_domain"] = [{"domain": "far", "auroc": {"value": 0.7}}]
+    return ranking
+
+
+def nothing_ranked() -> Ranking:
+    return Ranking([], None, None, "val", [], [Unranked("x", [Path("x")], "chosen", "why")], "model.name", [(None, 0)])
+
+
+@pytest.mark.parametrize(
+    ("ranking", "left_out"),
+    [
+        (made(3, True, True), []),
+        (made(2, True, False), ["By how much", "AUROC by domain"]),  # the first sentence says by how much
+        (made(1, False, True), ["Possible ranks", "By how much", "Not ranked"]),
+        (nothing_ranked(), ["Possible ranks", "Ranking", "By how much", "AUROC by domain", "Further figures"]),
+    ],
+)
+def test_page_markdown_and_terminal_have_the_sections_that_there_is_something_for(
+    ranking: Ranking, left_out: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = [(name, Figure(figsize=(1, 1)), f"{name} drawn") for name in ("first", "second", "third")]
+    monkeypatch.setattr("histolight.ranking.page.ranking_figures", lambda _: iter(drawn))
+    write_report(ranking, tmp_path, "title")
+    page = (tmp_path / "report.html").read_text()
+    expected = [heading for heading in HEADINGS if heading not in left_out]
+    assert re.findall(r"<h2[^>]*>([^<]+)", page) == [*expected, "How this was computed"]
+    files = {path.stem for path in (tmp_path / "figures").glob("*")} if ranking.rows else set()
+    assert files == ({"first", "second", "third"} if ranking.rows else set())
+    if ranking.rows:  # the picture of the ranks stands before the table, all others behind it
+        places = [page.index(f"{name} drawn") for name in ("first", "second", "third")]
+        assert [place < page.index("<table") for place in places] == [len(ranking.rows) > 1, False, False]
+    if ranking.unranked:
+        assert "why" in page
+    markdown = (tmp_path / "comparison.md").read_text()
+    of_page_only = ("Possible ranks", "By how much")
+    headings = [heading for heading in expected if heading not in of_page_only]
+    assert re.findall(r"^## (.+)$", markdown, re.MULTILINE) == [*headings, "How this was computed"]
+    assert markdown.splitlines()[-1].startswith("histolight ")
+    shown = terminal_text(ranking, None)
+    assert ("AUROC by domain:" in shown, "Not ranked:" in shown) == tuple(
+        heading not in left_out for heading in ("AUROC by domain", "Not ranked")
+    )
+
+
+def test_figures_are_those_of_the_keys_that_differ_and_of_costs_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [f"data.key{number}" for number in range(9)]
+    ranking = replace(ranking_of([0.9, 0.8, 0.7, 0.6], 1e-4), swept=[*keys, "same"])
+    for number, row in enumerate(ranking.rows):
+        row.config.update(dict.fromkeys(keys, number), same=1)
+        row.runs[0].metrics["parameters"] = 1e6 * number
+    for name in ("axis_figure", "heatmap_figure", "cost_figure", "rank_figure", "roc_figure"):
+        monkeypatch.setattr(f"histolight.ranking.figures.{name}", lambda *_: None)
+    pairs = [("data.key0", "data.key1")] * 9
+    monkeypatch.setattr("histolight.ranking.figures.heatmap_pairs", lambda _, some: pairs if some == keys[:8] else [])
+    drawn = [(name, caption) for name, _, caption in ranking_figures(ranking)]
+    assert [name for name, _ in drawn] == [
+        *("ranks", "roc"),
+        *(f"axis_{key}" for key in keys[:8]),
+        *["heatmap_data.key0_data.key1"] * 8,
+        "cost_parameters",
+    ]
+    captions = dict(drawn)
+    assert captions["axis_data.key3"].startswith("AUROC against key3: ")
+    assert captions["heatmap_data.key0_data.key1"] == "Mean AUROC for each key0 and key1."
+    assert captions["cost_parameters"].startswith("AUROC against parameters; coloured")
+
+
+def test_curves_are_read_of_every_run_with_two_epochs_or_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[Path, pd.Series]] = []
+    monkeypatch.setattr("histolight.ranking.figures.curves_figure", lambda *given: seen.append(given[2]))
+    monkeypatch.setattr("histolight.ranking.figures.roc_figure", lambda *_: None)
+    monkeypatch.setattr("histolight.ranking.figures.rank_figure", lambda *_: None)
+
+    def logged(name: str, *values: float) -> Path:
+        (tmp_path / name / "csv").mkdir(parents=True)
+        lines = ["step,val/auroc", *(f"{epoch},{value}" for epoch, value in enumerate(values))]
+        (tmp_path / name / "csv" / "metrics.csv").write_text("\n".join(lines) + "\n")
+        return tmp_path / name
+
+    out = [Unranked("x", [logged("failed", 0.5, 0.6), tmp_path / "no log"], "failed", "why")]
+    for count in (6, 2):
+        ranking = ranking_of([0.9, 0.8, 0.7, 0.6, 0.6, 0.5][:count], 1e-4, unranked=out)
+        ranking.rows[0].runs[0].directory = logged(f"two {count}", 0.7, 0.8)
+        ranking.rows[1].runs[0].directory = logged(f"one {count}", 0.7)
+        captions = {name: caption for name, _, caption in ranking_figures(ranking)}
+        assert list(captions)[2] == "curves"
+        shown = "those of the first rows coloured" if count > 5 else "a line for each run"
+        assert captions["curves"].startswith(f"Validation AUROC after each epoch: {shown}, dashed where")
+    assert {path.name: values.tolist() for path, values in seen[-1].items()} == {
+        "two 2": [0.7, 0.8],
+        "failed": [0.5, 0.6],
+    }
+    assert "curves" not in [name for name, _, _ in ranking_figures(ranking_of([0.9], 1e-4))]
 
 
 def test_rows_that_cannot_be_told_apart_are_told_what_would(tmp_path: Path) -> None:
