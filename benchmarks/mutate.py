@@ -51,7 +51,9 @@ FILES = {
     },
     "histolight/statistics/intervals.py": ["tests/statistics/test_intervals.py"],
     "histolight/statistics/clusters.py": ["tests/statistics/test_intervals.py"],
-    "histolight/statistics/figures.py": [f"tests/statistics/test_{name}.py" for name in ("intervals", "figures")],
+    "histolight/statistics/figures.py": [
+        f"tests/statistics/test_{name}.py" for name in ("intervals", "figures", "metrics")
+    ],
     **{
         f"histolight/ranking/{name}.py": [f"tests/ranking/test_{name}.py" for name in ("words", "figures", "page")]
         for name in ("answer", "figures", "page", "plan", "tables")

@@ -207,7 +207,7 @@ def _with_both(chosen: np.ndarray, pool: np.ndarray, labels: np.ndarray, seed: i
     for label in (0, 1):
         rest = np.setdiff1d(pool, chosen)
         for side, other in ((chosen, rest), (rest, chosen)):
-            if (labels[side] == label).any() or (labels[other] == label).sum() < 2:
+            if (labels[side] == label).any():
                 continue
             comes, goes = random.choice(other[labels[other] == label]), random.choice(side)
             chosen = np.append(np.setdiff1d(chosen, [comes, goes]), comes if side is chosen else goes)
@@ -322,12 +322,12 @@ def deal(
     sizes = counts.sum(axis=1)
     targets = shares[:, None] * counts.sum(axis=0)
     filled = np.zeros_like(targets)
-    part_of_component = np.full(len(counts), -1)
+    part_of_component = np.empty(len(counts), dtype=int)
     several = random.permutation(np.flatnonzero(sizes > 1))
     for component in several[np.argsort(-np.floor(np.log2(sizes[several])), kind="stable")]:
         added = ((2 * filled + counts[component]) * counts[component] / targets).sum(axis=1)
         candidates = np.flatnonzero(added <= added.min() * (1 + 1e-9))
-        part = random.choice(candidates) if len(candidates) > 1 else candidates[0]
+        part = random.choice(candidates)
         filled[part] += counts[component]
         part_of_component[component] = part
     for label in (0, 1):
@@ -342,7 +342,7 @@ def _quota(tiles: int, wanted: np.ndarray, empty: np.ndarray) -> np.ndarray:
     least = empty.astype(int) if tiles >= empty.sum() else np.zeros(len(wanted), dtype=int)
     more = np.maximum(wanted - least, 0)
     rest = tiles - int(least.sum())
-    exact = more * (rest / more.sum()) if more.sum() > 0 else np.full(len(wanted), rest / len(wanted))
+    exact = more * (rest / more.sum()) if rest else np.zeros(len(wanted))
     quota = np.floor(exact).astype(int)
     quota[np.argsort(quota - exact, kind="stable")[: rest - quota.sum()]] += 1
     return quota + least

@@ -140,14 +140,14 @@ def balanced_accuracy(tiles: LabelledScores) -> Interval:
 
     low = value - half(sensitivity.value - sensitivity.low, specificity.value - specificity.low)
     high = value + half(sensitivity.high - sensitivity.value, specificity.high - specificity.value)
-    return Interval(value, max(low, 0.0), min(high, 1.0), "mover", clusters.note)
+    return Interval(value, low, high, "mover", clusters.note)
 
 
 def correlation(right: Bools, positive: Bools, clusters: Clusters) -> float:
     """Correlation of sensitivity and specificity over slides, at least 0; 0 where tiles are independent."""
     sums = []
     for members in (positive, ~positive):
-        deviations = (right[members] - right[members].mean()) / np.count_nonzero(members)
+        deviations = right[members] - right[members].mean()
         sums.append(np.bincount(clusters.codes[members], deviations, minlength=int(clusters.codes.max()) + 1))
     size = math.sqrt(float(sums[0] @ sums[0]) * float(sums[1] @ sums[1]))
     return min(max(float(sums[0] @ sums[1]) / size, 0.0), 1.0) if size > 0 else 0.0

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from histolight.config.schema import DataConfig
 from histolight.data.splits import deal, make_split
@@ -200,7 +200,7 @@ def test_as_many_folds_as_there_are_tiles_of_the_rarer_class():
 
 
 def test_slides_on_several_sides_of_a_given_split_are_warned_of(caplog):
-    tiles = given().assign(group=[f"s{row % 7}" for row in range(600)])
+    tiles = given().assign(group=[f"s{row % 7 if row < 400 else 7}" for row in range(600)])
     assert split_of(tiles, DataConfig())[1] == "given"
     assert "7 slides lie on several sides of the given split" in caplog.text
 
@@ -234,6 +234,13 @@ def test_no_cluster_of_overlapping_tiles_lies_on_two_sides_and_parts_are_as_aske
     pd.testing.assert_series_equal(again.sort_index(), split.sort_index())
 
 
+def test_a_cluster_as_large_as_a_fold_and_two_slides_are_enough():
+    tiles = with_clusters(1000, [200])
+    assert (make_split(tiles, DataConfig(fold=0))[0] == "val").mean() == pytest.approx(0.2, abs=0.01)
+    two = table(100, slides=2)
+    assert (split_of(two, DataConfig())[0].groupby(two["group"]).nunique() == 1).all()
+
+
 def test_folds_of_clusters_validate_every_tile_once():
     tiles = with_clusters(1000, [100, 50, *[5] * 60])
     splits = [make_split(tiles, DataConfig(fold=fold, folds=4))[0] for fold in range(4)]
@@ -245,7 +252,10 @@ def test_folds_of_clusters_validate_every_tile_once():
     ("sizes", "values", "message"),
     [
         ([300], {"fold": 0}, r"data\.folds=5 of 1000 tiles: 300 of them hang together .* use at most data\.folds=3"),
+        ([450], {"fold": 0}, r"data\.folds=5 of 1000 tiles: 450 of them .* use at most data\.folds=2"),
         ([600], {"fold": 0}, r"data\.folds=5 of 1000 tiles: 600 of them .* no number of folds works"),
+        ([500, 500], {}, r"the val part has no tile of class 0: use data\.val_fraction=0\.4"),
+        ([500, 500], {"val_fraction": 0.7}, r"the train part has no tile of class 0: use data\.val_fraction=0\.5"),
         ([850], {}, r"data\.val_fraction=0\.2 of 1000 tiles: 850 of them .* use at most 0\.15"),
         ([996], {}, r"data\.val_fraction=0\.2 of 1000 tiles: 996 of them .* no fraction works"),
     ],
@@ -303,8 +313,7 @@ def written_out(labels: np.ndarray, components: np.ndarray, shares: np.ndarray, 
             sum(((filled[p, k] + counts[k] * (p == part)) ** 2) / wanted[p, k] for p, k in wanted)
             for part in range(len(shares))
         ]
-        equal = [part for part, total in enumerate(sums) if total < min(sums) + 1e-7]
-        take(random.choice(equal) if len(equal) > 1 else equal[0], number)
+        take(random.choice([part for part, total in enumerate(sums) if total < min(sums) + 1e-7]), number)
     for label in (0, 1):
         alone = [number for number, tiles in enumerate(members) if len(tiles) == 1 and labels[tiles[0]] == label]
         numbers = list(random.permutation(alone))
@@ -312,7 +321,7 @@ def written_out(labels: np.ndarray, components: np.ndarray, shares: np.ndarray, 
         first = first if len(numbers) >= sum(first) else [0] * len(shares)
         lack = [max(wanted[part, label] - filled[part, label] - first[part], 0) for part in range(len(shares))]
         rest = len(numbers) - sum(first)
-        exact = [rest * (one / sum(lack) if sum(lack) else 1 / len(shares)) for one in lack]
+        exact = [rest * one / sum(lack) if rest else 0 for one in lack]
         quota = [int(one) for one in exact]
         for part in sorted(range(len(shares)), key=lambda part: quota[part] - exact[part])[: rest - sum(quota)]:
             quota[part] += 1
@@ -351,6 +360,7 @@ def test_single_tiles_are_shared_by_largest_remainders_and_a_part_without_any_co
         (3, {"fold": 0}, "data.folds=3"),
         (3, {"fold": 4}, "data.folds=3 data.fold=0"),
         (2, {"fold": 1}, "data.folds=2"),
+        (3, {"fold": 0, "folds": 100}, "data.folds=3"),
         (2, {"fold": 2}, "data.folds=2 data.fold=0"),
         (2, {"test_fraction": 0.2}, "data.test_fraction=0"),
         (2, {"test_fraction": 0.3, "fold": 0}, "data.test_fraction=0 data.folds=2"),
@@ -364,16 +374,51 @@ def test_what_is_named_instead_is_the_nearest_that_works(positives: int, values:
         split_of(tiles, DataConfig(**values))
 
 
+def nearest_slides(tiles: pd.DataFrame, fraction: float, seed: int, count: int, taken: int) -> set[str]:
+    """The stratified folds, some of them taken together, that are nearest to a fraction; else slides one by one."""
+    labels, slides = tiles["label"].to_numpy(), tiles["group"].to_numpy(dtype=object)
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    folds = [set(slides[fold]) for _, fold in splitter.split(labels, labels, slides)]
+    windows = [set().union(*(folds + folds)[first : first + taken]) for first in range(count)]
+
+    def miss(held: set[str]) -> float:
+        inside = np.isin(slides, list(held))
+        if min(len(set(labels[part])) for part in (inside, ~inside)) < 2:
+            return np.inf
+        return abs(inside.mean() - fraction) + abs(labels[inside].mean() - labels.mean())
+
+    best = min(windows, key=miss)
+    if miss(best) < np.inf:
+        return best
+    rare = int(labels.mean() < 0.5)
+    holding = {name: (labels[slides == name] == rare).sum() for name in sorted(set(slides))}
+    held = [min((name for name in holding if holding[name]), key=holding.__getitem__)]
+    others = np.array([name for name in holding if name != held[0]], dtype=object)
+    for name in np.random.default_rng(seed).permutation(others):
+        rest = ~np.isin(slides, [*held, name])
+        if (~rest).mean() <= fraction and len(set(labels[rest])) == 2:
+            held.append(name)
+    return set(held)
+
+
 @pytest.mark.parametrize("seed", range(4))
-def test_the_slide_with_the_fewest_tiles_of_a_class_in_few_slides_is_held_out(seed: int) -> None:
-    slides, rare = np.repeat(list("abcdefghij"), 10), np.zeros(100, int)
-    rare[[0, 1, 2, 10, 11, 20]] = 1  # three in a, two in b, one in c
-    tiles = table(100).assign(group=slides, label=rare)
-    for labels in (rare, 1 - rare):
-        split, _ = split_of(tiles.assign(label=labels), DataConfig(val_fraction=0.3, seed=seed))
-        held = set(tiles["group"][split == "val"])
-        assert "c" in held or (tiles.assign(label=labels)["label"].groupby(split).nunique() == 2).all()
-        assert (split == "val").sum() <= 40
+@pytest.mark.parametrize(("fraction", "count", "taken"), [(0.2, 5, 1), (0.4, 5, 2), (0.3, 10, 3), (0.9, 10, 9)])
+@pytest.mark.parametrize("positives", [[20, 10, 5, 5, 3, 2], [9, 4], [6, 6]])
+def test_whole_slides_are_held_out_as_it_is_written(
+    seed: int, fraction: float, count: int, taken: int, positives: list[int]
+) -> None:
+    random = np.random.default_rng(seed)
+    sizes = random.integers(10, 40, 12)
+    tiles = table(int(sizes.sum())).assign(group=np.repeat([f"s{number:02d}" for number in range(12)], sizes), label=0)
+    for number, of_slide in enumerate(random.permutation([*positives, *[0] * (12 - len(positives))])):
+        tiles.loc[tiles.index[tiles["group"] == f"s{number:02d}"][:of_slide], "label"] = 1
+    for labels in (tiles["label"], 1 - tiles["label"]):
+        turned = tiles.assign(label=labels)
+        held = nearest_slides(turned, fraction, seed, count, taken)
+        inside = turned["group"].isin(held)
+        if turned["label"].groupby(inside).nunique().tolist() == [2, 2]:
+            split, _ = split_of(turned, DataConfig(val_fraction=fraction, seed=seed))
+            assert set(turned["group"][split == "val"]) == held
 
 
 def test_a_hold_out_far_from_what_was_asked_for_is_told(caplog) -> None:

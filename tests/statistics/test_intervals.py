@@ -4,14 +4,22 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from scipy import special, stats
 from scipy.optimize import brentq
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    log_loss,
+    recall_score,
+    roc_auc_score,
+    roc_curve,
+)
 
 from histolight.errors import HistolightError, RequestError
 from histolight.statistics.clusters import find_clusters
-from histolight.statistics.figures import metric_intervals
+from histolight.statistics.figures import FIGURES, metric_intervals
 from histolight.statistics.intervals import (
     auroc_ends,
     auroc_interval,
@@ -21,7 +29,6 @@ from histolight.statistics.intervals import (
     proportion_interval,
     structural_components,
 )
-from histolight.statistics.metrics import classification_metrics
 
 
 def simulated(tiles, slides=None, seed=0, shift=1.5, effect=0.7, decimals=None):
@@ -145,15 +152,34 @@ def test_a_perfect_auroc_counts_slides_not_tiles():
     assert interval.low == pytest.approx(0.025 ** (1 / 2))  # four slides make two pairs of different slides
 
 
+def of_scikit_learn(logits, labels, threshold):
+    scores = special.expit(logits.astype(np.float32))
+    called = scores > np.float32(threshold)
+    false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
+    bins = np.minimum((15 * scores).astype(int), 14)
+    return {
+        "auroc": roc_auc_score(labels, scores),
+        "average_precision": average_precision_score(labels, scores),
+        "accuracy": accuracy_score(labels, called),
+        "balanced_accuracy": balanced_accuracy_score(labels, called),
+        "f1": f1_score(labels, called),
+        "sensitivity": recall_score(labels, called),
+        "specificity": recall_score(1 - labels, ~called),
+        "sensitivity_at_specificity": true[false <= 0.05].max(),
+        "nll": log_loss(labels, special.expit(logits.astype(np.float64))),
+        "ece": sum(abs((scores - labels)[bins == one].sum()) for one in range(15)) / len(labels),
+    }
+
+
 @pytest.mark.parametrize("slides", [None, 30])
 @pytest.mark.parametrize("decimals", [None, 1])
 @pytest.mark.parametrize("threshold", [0.5, 0.31])
-def test_values_are_those_of_the_metrics(slides, decimals, threshold):
+def test_values_are_those_of_scikit_learn(slides, decimals, threshold):
     logits, labels, groups = simulated(900, slides, decimals=decimals)
-    logits[:3] = [30, -30, 25]
+    logits[:3], labels[:3] = [20, -20, 15], [0, 0, 1]
     intervals = metric_intervals(logits, labels, threshold, groups if slides else None)
-    expected = classification_metrics(torch.tensor(logits), torch.tensor(labels), threshold)
-    assert sorted(intervals) == sorted(expected)
+    expected = of_scikit_learn(logits, labels, threshold)
+    assert list(intervals) == list(FIGURES)
     assert {name: interval.value for name, interval in intervals.items()} == pytest.approx(expected, abs=1e-6)
     assert all(one.low <= one.value <= one.high for name, one in intervals.items() if name != "ece")
 
@@ -260,7 +286,14 @@ def test_no_interval_where_the_tiles_do_not_tell(labels, groups, words):
     assert (interval.method, math.isnan(interval.low), math.isnan(interval.high)) == ("none", True, True)
     assert interval.value == pytest.approx(roc_auc_score(labels, scores))
     assert words in interval.note
-    assert metric_intervals(scores, labels, groups=groups)["average_precision"].method == "none"
+    measured = metric_intervals(scores, labels, groups=groups)
+    names = ["auroc", "average_precision", "nll", "sensitivity_at_specificity", "balanced_accuracy"]
+    for name in names if groups else names[:3]:
+        assert measured[name].method == "none"
+        assert words in measured[name].note
+    assert measured["balanced_accuracy"].value == pytest.approx(
+        (measured["sensitivity"].value + measured["specificity"].value) / 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -288,6 +321,36 @@ def test_methods_without_and_with_slides():
             "nll": "gamma",
             "ece": "none",
         }
+
+
+@pytest.mark.parametrize("slides", [None, 10])
+def test_balanced_accuracy_is_made_of_sensitivity_and_specificity(slides):
+    logits, labels, groups = simulated(300, slides, effect=0)
+    if slides:  # on two slides both classes are called wrongly
+        logits = np.where(np.isin(groups, groups[:2]), -logits, logits)
+    measured = metric_intervals(logits, labels, groups=groups if slides else None)
+    together = 0.0
+    if slides:
+        right = (logits > 0) == labels
+        share = {one: right[labels == one].mean() for one in (0, 1)}
+        sums = [
+            [(right[(groups == name) & (labels == one)] - share[one]).sum() for name in np.unique(groups)]
+            for one in (0, 1)
+        ]
+        together = np.dot(*sums) / math.sqrt(np.dot(sums[0], sums[0]) * np.dot(sums[1], sums[1]))
+        assert together > 0.3
+    one, other = measured["sensitivity"], measured["specificity"]
+    value = (one.value + other.value) / 2
+
+    def half(a, b):
+        return math.sqrt(a**2 + b**2 + 2 * together * a * b) / 2
+
+    assert measured["balanced_accuracy"].low == pytest.approx(
+        value - half(one.value - one.low, other.value - other.low)
+    )
+    assert measured["balanced_accuracy"].high == pytest.approx(
+        value + half(one.high - one.value, other.high - other.value)
+    )
 
 
 def test_proportion_without_slides_is_scipys_exact_interval():
@@ -336,6 +399,16 @@ def test_average_precision_is_linearised_by_finite_differences():
     assert math.log(interval.high / (1 - interval.high)) == pytest.approx(
         math.log(value / (1 - value)) + half, rel=1e-3
     )
+    blame = np.zeros(60)  # of what each positive tile loses, half for it, half for the negative ones not below it
+    for tile in np.flatnonzero(labels == 1):
+        above = scores >= scores[tile]
+        share = (above & (labels == 0)) / above.sum() / labels.sum() / 2
+        blame += share
+        blame[tile] += share.sum()
+    hardest = np.bincount(clusters.codes, blame).max()
+    below = value - hardest
+    half = quantile * math.sqrt(variance + hardest**2) / (below * (1 - below))
+    assert special.logit(interval.low) == pytest.approx(special.logit(below) - half, rel=1e-3)
 
 
 def test_mean_interval_is_that_of_a_poisson_count():
