@@ -50,7 +50,7 @@ FILES = {
         for name in ("planning", "slides", "metrics", "calibration", "verdict", "decisions")
     },
     "histolight/statistics/intervals.py": ["tests/statistics/test_intervals.py"],
-    "histolight/statistics/clusters.py": ["tests/statistics/test_intervals.py"],
+    "histolight/statistics/clusters.py": [f"tests/statistics/test_{name}.py" for name in ("clusters", "intervals")],
     "histolight/statistics/figures.py": [
         f"tests/statistics/test_{name}.py" for name in ("intervals", "figures", "metrics")
     ],
@@ -93,7 +93,7 @@ SWAPS = {getattr(ast, name): getattr(ast, OPPOSITE[place ^ 1]) for place, name i
 LOOKS = (  # keywords, and functions with all that they are given
     *("alpha", "bbox", "color", "colors", "dpi", "figsize", "fontsize", "height", "labelsize", "length", "linewidth"),
     *("markeredgewidth", "markersize", "pad", "textcoords", "zorder", "set_visible", "text", "tick_params", "vlines"),
-    *("strict", "leave", "tqdm"),
+    *("annotate", "frameon", "legend", "margins", "set_box_aspect", "strict", "leave", "tqdm"),
 )
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "argmin": "argmax", "argmax": "argmin"}
 

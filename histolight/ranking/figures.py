@@ -161,8 +161,8 @@ def heatmap_figure(ranking: Ranking, keys: tuple[str, str], labels: tuple[str, s
     middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
     for (line, column), value in np.ndenumerate(grid):
         text, dark = ("-" if np.isnan(value) else f"{value:.3f}"), value > middle
-        size = 9 if len(across) <= NAMED else 6
-        axes.text(column, line, text, ha="center", va="center", fontsize=size, color="white" if dark else INK)
+        colour, size = "white" if dark else INK, 9 if len(across) <= NAMED else 6
+        axes.text(column, line, text, ha="center", va="center", fontsize=size, color=colour)
     axes.set_xticks(range(len(across)), [_tick(value) for value in across], fontsize=8)
     axes.set_yticks(range(len(down)), [_tick(value) for value in down], fontsize=8)
     if max(len(_tick(value)) for value in across) > NAMED:
@@ -185,9 +185,16 @@ def cost_figure(ranking: Ranking, cost: str, label: str) -> Figure:
     _scale(axes, known, ticks=False)
     if len(ranking.rows) <= NAMED:
         for rank, (x, y) in enumerate(zip(costs, aurocs, strict=True), start=1):
-            right = x > np.sqrt(known.min() * known.max())
-            offset, side = ((-7, 5), "right") if right else ((7, 5), "left")
-            axes.annotate(f"#{rank}", (x, y), offset, textcoords="offset points", fontsize=8, color=INK, ha=side)
+            side = "right" if x > np.sqrt(known.min() * known.max()) else "left"
+            axes.annotate(
+                f"#{rank}",
+                (x, y),
+                (-7 if side == "right" else 7, 5),
+                textcoords="offset points",
+                fontsize=8,
+                color=INK,
+                ha=side,
+            )
     axes.margins(0.12)
     return figure
 

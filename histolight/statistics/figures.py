@@ -150,7 +150,7 @@ def correlation(right: Bools, positive: Bools, clusters: Clusters) -> float:
         deviations = right[members] - right[members].mean()
         sums.append(np.bincount(clusters.codes[members], deviations, minlength=int(clusters.codes.max()) + 1))
     size = math.sqrt(float(sums[0] @ sums[0]) * float(sums[1] @ sums[1]))
-    return min(max(float(sums[0] @ sums[1]) / size, 0.0), 1.0) if size > 0 else 0.0
+    return max(float(sums[0] @ sums[1]) / size, 0.0) if size > 0 else 0.0
 
 
 def average_precision(tiles: LabelledScores) -> Interval:

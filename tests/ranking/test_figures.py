@@ -51,6 +51,7 @@ def test_a_curve_for_each_run_of_the_first_rows_and_a_name_for_each_row() -> Non
     named = [text.get_text() for text in axes.get_legend().get_texts()]
     assert named == ["a: 0.9000", "b: 0.8500", "c: 0.8000", "d: 0.7500", "e: 0.7000"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("1 - specificity", "sensitivity")
+    assert axes.get_xlim() == axes.get_ylim() == (-0.01, 1.01)
     assert len({(line.get_color(), str(line.get_linestyle())) for line in axes.lines[1:]}) == 5
     alone = axes_of(figures.roc_figure(ranking_of([0.9], 1e-4), ["a"])).lines[1]
     assert alone.get_linewidth() > drawn[0].get_linewidth()
@@ -75,6 +76,8 @@ def test_curves_over_epochs_are_named_once_and_dashed_where_a_run_is_not_ranked(
     again = axes_of(figures.curves_figure(ranking, list("abcdef"), runs))
     assert {line.get_marker() for line in again.lines} == {"o"}
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "validation AUROC")
+    short = axes_of(figures.curves_figure(ranking_of([0.9], 1e-4), ["a"], {Path("aNone0"): pd.Series([0.1, 0.2, 0.3])}))
+    assert (short.get_xticks() % 1 == 0).all()
 
 
 def test_bars_span_the_ranks_and_are_coloured_where_a_row_may_be_the_best() -> None:
@@ -91,7 +94,7 @@ def test_bars_span_the_ranks_and_are_coloured_where_a_row_may_be_the_best() -> N
     assert {line.get_color() for line in unsaid.lines} == {QUIET}
 
 
-@pytest.mark.parametrize(("count", "bars"), [(32, 32), (41, 40)])
+@pytest.mark.parametrize(("count", "bars"), [(32, 32), (40, 40), (47, 40)])
 def test_many_rows_are_cut_and_have_a_tick_for_each_tenth(count: int, bars: int) -> None:
     rows = ranking_of([0.9], 1e-4).rows * count
     verdict = verdict_of_trainings(np.full(count, 0.9), np.eye(count) * 1e-4, 50)
@@ -110,6 +113,7 @@ def test_an_axis_of_numbers_has_a_point_a_row_a_mean_a_value_and_a_scale_of_its_
     assert points(axes, 2) == [(1e-4, 0.9)]
     assert axes.lines[2].get_color() == ACCENT
     assert axes.get_xscale() == "log"
+    assert (axes.lines[0].get_linestyle(), axes.lines[0].get_marker()) == ("-", "None")
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0.0001", "0.001"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("lr", "AUROC")
     none = axes_of(figures.axis_figure(swept([1.0, 2.0], [0.9, 0.9]), "optimizer.lr", "lr"))
@@ -123,7 +127,20 @@ def test_an_axis_of_numbers_has_a_point_a_row_a_mean_a_value_and_a_scale_of_its_
 )
 def test_values_that_span_decades_have_a_logarithmic_axis(values: list[object], scale: str) -> None:
     ranking = swept(values, [0.9, 0.8, 0.7][: len(values)])
-    assert axes_of(figures.axis_figure(ranking, "optimizer.lr", "lr")).get_xscale() == scale
+    axes = axes_of(figures.axis_figure(ranking, "optimizer.lr", "lr"))
+    assert axes.get_xscale() == scale
+    if scale == "symlog":
+        assert axes.xaxis.get_transform().linthresh == 1
+
+
+@pytest.mark.parametrize("count", [8, 9])
+def test_up_to_eight_numbers_have_ticks_of_their_own(count: int) -> None:
+    [row] = ranking_of([0.9], 1e-4).rows
+    rows = [replace(row, config=row.config | {"optimizer.lr": 1.0 + 0.07 * number}) for number in range(count)]
+    verdict = verdict_of_trainings(np.full(count, 0.9), np.eye(count) * 1e-4, 50)
+    axes = axes_of(figures.axis_figure(Ranking(rows, verdict, None, "val", [], []), "optimizer.lr", "lr"))
+    own = [f"{1 + 0.07 * number:g}" for number in range(count)]
+    assert ([text.get_text() for text in axes.get_xticklabels()] == own) is (count == 8)
 
 
 def test_an_axis_of_names_is_in_their_order() -> None:
@@ -132,6 +149,9 @@ def test_an_axis_of_names_is_in_their_order() -> None:
     assert [text.get_text() for text in axes.get_xticklabels()] == ["alex", "vgg"]
     assert axes.get_xticks().tolist() == [0, 1]
     assert axes.get_xlim() == (-0.5, 1.5)
+    assert (axes.lines[0].get_linestyle(), axes.lines[0].get_marker()) == ("None", "_")
+    some = axes_of(figures.axis_figure(swept([None, 0.5], [0.9, 0.8]), "optimizer.lr", "lr"))
+    assert [text.get_text() for text in some.get_xticklabels()] == ["0.5", "null"]
     assert points(axes, 0) == [(0, pytest.approx(0.8)), (1, pytest.approx(0.8))]
     assert points(axes, 1) == [(1, 0.9), (0, 0.8), (1, 0.7)]
     assert {text.get_rotation() for text in axes.get_xticklabels()} == {0}
@@ -195,6 +215,10 @@ def test_a_map_has_the_mean_of_each_combination() -> None:
     assert [text.get_position() for text in axes.texts] == [(0, 0), (1, 0), (0, 1), (1, 1)]
     assert [text.get_color() for text in axes.texts] == [INK, INK, "white", "white"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("lr", "seed")
+    for letters in (8, 9):
+        wide = crossed([("x" * letters, 1), ("y", 2)], [0.9, 0.8])
+        axes = axes_of(figures.heatmap_figure(wide, ("optimizer.lr", "seed"), ("lr", "seed")))
+        assert {text.get_rotation() for text in axes.get_xticklabels()} == {0 if letters == 8 else 25}
 
 
 def test_costs_stand_against_the_auroc_with_the_place_of_each_row() -> None:
@@ -207,6 +231,7 @@ def test_costs_stand_against_the_auroc_with_the_place_of_each_row() -> None:
     assert texts(axes) == ["#1", "#2", "#3"]
     # Left of the middle of a logarithmic axis, sqrt(1 x 20) = 4.5, the name stands on the right.
     assert [text.get_ha() for text in axes.texts] == ["left", "left", "right"]
+    assert "1" not in [text.get_text() for text in axes.get_xticklabels()]  # the ticks are matplotlib's own
     assert axes.get_xscale() == "log"
     seconds = axes_of(figures.cost_figure(ranking_of([0.9] * 8, 1e-4, HOLD_OUT), "seconds", "training seconds"))
     assert points(seconds, 0) == [(90, 0.9)] * 8

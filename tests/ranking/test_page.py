@@ -198,7 +198,7 @@ def test_figures_are_those_of_the_keys_that_differ_and_of_costs_that_do(monkeypa
     ranking = replace(ranking_of([0.9, 0.8, 0.7, 0.6], 1e-4), swept=[*keys, "same"])
     for number, row in enumerate(ranking.rows):
         row.config.update(dict.fromkeys(keys, number), same=1)
-        row.runs[0].metrics["parameters"] = 1e6 * number
+        row.runs[0].metrics["parameters"] = 1e6 * (number % 2)
     for name in ("axis_figure", "heatmap_figure", "cost_figure", "rank_figure", "roc_figure"):
         monkeypatch.setattr(f"histolight.ranking.figures.{name}", lambda *_: None)
     pairs = [("data.key0", "data.key1")] * 9
@@ -229,7 +229,7 @@ def test_curves_are_read_of_every_run_with_two_epochs_or_more(tmp_path: Path, mo
         return tmp_path / name
 
     out = [Unranked("x", [logged("failed", 0.5, 0.6), tmp_path / "no log"], "failed", "why")]
-    for count in (6, 2):
+    for count in (6, 5):
         ranking = ranking_of([0.9, 0.8, 0.7, 0.6, 0.6, 0.5][:count], 1e-4, unranked=out)
         ranking.rows[0].runs[0].directory = logged(f"two {count}", 0.7, 0.8)
         ranking.rows[1].runs[0].directory = logged(f"one {count}", 0.7)
@@ -237,8 +237,9 @@ def test_curves_are_read_of_every_run_with_two_epochs_or_more(tmp_path: Path, mo
         assert list(captions)[2] == "curves"
         shown = "those of the first rows coloured" if count > 5 else "a line for each run"
         assert captions["curves"].startswith(f"Validation AUROC after each epoch: {shown}, dashed where")
+        assert captions["roc"].startswith(f"ROC of {'the first 5 of 6' if count > 5 else 'all'} rows on")
     assert {path.name: values.tolist() for path, values in seen[-1].items()} == {
-        "two 2": [0.7, 0.8],
+        "two 5": [0.7, 0.8],
         "failed": [0.5, 0.6],
     }
     assert "curves" not in [name for name, _, _ in ranking_figures(ranking_of([0.9], 1e-4))]

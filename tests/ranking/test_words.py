@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_rankings import HOLD_OUT, SEEDS, ranking_of
+from sklearn.metrics import roc_auc_score
 
 from histolight.errors import RequestError
 from histolight.ranking.answer import answer, context, gaps, headline, joined, lack, unit_text, where
@@ -113,6 +114,7 @@ def test_the_answer_begins_with_the_headline_and_does_not_repeat_it() -> None:
     apart = answer(ranking_of([0.9, 0.89], 1e-4))
     assert apart[1] == "Their AUROCs run from 0.8900 to 0.9000 on 100 validation tiles (random split)."
     assert apart[3] == "Whether one row's settings are better needs three seeds."
+    assert answer(ranking_of([0.9, 0.5], 1e-4, [(0, 0)]))[2] == sentences[2]
     folds = answer(ranking_of([0.9, 0.89], 1e-4, [(0, 0), (1, 0)]))
     assert "Folds share training tiles: whether one row's settings are better needs three seeds of one split." in folds
 
@@ -145,6 +147,11 @@ def test_seeds_that_change_nothing_are_named() -> None:
         for run in row.runs:
             run.scores = row.runs[0].scores
     assert f"The scores of 4 rows {said}" in context(many)
+    assert f"The scores of a, b and c {said}" in context(replace(many, rows=many.rows[:3]))
+    other = "Other seeds are other draws of data.shots tiles from these training tiles."
+    assert other not in context(many)
+    many.rows[1].config["data.shots"] = 8
+    assert other in context(many)
 
 
 def test_lists_and_units_are_written_out() -> None:
@@ -162,7 +169,11 @@ def test_tables_count_runs_rows_and_folders() -> None:
     ranking = ranking_of([0.9, 0.5], 1e-4, SEEDS, unranked=unranked)
     assert counts_text(ranking) == "6 runs in 2 rows, 1 not ranked"
     assert counts_text(ranking_of([0.9], 1e-4)) == "1 run in 1 row, 0 not ranked"
-    assert [str(cell) for cell in unranked_table(ranking).rows[0]] == ["x", "incomplete", "why", "x0 and 2 more"]
+    for count, more in ((3, " and 2 more"), (2, " and 1 more"), (1, "")):
+        one = [unranked[0]._replace(directories=unranked[0].directories[:count])]
+        listed = unranked_table(replace(ranking, unranked=one))
+        assert [str(cell) for cell in listed.rows[0]] == ["x", "incomplete", "why", f"x0{more}"]
+        assert listed.words == len(listed.columns)
     table = main_table(ranking)
     assert table.columns == ["rank", "model", "AUROC", "verdict"]
     assert str(table.rows[0][3]) == "the best"
@@ -182,7 +193,29 @@ def test_costs_have_a_decimal_below_ten(seconds: float, text: str) -> None:
     assert str(table.rows[0][list(table.columns).index("training s")]) == text
 
 
+def test_figures_have_their_spread_over_the_runs_and_folds_a_pooled_auroc() -> None:
+    ranking = ranking_of([0.9], 1e-4, [(fold, 0) for fold in range(5)])
+    for run, value in zip(ranking.runs, (0.7, 0.7, 0.8, 0.9, 0.9), strict=True):
+        run.metrics["val"]["accuracy"] = {"value": value}
+    table = further_table(ranking)
+    cells = dict(zip(table.columns, map(str, table.rows[0]), strict=True))
+    assert cells["accuracy"] == "0.800 ± 0.100"
+    scores = np.concatenate([run.scores for run in ranking.runs])
+    labels = np.concatenate([run.tiles.labels for run in ranking.runs])
+    assert cells["pooled AUROC"] == f"{roc_auc_score(labels, scores):.4f}"
+    one = ranking_of([0.9], 1e-4)
+    one.runs[0].metrics["val"]["accuracy"] = {"value": 0.7}
+    assert "0.700" in map(str, further_table(one).rows[0])
+    assert "pooled AUROC" not in further_table(one).columns
+
+
 def test_rows_that_cannot_be_ranked_are_not_marked() -> None:
+    assert headline(ranking_of([0.9, 0.9], 0.0)) == (
+        "These 2 trainings can't be ranked: the rows order the tiles alike: no difference has a variance."
+    )
+    ranking = ranking_of([0.9, 0.8], 1e-4)
+    assert ranking.covariance is not None
+    assert lack(replace(ranking, covariance=replace(ranking.covariance, lack="no interval: one slide"))) == "one slide"
     table = main_table(ranking_of([0.9, 0.9], 0.0))
     assert table.marked == 0
     assert [str(row[3]) for row in table.rows] == ["not ranked", "not ranked"]
@@ -214,6 +247,11 @@ def test_domains_stand_with_the_worst_first_and_with_the_mean_of_the_runs() -> N
         ["b", "0.5100", "0.8100"],
     ]
     assert comparison_csv(ranking)["worst_domain"].tolist() == ["far", "far"]
+    for run in ranking.rows[1].runs:
+        del run.metrics["val_by_domain"]
+    some = domain_table(ranking)
+    assert some is not None
+    assert [str(cell) for cell in some.rows[1]] == ["b", "n/a", "n/a"]
 
 
 def test_the_method_names_what_the_variance_is_taken_over() -> None:
@@ -226,6 +264,8 @@ def test_the_method_names_what_the_variance_is_taken_over() -> None:
     )
     assert method(ranking_of([0.9, 0.9], 0.0)) == "none: the rows order the tiles alike: no difference has a variance"
     assert method(ranking_of([0.9], 1e-4)).startswith("covariance")
+    for part in ("covariance", "verdict"):
+        assert method(replace(ranking_of([0.9], 1e-4), **{part: None})) == "none: no row can be ranked"
 
 
 def test_a_plan_from_one_row_assumes_a_correlation_and_a_spread_of_seeds() -> None:
@@ -357,6 +397,8 @@ def test_the_scarcer_class_is_counted_where_rows_cannot_be_ranked(label: int, na
         f"3 slides {name}, which count as 2.3 as some hold most of the tiles, cannot rank 4 rows: add slides, or name "
         "up to three rows beforehand (among=…)"
     )
+    slides[:50] = np.repeat(["t0", "t1"], 25)
+    assert lack(ranking).startswith(f"2 slides {name} cannot rank 4 rows")
 
 
 @pytest.mark.parametrize(

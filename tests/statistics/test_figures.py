@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.special import logit
+from scipy.special import expit, logit
+from scipy.stats import binomtest
 from sklearn.metrics import matthews_corrcoef, roc_curve
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -59,6 +61,7 @@ def test_a_figure_of_merit_is_one_entry(small: list[str], tmp_path: Path, monkey
 
 def test_an_older_run_without_a_figure_is_read_as_it_is() -> None:
     assert names_of("order", "calls", "scores") == list(FIGURES)
+    assert [name for name, figure in FIGURES.items() if not figure.higher_is_better] == ["nll", "ece"]
     metrics = {
         "threshold": 0.3,
         "val": {"auroc": {"value": 0.9, "low": 0.8, "high": None}},
@@ -88,6 +91,24 @@ def test_tiles_that_overlap_are_one_piece_of_evidence_where_slides_are_unknown()
     together = sensitivity_at_specificity(tiles_of(logits, labels, [f"c{number // 4}" for number in range(200)]), 0.8)
     assert together.value == alone.value
     assert together.high - together.low > 1.3 * (alone.high - alone.low)
+
+
+def test_the_interval_of_sensitivity_at_a_specificity_allows_for_the_threshold() -> None:
+    random = np.random.default_rng(2)
+    labels = np.arange(90) < 40
+    logits = (labels + random.normal(size=90)).astype(np.float32)
+    negatives, positives = np.sort(expit(logits[~labels])), expit(logits[labels])
+
+    def exact(count: int, of: int) -> tuple[float, float]:  # each of the two at 97.5 %
+        return binomtest(count, of).proportion_ci(0.975, method="exact")
+
+    below, above = exact(48, 50)  # ceil(0.95 x 50) negatives lie at or below the threshold
+    ends = []
+    for share, side in ((above, 0), (below, 1)):
+        threshold = negatives[math.ceil(share * 50) - 1]
+        ends.append(exact(int((positives > threshold).sum()), 40)[side])
+    measured = sensitivity_at_specificity(tiles_of(logits, labels))
+    assert (measured.low, measured.high) == pytest.approx(ends)
 
 
 @pytest.mark.parametrize("ties", [1, 3])

@@ -24,10 +24,12 @@ from histolight.statistics.intervals import (
     auroc_ends,
     auroc_interval,
     auroc_with_variance,
+    check_scores,
     logit_interval,
     mean_interval,
     proportion_interval,
     structural_components,
+    tile_share,
 )
 
 
@@ -96,6 +98,8 @@ def test_structural_components_equal_the_definition():
     components = structural_components(scores, labels == 1)
     assert components[labels == 1] == pytest.approx(pairs.mean(1))
     assert components[labels == 0] == pytest.approx(pairs.mean(0))
+    rows = structural_components(np.stack([-scores, scores]), labels == 1)
+    assert rows.tolist() == [structural_components(-scores, labels == 1).tolist(), components.tolist()]
 
 
 def test_published_example():
@@ -136,8 +140,9 @@ def test_no_slide_at_all_is_delong():
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_perfect_auroc_has_an_interval(sign):
-    labels = np.array([0] * 30 + [1] * 10)
+@pytest.mark.parametrize("positives", [10, 30])
+def test_a_perfect_auroc_has_an_interval(sign, positives):
+    labels = np.array([0] * (40 - positives) + [1] * positives)
     interval = auroc_interval(sign * labels, labels)
     # All of ten independent pairs in order: the Clopper-Pearson bound of ten successes in ten trials.
     low = stats.binomtest(10, 10).proportion_ci(0.95, method="exact").low
@@ -150,6 +155,8 @@ def test_a_perfect_auroc_counts_slides_not_tiles():
     labels = np.tile([0, 1], 50)
     interval = auroc_interval(labels, labels, np.repeat(["a", "b", "c", "d"], 25))
     assert interval.low == pytest.approx(0.025 ** (1 / 2))  # four slides make two pairs of different slides
+    five = auroc_interval(labels, labels, np.repeat(list("abcde"), 20))
+    assert five.low == pytest.approx(interval.low)
 
 
 def of_scikit_learn(logits, labels, threshold):
@@ -206,6 +213,15 @@ def test_bad_input_is_named(function):
         function([0.1, 0.2], [0, 2])
     with pytest.raises(RequestError, match="1 slides for 2 tiles"):
         function([0.1, 0.2], [0, 1], groups=["a"])
+
+
+def test_scores_are_of_one_row_or_of_several():
+    labels = [0, 1, 0, 1]
+    assert [check_scores(np.zeros(shape), labels)[0].shape for shape in (4, (2, 4))] == [(4,), (2, 4)]
+    for shape in (3, (4, 2), (2, 2, 4)):
+        with pytest.raises(RequestError, match="shape"):
+            check_scores(np.zeros(shape), labels)
+    assert tile_share(np.array([True, False, True, True, True])) == pytest.approx(1 / 4 + 1)
 
 
 def test_torch_is_not_imported():
@@ -323,14 +339,16 @@ def test_methods_without_and_with_slides():
         }
 
 
-@pytest.mark.parametrize("slides", [None, 10])
+@pytest.mark.parametrize("slides", [None, 10, "one class is right"])
 def test_balanced_accuracy_is_made_of_sensitivity_and_specificity(slides):
-    logits, labels, groups = simulated(300, slides, effect=0)
-    if slides:  # on two slides both classes are called wrongly
+    logits, labels, groups = simulated(300, 10, effect=0)
+    if slides == "one class is right":
+        logits[labels == 0] = -9
+    elif slides:  # on two slides both classes are called wrongly
         logits = np.where(np.isin(groups, groups[:2]), -logits, logits)
     measured = metric_intervals(logits, labels, groups=groups if slides else None)
     together = 0.0
-    if slides:
+    if slides == 10:
         right = (logits > 0) == labels
         share = {one: right[labels == one].mean() for one in (0, 1)}
         sums = [
@@ -378,6 +396,8 @@ def test_all_right_on_few_slides_counts_slides():
     everything = np.ones(300, dtype=bool)
     interval = proportion_interval(everything, everything, find_clusters(np.repeat(["a", "b", "c"], 100), 300))
     assert (interval.low, interval.high) == (pytest.approx(0.025 ** (1 / 3)), 1.0)
+    wrong = proportion_interval(~everything, everything, find_clusters(np.repeat(["a", "b", "c"], 100), 300))
+    assert (wrong.low, wrong.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 3)))
 
 
 def test_average_precision_is_linearised_by_finite_differences():
@@ -430,6 +450,10 @@ def test_mean_interval_over_slides_by_hand():
         assert interval.low == pytest.approx(stats.gamma.ppf(0.05, mean**2 / larger, scale=larger / mean))
         mean_up, larger_up = mean + 0.3, larger + 0.3**2  # one more slide like b
         assert interval.high == pytest.approx(stats.gamma.ppf(0.95, mean_up**2 / larger_up, scale=larger_up / mean_up))
+
+    assert mean_interval(values, groups) == mean_interval(values, groups, 0.95)
+    alone = mean_interval(values, ["a"] * 6)
+    assert (alone.value, alone.method) == (pytest.approx(mean), "none")
 
 
 def test_means_of_values_that_are_equal_up_to_rounding_have_no_interval():
