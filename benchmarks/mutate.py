@@ -143,9 +143,9 @@ def try_mutants(paths: list[str], drawn: list[Mutant]) -> Iterator[tuple[Mutant,
     listed = {path: changes(ast.parse(Path(path).read_text())) for path in paths}
     inside = [(path, place) for path, place in drawn if listed[path][place][1]]
     answers = in_fork(lambda send: run_pytest(paths, Trial(paths, inside, send)))
-    tests = next(answers, None)
-    if tests is None:
-        raise SystemExit(f"without a change fails: pytest {' '.join([*paths, *FILES[paths[0]]])}")
+    tests = next(answers, f"pytest --collect-only {' '.join([*paths, *FILES[paths[0]]])}")
+    if isinstance(tests, str):
+        raise SystemExit(f"without a change fails: {tests}")
     yield from answers
     for one in drawn:
         if one not in inside:
@@ -187,7 +187,7 @@ def in_fork(work: Callable[[Callable[[Any], None]], object]) -> Iterator[Any]:
 
 
 def passes(item: pytest.Item, seconds: float) -> bool:
-    """Run one test, with fixtures of its own; SIGPROF comes after some seconds of CPU."""
+    """Run one test, with fixtures of its own; after some seconds of CPU a signal ends the process."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
     return not item.session.testsfailed
@@ -196,7 +196,7 @@ def passes(item: pytest.Item, seconds: float) -> bool:
 class Trial:
     """Tries mutants of functions on the tests that pytest has collected; a plugin of pytest.
 
-    It sends what it measured of the tests, and each mutant with whether it lives; nothing where a test fails.
+    It sends what it measured of the tests, and each mutant with whether it lives; only its name where a test fails.
     """
 
     def __init__(self, paths: list[str], mutants: list[Mutant], send: Callable[[Any], None]) -> None:
@@ -206,10 +206,10 @@ class Trial:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:  # noqa: D102
         live = [one for one in gc.get_objects() if isinstance(one, FunctionType)]
         gc.freeze()  # so that collections in the forks do not copy what they share
-        tests: Tests = next(in_fork(lambda send: send(measure(session, self.files))), {})
-        if session.testsfailed or not tests:
-            return True
+        tests = measure(session, self.files)
         self.send(tests)
+        if isinstance(tests, str):
+            return True
         items = {item.nodeid: item for item in session.items}
         for path, place in self.mutants:
             file, (lines, name, _) = str(ROOT / path), changes(ast.parse(Path(path).read_text()))[place]
@@ -226,40 +226,32 @@ class Trial:
         return True
 
 
-class TooLongError(BaseException):
-    """A test takes more time than a mutant is given."""
-
-
-def measure(session: pytest.Session, files: set[str]) -> Tests:
-    """Measure those tests that do not take too long, and the lines of files that they reach; empty where one fails."""
+def measure(session: pytest.Session, files: set[str]) -> Tests | str:
+    """Measure those tests that do not take too long, each in a fork that the timer ends; or name one that fails."""
     tests: Tests = {}
-    late: list[pytest.Item] = []
     for item in session.items:
-        reached: set[tuple[str, int]] = set()
-
-        def note(frame: FrameType, *_: object) -> Callable[..., Any] | None:
-            if frame.f_code.co_filename not in files:
-                return None
-            reached.add((frame.f_code.co_filename, frame.f_lineno))  # noqa: B023
-            return note
-
-        def stop(*_: object) -> None:
-            late.append(item)  # noqa: B023
-            raise TooLongError
-
-        signal.signal(signal.SIGPROF, stop)
-        started = time.process_time()
-        sys.settrace(note)
-        passed = passes(item, LONGEST)
-        sys.settrace(None)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        if late[-1:] == [item]:
-            session.testsfailed = 0
-        elif not passed:
-            return {}
-        else:
-            tests[item.nodeid] = time.process_time() - started, reached
+        for passed, seconds, reached in in_fork(lambda send, item=item: send(measured(item, files))):
+            if not passed:
+                return item.nodeid
+            tests[item.nodeid] = seconds, reached
     return tests
+
+
+def measured(item: pytest.Item, files: set[str]) -> tuple[bool, float, set[tuple[str, int]]]:
+    """Say whether a test passes, after how many seconds of CPU, and which lines of some files it reaches."""
+    reached: set[tuple[str, int]] = set()
+
+    def note(frame: FrameType, *_: object) -> Callable[..., Any] | None:
+        if frame.f_code.co_filename not in files:
+            return None
+        reached.add((frame.f_code.co_filename, frame.f_lineno))
+        return note
+
+    started = time.process_time()
+    sys.settrace(note)
+    passed = passes(item, LONGEST)
+    sys.settrace(None)
+    return passed, time.process_time() - started, reached
 
 
 class Finder(importlib.abc.MetaPathFinder):
