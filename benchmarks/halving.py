@@ -6,22 +6,28 @@
 
 ``regret`` is how far the point that the search chose lies below the grid's best of that seed, by the validation AUROC
 of its best epoch. ``seed_sd`` is the standard deviation of a point's AUROC over the grid's seeds, pooled over the
-points whose mean lies within 0.05 of the best: points that hardly learn spread much more.
+points whose mean lies within 0.05 of the best: points that hardly learn spread much more. ``orders_share`` and
+``orders_regret`` are what other orders of the grid would have cost and lost, replayed on its curves: the mean of
+fifty, and the worst.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 import sys
 from pathlib import Path
 
+import optuna
 from tables import csv_printer
 
 from histolight import runs
+from histolight.config.schema import SchedulerConfig
 from histolight.reports.curves import read_curves
+from histolight.sweeps.trials import TIE, build_pruner, first_epoch
 
 AXES = ("optimizer.lr", "optimizer.weight_decay", "data.batch_size")
-LEARNS = 0.05
+LEARNS, ORDERS = 0.05, 50
 Curves = dict[tuple[str, ...], list[float]]  # validation AUROC after each epoch, by point
 
 
@@ -30,7 +36,7 @@ def main(network: str, grid: Path, searches: list[Path]) -> None:
     noise = seed_noise(list(whole.values()))
     print_row = csv_printer(
         *("network", "seed", "points", "completed", "grid_epochs", "asha_epochs", "share"),
-        *("best", "chosen", "regret", "seed_sd"),
+        *("best", "chosen", "regret", "seed_sd", "orders_share", "orders_regret"),
         file=sys.stdout,
     )
     for search in searches:
@@ -46,6 +52,7 @@ def main(network: str, grid: Path, searches: list[Path]) -> None:
         print_row(
             *(network, seed, len(curves), len(completed), all_epochs, spent, f"{spent / all_epochs:.3f}"),
             *(f"{value:.4f}" for value in (best, completed[chosen], best - completed[chosen], noise)),
+            *replayed(all_curves),
         )
 
 
@@ -57,6 +64,32 @@ def read_sweep(directory: Path) -> dict[int, Curves]:
         point = tuple(str(config[group][key]) for group, key in (axis.split(".") for axis in AXES))
         curves.setdefault(config["seed"], {})[point] = _after_epochs(path.parent)
     return curves
+
+
+def replayed(curves: Curves) -> tuple[str, str]:
+    """Run the search on recorded curves, over fifty orders: mean share of the grid's epochs, and the worst regret."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    epochs = max(map(len, curves.values()))
+    shares, regrets = [], []
+    for order in range(ORDERS):
+        first = first_epoch(SchedulerConfig(), epochs)
+        study = optuna.create_study(direction="maximize", pruner=build_pruner("asha", epochs, first))
+        points = random.Random(order).sample(sorted(curves), len(curves))
+        spent, best = 0, 0.0
+        for point in points:
+            trial = study.ask()
+            for epoch, auroc in enumerate(curves[point], start=1):
+                spent += 1
+                trial.report(auroc - TIE * trial.number, epoch)
+                if epoch < epochs and trial.should_prune():
+                    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                    break
+            else:
+                best = max(best, *curves[point])
+                study.tell(trial, max(curves[point]))
+        shares.append(spent / epochs / len(curves))
+        regrets.append(max(max(values) for values in curves.values()) - best)
+    return f"{statistics.mean(shares):.3f}", f"{max(regrets):.4f}"
 
 
 def _after_epochs(directory: Path) -> list[float]:

@@ -34,6 +34,7 @@ from histolight.sweeps.points import Point, Sweep
 from histolight.sweeps.spaces import overrides_of
 
 REDUCTION = 4  # of four points that reach a rung one goes on, to four times the epochs
+TIE = 1e-9  # less for each trial before: of equals only the earlier one is among the best that go on
 POINT, AGAIN = "point", "again"  # attributes of a trial: its folder; whether it tries a failed point once more
 NAMES = {"asha": "successive halving", "hyperband": "Hyperband", "median": "the median rule"}
 
@@ -257,7 +258,7 @@ def _report(trial: optuna.Trial, aurocs: Mapping[int, float], search: Search) ->
     reported = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
     for epoch, auroc in aurocs.items():
         if epoch not in reported:
-            trial.report(auroc, epoch)
+            trial.report(auroc - TIE * trial.number, epoch)
     epoch = max(aurocs)
     if trial.should_prune():
         raise PrunedError(

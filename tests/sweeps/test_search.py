@@ -139,6 +139,11 @@ def test_successive_halving_stops_points_of_a_grid_and_keeps_the_best(
     assert curves.epochs.total() == before
 
 
+def test_of_equal_points_one_goes_on(curves: Curves) -> None:
+    equal = [*SEARCH, "optimizer.weight_decay=0,1e-5,1e-4,1e-3", "sweep.sampler=grid", "sweep.pruner=asha"]
+    assert statuses(run_sweep(equal)) == {"completed": 1, "pruned": 3}
+
+
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
 @pytest.mark.slow
 def test_the_other_pruners(pruner: str, curves: Curves) -> None:
