@@ -23,7 +23,7 @@ from pathlib import Path
 import optuna
 from tables import csv_printer, read_results
 
-from histolight.sweeps.trials import build_pruner
+from histolight.sweeps.trials import TIE, build_pruner
 
 EPOCHS, RUNGS, ORDERS = 5, (1, 3), 50
 WAYS = {  # and the first epoch after which a point may be stopped
@@ -85,7 +85,8 @@ def replay(curves: Curves, seed: int, judged: str, order: int) -> tuple[Point, i
         trial, whole = study.ask(), curves[seed, EPOCHS][point]
         again = "rung" in judged
         for epoch in RUNGS if again else range(1, EPOCHS):
-            trial.report(curves[seed, epoch][point][-1] if again else whole[epoch - 1], epoch)
+            auroc = curves[seed, epoch][point][-1] if again else whole[epoch - 1]
+            trial.report(auroc - TIE * trial.number, epoch)
             spent += epoch if again else 1
             if trial.should_prune():
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
