@@ -204,6 +204,7 @@ class Trial:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:  # noqa: D102
+        gc.unfreeze()  # what the tests' conftest.py has frozen would not be listed
         live = [one for one in gc.get_objects() if isinstance(one, FunctionType)]
         gc.freeze()  # so that collections in the forks do not copy what they share
         tests = measure(session, self.files)

@@ -3,8 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import optuna
+import pytest
 from fake_runs import fake_run
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from histolight import runs
 from histolight.ranking.answer import answer
@@ -69,6 +73,31 @@ def test_the_page_shows_importances_and_slices(tmp_path: Path) -> None:
     drawn = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert {"importances_sweep.png", "slices_sweep.png"} <= drawn
     assert "Importance of each parameter of sweep" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("completed", [3, 4])
+def test_figures_are_drawn_of_four_points_with_a_result(
+    completed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(tmp_path / JOURNAL)))
+    study = optuna.create_study(study_name=STUDY, storage=storage, direction="maximize")
+    for number in range(5):
+        trial = study.ask({"optimizer.lr": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)})
+        study.tell(trial, 0.8 if number < completed else None, None if number < completed else TrialState.FAIL)
+    asked = []
+
+    def draw(study: optuna.Study, target_name: str) -> Axes:
+        asked.append((len(study.trials), target_name))
+        return Figure().add_subplot()
+
+    for name in ("plot_param_importances", "plot_slice"):
+        monkeypatch.setattr(f"optuna.visualization.matplotlib.{name}", draw)
+    drawn = list(search_figures([tmp_path / "0", tmp_path / "1"]))
+    assert [name for name, _, _ in drawn] == [f"{what}_{tmp_path.name}" for what in ("importances", "slices")] * (
+        completed == 4
+    )
+    assert all(f"of {tmp_path.name}, by the validation AUROC of its 4 points" in caption for _, _, caption in drawn)
+    assert asked == [(5, "validation AUROC")] * len(drawn)
 
 
 def test_a_damaged_or_missing_study_costs_its_figures_only(tmp_path: Path) -> None:
