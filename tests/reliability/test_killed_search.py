@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from histolight import runs
 from histolight.reports.curves import read_curves
 
-KILLS = int(os.environ.get("HISTOLIGHT_KILLS", "5"))  # ten take two and a half minutes
+KILLS = int(os.environ.get("HISTOLIGHT_KILLS", "3"))  # ten take two and a half minutes
 RATES = [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128]
 
 
@@ -51,7 +51,7 @@ def test_a_killed_search_ends_with_the_same_trials(small: list[str], tmp_path: P
     sweep = tmp_path / "outputs/sweeps/X"
     journal = sweep / "optuna.journal"
     for number in range(KILLS):
-        kill_after(start(search, tmp_path), journal, 1 + number)
+        kill_after(start(search, tmp_path), journal, 1 + 2 * number)
     assert start(search, tmp_path).wait() == 0, (tmp_path / "log").read_text()
 
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
