@@ -111,6 +111,7 @@ def small_config(small: list[str]) -> Config:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train without figures and report, which take longer than a training of seconds."""
+    """Train and evaluate without figures and page, which take longer than a training of seconds."""
     monkeypatch.setattr("histolight.reports.measure.draw_part", lambda *_: {})
+    monkeypatch.setattr("histolight.inference.evaluate.write_run_report", lambda _: None)
     monkeypatch.setattr("histolight.training.fit.write_run_report", lambda _: None)

@@ -76,7 +76,7 @@ def test_an_evaluation_measures_all_tiles_and_whole_slides(place: Path, tmp_path
     assert "beside it the score of each tile" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_drawn_tiles_give_no_figure_over_slides(place: Path, tmp_path: Path, capsys) -> None:
+def test_drawn_tiles_give_no_figure_over_slides(place: Path, tmp_path: Path, undrawn: None, capsys) -> None:
     others = [*tiles(place)[:5], "slides.tiles_per_slide=20"]
     assert cli(["evaluate", f"run={place / 'run'}", *others, f"hydra.run.dir={tmp_path / 'out'}"]) == 0
     assert (

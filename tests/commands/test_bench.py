@@ -11,6 +11,8 @@ from PIL import Image
 from histolight.cli import main
 from histolight.training import bench
 
+STARTS = ("help", "cfg_job", "first_batch")
+
 
 @pytest.fixture(scope="module")
 def measured(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -21,6 +23,7 @@ def measured(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
         patch.setattr(bench, "LONGEST_STEP", 0.02)
         patch.setattr(bench, "BURN_IN", 1)
         patch.setattr(bench, "ROUNDS", 1)
+        patch.setattr(bench, "_seconds_to_start", lambda *_: dict.fromkeys(STARTS, 1.0))
         assert main(["bench", *small, f"hydra.run.dir={folder / 'out'}"]) == 0
     return folder / "out"
 
@@ -35,6 +38,14 @@ def test_it_writes_every_figure_and_leaves_nothing_else(measured: Path) -> None:
     assert ratios["epoch_over_step"] == rates["epoch"] / rates["step"]
     assert figures["memory_mb"]["gpu"] is None
     assert figures["machine"]["tiles"] == 48
+
+
+@pytest.mark.slow
+def test_each_start_of_a_process_is_timed(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ROUNDS", 1)
+    seconds = bench._seconds_to_start(small, tmp_path)
+    assert tuple(seconds) == STARTS
+    assert min(seconds.values()) > 0
 
 
 def test_an_earlier_bench_is_compared(measured: Path, tmp_path: Path) -> None:

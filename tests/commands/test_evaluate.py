@@ -69,13 +69,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out pictures and page, which other tests look at and which take most of the time."""
-    monkeypatch.setattr("histolight.reports.measure.draw_part", lambda *arguments: {})
-    monkeypatch.setattr("histolight.inference.evaluate.write_run_report", lambda directory: None)
-
-
 def metrics_of(directory: Path) -> dict:
     return json.loads((directory / "metrics.json").read_text())
 
