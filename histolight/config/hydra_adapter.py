@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra import initialize_config_dir
@@ -156,7 +156,7 @@ class _Loader(ConfigLoaderImpl):
     """Composes the jobs of a launcher, which mostly choose the same files."""
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        shared = OmegaConf.to_container(master_config.hydra.overrides.hydra)  # as written
+        shared = cast(list[str], OmegaConf.to_container(master_config.hydra.overrides.hydra))  # as written
         config = compose([*shared, *sweep_overrides])
         OmegaConf.copy_cache(from_config=master_config, to_config=config)  # the same time for all
         return config
