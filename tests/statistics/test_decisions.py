@@ -96,6 +96,13 @@ def test_the_interval_is_where_the_interval_of_a_difference_ends_at_zero(groups)
     end = brentq(touches, 1e-6, right.value / wrong)
     assert predictive_values(tiles, 0.05)["ppv"].low == pytest.approx(end * 0.05 / (end * 0.05 + 0.95))
 
+    def touches_turned(ratio: float) -> float:
+        a, b = wrong - (1 - other.high), ratio * (right.high - right.value)
+        return wrong - ratio * right.value - np.sqrt(a**2 + b**2 + 2 * together * a * b)
+
+    turned = brentq(touches_turned, 0, wrong / right.value)
+    assert predictive_values(tiles, 0.05)["ppv"].high == pytest.approx(0.05 / (0.05 + 0.95 * turned))
+
 
 def test_wrong_calls_of_few_slides_are_a_caution() -> None:
     labels = np.arange(120) % 2 == 0
