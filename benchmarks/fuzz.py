@@ -303,11 +303,25 @@ def forms(chance: random.Random, place: Path) -> None:
     """Labels, ids and tables in the forms that people have, some of them damaged."""
     ids = write_kaggle(place / "data", chance.choice(["train", "train", "train/train"]))
     path = place / "data" / "train_labels.csv"
-    pairs = chance.sample([("0", "1"), ("0.0", "1.0"), ("False", "True"), ('"0"', '"1"'), ("benign", "tumor")], 2)
+    pairs = chance.sample(
+        [
+            ("0", "1"),
+            ("0.0", "1.0"),
+            ("False", "True"),
+            ('"0"', '"1"'),
+            ("benign", "tumor"),
+            ("no_tumour", "1-Metastatic"),
+        ],
+        2,
+    )
     rows = [f"{name}{chance.choice(['', '', '.tif'])},{chance.choice(pairs)[row % 2]}" for row, name in enumerate(ids)]
     if chance.random() < 0.3:
         rows[chance.randrange(len(rows))] = f"{chance.choice(ids)},{chance.choice(ODD)}"
-    text = ("id,label\n" + "\n".join(rows) + "\n").encode(errors="replace")
+    header = chance.choice(["id,label", "id,label", "ID,Label", "filename,class", "image_id,target", "id,filename"])
+    text = f"{header}\n" + "\n".join(rows) + "\n"
+    if chance.random() < 0.3:
+        text = text.replace(",", chance.choice([";", "\t"]))
+    text = text.encode(chance.choice(["utf-8", "utf-8", "utf-8-sig", "utf-16"]), errors="replace")
     if chance.random() < 0.6:
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", chance.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
@@ -329,9 +343,12 @@ def layouts(chance: random.Random, place: Path) -> None:
     """Folders in folders: parts, patients, classes, in any order and with any modes of images."""
     levels = [
         ["train", "val", "test"],
+        ["Training", "testing", "__MACOSX"],
         ["8863", "8864", "p 1"],
         ["0", "1"],
         ["benign", "tumor"],
+        ["0_normal", "1_tumor"],
+        ["non-metastatic", "Metastatic"],
         ["A", "B"],
         ["", ODD[4]],
     ]
@@ -341,7 +358,7 @@ def layouts(chance: random.Random, place: Path) -> None:
         folder = place.joinpath("data", *(chance.choice(level).replace("/", "_") for level in depth))
         folder.mkdir(parents=True, exist_ok=True)
         mode = chance.choice(modes)
-        kind = "tif" if mode == "CMYK" else "png"
+        kind = "tif" if mode == "CMYK" else chance.choice(["png", "png", "bmp", "webp"] if mode == "RGB" else ["png"])
         picture(number, mode).save(folder / f"{chance.choice([number, number % 5])}.{kind}")
     data = prepare(config("folder", place, classes=chance.choice([None, None, ["A", "B"], ["0", "1"]])))
     assert set(data.table["label"]) == {0, 1}

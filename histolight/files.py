@@ -99,6 +99,17 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
+def whole(content: bytes | None, path: Path) -> bytes:
+    """Return what was read of a file; where its reading would block that is None, which many take for its end.
+
+    Raises:
+        BlockingIOError: It would block.
+    """
+    if content is None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path))
+    return content
+
+
 def _would_block(path: Path) -> bool:
     try:
         with open(path, "rb", buffering=0) as file:

@@ -215,14 +215,18 @@ def _kernels_lock(path: Path) -> Callable[[], None] | Literal[False] | None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(descriptor, path):
-            return lambda: _unlock(descriptor)
     except OSError as error:
         os.close(descriptor)
         if error.errno in _NO_LOCKS:
             return None
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
+        raise
+    try:
+        if _is_at(descriptor, path):
+            return lambda: _unlock(descriptor)
+    except OSError:
+        os.close(descriptor)
         raise
     os.close(descriptor)  # its holder deleted it when it let go
     return _kernels_lock(path)
@@ -231,7 +235,8 @@ def _kernels_lock(path: Path) -> Callable[[], None] | Literal[False] | None:
 def _unlock(descriptor: int) -> None:
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to a child that was forked meanwhile
-    os.close(descriptor)
+    with contextlib.suppress(OSError):  # which closes it all the same
+        os.close(descriptor)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

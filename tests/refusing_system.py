@@ -157,7 +157,7 @@ def tries(shim: Path, words: list[str], cwd: Path, data: Path, only: str = "", f
     """
     done = subprocess.run(
         [sys.executable, __file__, json.dumps([words, str(data), only, first])],
-        cwd=cwd, capture_output=True, text=True, check=False,
+        cwd=cwd, capture_output=True, text=True, check=False, timeout=590,
         env={**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -167,6 +167,8 @@ def tries(shim: Path, words: list[str], cwd: Path, data: Path, only: str = "", f
 def _main() -> None:
     words, data, only, first = json.loads(sys.argv[1])
     system = ctypes.CDLL(os.environ["LD_PRELOAD"])
+    if words[0] == "download":
+        _serve(Path(data))
     if words[0] == "train":  # figures and page take longer than a training of seconds
         import histolight.reports.measure
         import histolight.training.fit
@@ -187,15 +189,25 @@ def _main() -> None:
     for count, ((call, kind), (end, name, skipped)) in enumerate(met.items()):
         if not re.search(only, f"{call} {kind}"):
             continue
-        number = NUMBERS[(count + first) % len(NUMBERS)]
-        if call == "read" and number == errno.EAGAIN:  # of no regular file; Python takes it for the end of one
-            number = errno.EIO
-        _clear()
-        system.refuse(call.encode(), os.fsencode(end), number, skipped)
-        status, shown = _run(words)
-        system.refuse(b"", b"", 0, 0)
-        tried = {"call": call, "file": name, "number": number, "status": status, "shown": shown}
-        print(json.dumps({**tried, "half": [*_half_written()]}), flush=True)
+        for number in NUMBERS if words[0] == "download" else [NUMBERS[(count + first) % len(NUMBERS)]]:
+            _clear()
+            system.refuse(call.encode(), os.fsencode(end), number, skipped)
+            status, shown = _run(words)
+            system.refuse(b"", b"", 0, 0)
+            tried = {"call": call, "file": name, "number": number, "status": status, "shown": shown}
+            print(json.dumps({**tried, "half": [*_half_written()]}), flush=True)
+
+
+def _serve(folder: Path) -> None:
+    """Let the files of a folder be those that are downloaded."""
+    import hashlib
+
+    import histolight.data.download
+
+    histolight.data.download.PCAM = folder.absolute().as_uri()
+    histolight.data.download.FILES = {
+        path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.gz"))
+    }
 
 
 def _met(calls: list[list[str]], data: str) -> Iterator[tuple[tuple[str, str], tuple[str, str, int]]]:
@@ -208,7 +220,7 @@ def _met(calls: list[list[str]], data: str) -> Iterator[tuple[tuple[str, str], t
         is_temporary = path.endswith(".tmp")
         if is_temporary:
             temporary[call] = passed + 1
-        if not path.startswith((here, data)) or path.endswith("/calls"):
+        if not path.startswith((here, data)) or "/served/" in path or path.endswith("/calls"):
             continue
         final = Path(targets.get(path, path)).name
         kind = (
@@ -245,12 +257,8 @@ def _files() -> list[Path]:
 
 def _half_written() -> Iterator[str]:
     """Name the files under a final name that are not whole."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
     for path in _files():
-        if any(part.startswith(".") or ".partial" in part for part in path.parts) or path.suffix == ".lock":
+        if any(re.search(r"^\.|[.-]partial", part) for part in path.parts) or path.suffix == ".lock":
             continue
         if path.name == "values.npy" or path.parent.name == "csv":  # done.npy says what counts; a logger's go on
             continue
@@ -261,13 +269,21 @@ def _half_written() -> Iterator[str]:
                 case ".csv" | ".yaml":
                     assert path.read_bytes().endswith(b"\n")
                 case ".ckpt":
+                    import torch
+
                     torch.load(path, weights_only=True)
                 case ".png":
+                    from PIL import Image
+
                     Image.open(path).load()
                 case ".html":
                     assert path.read_text().rstrip().endswith("</html>")
                 case ".npy":
+                    import numpy as np
+
                     np.load(path)
+                case ".gz":
+                    assert path.read_bytes() == Path("served", path.name).read_bytes()
                 case _:
                     assert path.stat().st_size
         except Exception as error:

@@ -45,6 +45,9 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     for override in overrides:
         if override.startswith("~") and not override.startswith("~hydra"):
             raise RequestError(f"{override}: nothing can be left out of a configuration; set it to another value")
+        group, _, names = override.partition("=")
+        if names.startswith("[") and "," in names and group in config_groups():  # of which Hydra takes the last
+            raise RequestError(f"{override} is several of a group that has one: give {group}=NAME")
     try:
         config = hydra.compose(words)
         OmegaConf.to_container(_job(config), resolve=True)

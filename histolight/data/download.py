@@ -8,14 +8,14 @@ import shutil
 import sys
 import urllib.request
 from collections.abc import Iterator
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 
 from tqdm import tqdm
 
 from histolight.errors import HistolightError, RequestError, cannot_write, system_reason
-from histolight.files import named
+from histolight.files import named, reading, whole
 from histolight.locks import Lock
 
 PCAM = "https://zenodo.org/records/2546921/files"
@@ -100,11 +100,10 @@ def _fetch(url: str, partial: Path, name: str) -> None:
                 raise HistolightError(f"{name} needs {(total - begun) / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
             interval = 0.1 if sys.stderr.isatty() else 30
             bar = tqdm(total=total, initial=begun, desc=name, unit="B", unit_scale=True, mininterval=interval)
-            with bar, open(partial, "ab" if begun else "wb") as file:
-                while chunk := answer.read(_CHUNK):
-                    with named(partial):
-                        file.write(chunk)
-                        file.flush()
+            with bar, named(partial), open(partial, "ab" if begun else "wb") as file:
+                for chunk in _chunks(answer, url):
+                    file.write(chunk)
+                    file.flush()
                     bar.update(len(chunk))
     except HTTPError as error:
         if error.code == 416 and begun:  # nothing is missing
@@ -113,13 +112,28 @@ def _fetch(url: str, partial: Path, name: str) -> None:
     except (OSError, HTTPException) as error:
         if isinstance(error, OSError) and error.filename:  # not the server's: the file can't be written
             raise
-        reason = error.reason if isinstance(error, URLError) else error
-        text = system_reason(reason) if isinstance(reason, OSError) else str(reason) or type(reason).__name__
-        raise HistolightError(f"{url} broke off: {text}; the same command continues") from None
+        raise _broken_off(url, error) from None
     if total is not None and partial.stat().st_size < total:
         raise HistolightError(f"{url} broke off after {partial.stat().st_size:,} bytes; the same command continues")
 
 
+def _chunks(answer: HTTPResponse, url: str) -> Iterator[bytes]:
+    try:
+        while chunk := answer.read(_CHUNK):
+            yield chunk
+    except (OSError, HTTPException) as error:
+        raise _broken_off(url, error) from None
+
+
+def _broken_off(url: str, error: OSError | HTTPException) -> HistolightError:
+    reason = error.reason if isinstance(error, URLError) else error
+    text = system_reason(reason) if isinstance(reason, OSError) else str(reason) or type(reason).__name__
+    return HistolightError(f"{url} broke off: {text}; the same command continues")
+
+
 def _md5(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    digest = hashlib.md5(usedforsecurity=False)
+    with reading(path), open(path, "rb") as file:
+        while chunk := whole(file.read(_CHUNK), path):  # hashlib's own loop never ends where reading would block
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from histolight.errors import RequestError
+from histolight.files import whole
 
 LARGEST = 2**30  # bytes of an unpacked table: a hundred times Kaggle's labels
 
@@ -31,7 +32,7 @@ def open_unpacked(path: Path) -> BinaryIO:
         OSError: The file can't be read.
     """
     file = open(path, "rb")  # noqa: SIM115  # the caller closes it
-    start = file.read(4)
+    start = whole(file.read(4), path)
     file.seek(0)
     if start[:2] != b"\x1f\x8b" and start != b"PK\x03\x04":
         return file

@@ -50,3 +50,9 @@ def test_a_configuration_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_what_no_override_can_be_is_refused(wrong: object) -> None:
     with pytest.raises(RequestError, match="can't be"):
         as_words(wrong)
+
+
+@pytest.mark.parametrize("word", ["logger=[tensorboard,csv]", "augment=[flips,stain]"])
+def test_several_of_one_group_are_refused_and_none_is_dropped(word: str) -> None:
+    with pytest.raises(RequestError, match=r"is several of a group that has one: give (logger|augment)=NAME"):
+        compose_config([word])

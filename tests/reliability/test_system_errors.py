@@ -196,6 +196,27 @@ def test_every_call_at_every_file(command: str, place: Path, tmp_path: Path, shi
     assert check_tries(command, place, tmp_path, shim, only) > 15
 
 
+@pytest.mark.slow
+def test_every_number_at_every_call_of_a_download(tmp_path: Path, shim: Path) -> None:
+    served = tmp_path / "served"
+    served.mkdir()
+    for name in ("x.h5.gz", "y.h5.gz"):
+        (served / name).write_bytes(np.random.default_rng(0).bytes(3000))
+    tries = refusing_system.tries(shim, ["download", "pcam", "out"], tmp_path, served)
+    assert len(tries) > 100
+    for tried in tries:
+        lines = [line for line in tried["shown"].splitlines() if line.startswith("histolight: ")]
+        assert "Traceback" not in tried["shown"], tried
+        assert tried["half"] == [], tried
+        if tried["status"] == 0:  # the lock's is for messages
+            assert ".lock" in tried["file"], tried
+            continue
+        assert len(lines) == 1, tried
+        assert tried["file"] in lines[0], tried
+        assert os.strerror(tried["number"]) in lines[0], tried
+        assert "broke off" not in lines[0], tried
+
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
