@@ -35,21 +35,23 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     options = parser.parse_args()
     print_row = csv_printer(
-        *("network", "views", "seed", "auroc", "low", "high", *FIGURES, "ece_temperature", "ece_line"), file=sys.stdout
+        *("network", "views", "seed", "auroc", "low", "high", *FIGURES, "ece_temperature", "ece_line", "seconds"),
+        file=sys.stdout,
     )
     tables, rows = [], []
     for directory in options.runs:
         table = runs.read_predictions(directory / "predictions" / "val.csv").sort_values("id").reset_index(drop=True)
-        seed = saved_config(Path(runs.read_metrics(directory).get("run", directory))).seed
+        run = Path(runs.read_metrics(directory).get("run", directory))
         tables.append(table)
         rows.append(measured(table))
-        print_row(options.network, options.views, seed, *rows[-1])
+        seconds = f"{runs.read_metrics(run)['seconds']:.0f}"
+        print_row(options.network, options.views, saved_config(run).seed, *rows[-1], seconds)
     if len(tables) > 1:
         means = [f"{np.mean([float(value) for value in column]):.3f}" for column in zip(*rows, strict=True)]
-        print_row(options.network, options.views, "mean", means[0], "", "", means[3], "", "", *means[6:])
+        print_row(options.network, options.views, "mean", means[0], "", "", means[3], "", "", *means[6:], "")
         logit = np.mean([table["logit"] for table in tables], axis=0)
         together = measured(tables[0].assign(logit=logit, score=expit(logit)))
-        print_row(options.network, options.views, "the mean of their logits", *together)
+        print_row(options.network, options.views, "the mean of their logits", *together, "")
 
 
 def measured(table: pd.DataFrame) -> list[str]:
