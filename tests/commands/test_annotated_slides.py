@@ -51,6 +51,7 @@ def test_a_training_splits_by_slide_and_keeps_where_its_tiles_lie(place: Path) -
     assert places(splits["id"]).max().tolist() < [400, 300]
 
 
+@pytest.mark.slow
 def test_two_commands_lead_to_a_heat_map(place: Path, tmp_path: Path) -> None:
     request = ["predict", f"run={place / 'run'}", "data=slides", f"data.root={place / 'slides'}"]
     assert cli([*request, f"hydra.run.dir={tmp_path / 'out'}"]) == 0

@@ -129,6 +129,7 @@ def test_multirun_is_refused(sweep: Path) -> None:
         main([f"runs={sweep}"], multirun=True)
 
 
+@pytest.mark.slow
 def test_it_does_without_torch_and_lightning(sweep: Path) -> None:
     code = (
         "import sys; from histolight.commands.compare import main; main(sys.argv[1:]);"

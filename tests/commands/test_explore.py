@@ -231,6 +231,7 @@ def test_a_wrong_run_is_one_line(
         main(overrides)
 
 
+@pytest.mark.slow
 def test_it_does_without_torch(request_of: list[str]) -> None:
     code = (
         "import sys; from histolight.commands.explore import main; main(sys.argv[1:]);"

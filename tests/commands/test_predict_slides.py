@@ -132,6 +132,7 @@ def dies_at_the_fourth_batch(request: list[str]) -> None:
     main(request)
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_bytes(members, slides, here) -> None:
     request = [f"run={members[0]}", "data=slides", f"data.root={slides}"]
     child = multiprocessing.get_context("fork").Process(

@@ -62,6 +62,7 @@ def test_what_is_known_to_be_bad_is_named_with_what_to_do(tmp_path: Path) -> Non
     assert not (tmp_path / "imported").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there a script with #! is no program")
 def test_packages_that_do_not_fit_and_a_gpu_that_torch_cannot_use(tmp_path: Path) -> None:
     _package(tmp_path, "torchvision", version("torchvision"), "raise RuntimeError('operator torchvision::nms missing')")

@@ -162,6 +162,7 @@ def test_a_continued_prediction_touches_no_file_of_others(
     assert picture(watched, before) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True], ids=["a slide failed", "a slide was cut off"])
 def test_continued_whole_slides_touch_no_file_of_others(
     killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -32,6 +32,7 @@ def tiny(small: list[str]) -> list[str]:
     return [*small, "model.name=shufflenet_v2_x0_5"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues_to_the_same_result(tiny: list[str], tmp_path: Path, monkeypatch) -> None:
     overrides = [*tiny, "trainer.max_epochs=3", "model.freeze_epochs=2", "trainer.swa=0.5"]
     whole = run(overrides, tmp_path / "whole")

@@ -235,6 +235,7 @@ def test_the_process_is_as_it_was_after_a_wrong_request(request_: list[str], cal
         assert after[what] == content, what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [CASE_18, CASE_18_MAIN])
 def test_a_caller_with_hydra_of_its_own(script: str, place: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()

@@ -33,6 +33,7 @@ def said(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
     return refused
 
 
+@pytest.mark.slow
 def test_a_sweep_that_cannot_be_written_names_the_folder_of_a_sweep(said: Said, small: list[str], undrawn) -> None:
     Path("outputs").write_text("a file in the place of the folder")
     request = ["train", "-m", *small, "trainer.max_epochs=1", "seed=0,1", "name=s"]

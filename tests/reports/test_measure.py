@@ -63,9 +63,9 @@ def test_the_worst_calls_show_their_own_tiles() -> None:
     found = {**measure_part("val", table, 0.5), "threshold": 0.5}
     drawn = draw_part("val", table, np.array([11, 22, 33, 44]), Numbers(), found, "other")  # type: ignore[arg-type]
     assert drawn["roc"].axes[0].get_title().startswith("val, other tiles\nAUROC ")
-    shown = [axes for axes in drawn["worst_calls"].axes if axes.images]
-    assert [axes.images[0].get_array().max() for axes in shown] == [33, 22]
-    assert [axes.get_title() for axes in shown] == ["benign, score 0.90", "tumour, score 0.20"]
+    [axes] = drawn["worst_calls"].axes
+    assert [image.get_array().max() for image in axes.images] == [33, 22]
+    assert [text.get_text() for text in axes.texts] == ["benign, score 0.90", "tumour, score 0.20"]
     assert drawn["worst_calls"].get_suptitle() == "val, other tiles: threshold 0.500 calls 2 of 4 tiles wrong"
 
 

@@ -533,6 +533,7 @@ def test_a_good_model_on_eight_slides():
     assert coverage(draw, 0.99, "auroc", 400)[0] >= 0.92
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slides", [None, 22])
 def test_coverage_of_every_figure(slides):
     def draw_tiles(rng, tiles=200, slides=slides):

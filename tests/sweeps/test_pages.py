@@ -13,6 +13,7 @@ from histolight.sweeps import launch, pages
 from histolight.sweeps.sweep import run_sweep
 
 
+@pytest.mark.slow
 def test_points_leave_their_pages_to_another_process_which_draws_those_too_that_a_kill_prevented(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ def run(overrides: list[str], directory: Path) -> bytes:
     return (directory / "predictions/val.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_curve_is_drawn_and_logged_and_the_training_is_none_the_worse(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

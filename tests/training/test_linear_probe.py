@@ -89,6 +89,7 @@ def test_features_computed_once_change_nothing(overrides: tuple[str, ...], probe
         pd.testing.assert_frame_equal(*tables, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_interrupted_probe_continues_to_the_same_result(probe, tmp_path: Path, monkeypatch) -> None:
     whole = probe(tmp_path / "whole")
     original = Classifier.on_train_epoch_end

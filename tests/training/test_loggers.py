@@ -44,6 +44,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", connect)
 
 
+@pytest.mark.slow
 def test_mlflow_keeps_curves_figures_and_hyperparameters_in_one_run_also_when_continued(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
@@ -80,6 +81,7 @@ def test_mlflow_keeps_curves_figures_and_hyperparameters_in_one_run_also_when_co
     assert not (directory / "tensorboard").exists()
 
 
+@pytest.mark.slow
 def test_wandb_is_offline_and_writes_inside_the_run_only(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
@@ -218,6 +220,7 @@ def test_a_server_behind_a_proxy_is_asked_for_there(small: list[str], tmp_path: 
     assert f"mlflow.invalid:5000 is away (its proxy {address}: Connection refused); the curves are kept" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_does_not_end_the_training(small, tmp_path, caplog, undrawn, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")  # asks again at once
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mlflow)
