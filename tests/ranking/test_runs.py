@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fake_runs import fake_run, three_models
+from fake_runs import fake_run, three_models, write_run
 
 from histolight.errors import RequestError
 from histolight.ranking.page import terminal_text
 from histolight.ranking.ranking import Ranking, compare_runs
-from histolight.ranking.runs import find_runs
+from histolight.ranking.runs import find_runs, read_runs
 
 
 def reasons(ranking: Ranking) -> dict[str, str]:
@@ -133,6 +133,59 @@ def test_find_runs_takes_a_run_a_sweep_and_a_folder_of_sweeps(three: Path) -> No
     assert [run.name for run in find_runs(three)] == names
     assert [run.name for run in find_runs(three.parent)] == names
     assert find_runs(three / "10_more") == [three / "10_more"]
+
+
+def made(folder: Path, file: str = "metrics.json", content: str = '{"status": "running"}') -> Path:
+    folder.mkdir(parents=True)
+    (folder / file).write_text(content)
+    return folder
+
+
+def test_runs_are_found_three_folders_below_and_no_deeper(tmp_path: Path) -> None:
+    kept = made(tmp_path / "sweeps" / "sweep" / "0_point" / "run")
+    with pytest.raises(RequestError, match="holds no run"):
+        find_runs(tmp_path)
+    assert find_runs(tmp_path / "sweeps") == [kept]
+
+
+def test_numbers_order_the_points_of_a_sweep_and_names_without_one_come_first(tmp_path: Path) -> None:
+    for name in ("10_lr=1", "2_lr=1", "b", "a_1"):
+        made(tmp_path / name)
+    assert [run.name for run in find_runs(tmp_path)] == ["a_1", "b", "2_lr=1", "10_lr=1"]
+
+
+def test_a_run_is_known_by_its_configuration_too_and_an_evaluation_is_none(tmp_path: Path) -> None:
+    begun = made(tmp_path / "0", "config.yaml", "seed: 1")
+    measured = made(tmp_path / "1", content='{"status": "completed", "run": "elsewhere"}')
+    assert find_runs(tmp_path) == [begun]
+    with pytest.raises(RequestError, match="is an evaluation of a run"):
+        find_runs(measured)
+
+
+def predicted(group: list[object], cluster: list[object] | None = None) -> pd.DataFrame:
+    table = pd.DataFrame({"id": list("badc"), "label": [1, 0, 1, 0], "group": group})
+    return table.assign(
+        **({} if cluster is None else {"cluster": cluster}), logit=[1.0, -1, 2, -2], score=[0.7, 0.3, 0.9, 0.1]
+    )
+
+
+def test_tiles_stand_in_the_order_of_their_ids_with_slides_and_clusters(tmp_path: Path) -> None:
+    write_run(tmp_path / "slides", {"val": predicted(["s2", "s1", "s2", "s1"])}, split="slide")
+    write_run(
+        tmp_path / "overlap", {"val": predicted(["c1", "c1", "x", "x"], ["c1", "c1", None, None])}, split="overlap"
+    )
+    (slides, overlap), part, unranked = read_runs([tmp_path / "slides", tmp_path / "overlap"])
+    assert (part, unranked) == ("val", [])
+    assert slides.tiles.ids.tolist() == overlap.tiles.ids.tolist() == list("abcd")
+    assert slides.tiles.labels.tolist() == [0, 1, 0, 1]
+    assert slides.scores.tolist() == pytest.approx([0.3, 0.7, 0.1, 0.9])
+    assert slides.tiles.slides is not None
+    assert slides.tiles.clusters is not None
+    assert slides.tiles.slides.tolist() == slides.tiles.clusters.tolist() == ["s1", "s2", "s1", "s2"]
+    assert overlap.tiles.slides is None  # names of components are none of slides
+    assert overlap.tiles.clusters is not None
+    assert overlap.tiles.clusters[:2].tolist() == ["c1", "c1"]
+    assert pd.isna(overlap.tiles.clusters[2:]).all()
 
 
 def test_a_key_that_an_older_run_lacks_has_its_default(three: Path) -> None:
