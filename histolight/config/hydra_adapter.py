@@ -24,6 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
+from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
@@ -82,6 +83,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         chosen = tuple(str(override.input_line) for override in parsed if not _is_value(override))
         with contextlib.suppress(OmegaConfBaseException):  # Hydra says below what is wrong
             conf = conf_directory()
+            setup_globals()  # its resolvers, such as ${now:}, of which a caller's process is rid after each call
             changed = max(path.stat().st_mtime_ns for path in [conf, *conf.rglob("*")])
             return _with_values(pickle.loads(_composed(conf, changed, chosen)), parsed, values)
     with _initialized():

@@ -56,6 +56,12 @@ def test_values_over_files_composed_before_give_what_hydra_gives(overrides: list
         found.seed = 77  # of this one only
 
 
+def test_resolvers_are_there_again_after_a_caller_is_rid_of_them() -> None:
+    hydra_adapter.compose([])
+    OmegaConf.clear_resolver("now")
+    assert "now" not in str(hydra_adapter.compose([]).hydra.run.dir)
+
+
 def test_a_file_that_was_edited_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = shutil.copytree(conf_directory(), tmp_path / "conf")
     monkeypatch.setattr(hydra_adapter, "conf_directory", lambda: conf)
