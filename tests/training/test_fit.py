@@ -257,7 +257,6 @@ def test_paths_are_saved_so_that_they_hold_from_anywhere(monkeypatch, tmp_path: 
     assert config.data.groups == str(Path.home() / "a.csv")
 
 
-@pytest.mark.slow
 def test_without_a_compiler_training_goes_on_with_a_warning(
     small: list[str], tmp_path: Path, monkeypatch, caplog
 ) -> None:
