@@ -73,8 +73,8 @@ def test_every_text_is_what_was_typed_and_config_yaml_says_the_same(
 @example(["2024_01", "true"], "data.root")
 def test_commas_between_texts_sweep_over_them(values: list[str], key: str) -> None:
     word = f"{key}={','.join(values)}"
-    if split(word.partition("=")[2]) != [value.strip() for value in values]:
-        return  # brackets or quotes of several join
+    if split(word.partition("=")[2]) != [value.strip() for value in values] or not all(map(str.strip, values)):
+        return  # brackets or quotes of several join; nothing between commas is refused
     [override] = hydra.parse(as_typed([word]))
     points = [hydra.parse([text])[0].value() for [text] in hydra.expand([override])]
     expected = [None if v.strip().lower() == "null" and key in OPTIONAL else v.strip() for v in values]
