@@ -182,8 +182,8 @@ def test_leaks_count_each_tile_once_and_every_copy():
 
 
 @pytest.mark.slow
-def test_on_real_tiles_no_pair_lies_across_the_hold_out_or_any_fold(real_tiles, tmp_path):
-    logging.getLogger("histolight").setLevel(logging.ERROR)
+def test_on_real_tiles_no_pair_lies_across_the_hold_out_or_any_fold(real_tiles, tmp_path, caplog):
+    caplog.set_level(logging.ERROR, logger="histolight")
     tiles = DataConfig(source="kaggle", root=str(real_tiles), cache=str(tmp_path))
     for data in (
         DataConfig(**{**vars(tiles), **values})

@@ -243,9 +243,9 @@ def test_jpegs_of_one_place_are_found_in_luma(write, encoded):
 
 
 @pytest.mark.slow
-def test_on_the_real_files_overlaps_are_found_in_luma_and_none_lies_across_sides(tmp_path, real_parquet):
+def test_on_the_real_files_overlaps_are_found_in_luma_and_none_lies_across_sides(tmp_path, real_parquet, caplog):
     """Both parts as given, and the training part split by overlap: the hold-out and each of five folds."""
-    logging.getLogger("histolight").setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR, logger="histolight")
     given = prepare(config(real_parquet, image_size=96, cache=str(tmp_path / "cache")))
     assert given.table["split"].value_counts().to_dict() == {"train": 19_171, "val": 2_907}
     assert given.split_kind == "given"
