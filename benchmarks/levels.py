@@ -1,10 +1,11 @@
 """Say what a threshold and a calibration are worth on slides that had no part in choosing them: benchmarks/levels.csv.
 
 Takes the predictions of a run on other slides, and those on labelled tiles that could choose its levels, such as its
-own random part. The former are cut in two halves, no component of overlapping tiles on both sides; each half is
-measured with the levels of the other, or of what was given. Halves are drawn ten times: figures are means; coverage and
-error of the band, and every interval (over the components of all tiles), are of the first time. With `--shares`: what
-the estimated share of tumour is worth where few tiles of a class, or few tiles, are there: benchmarks/prior.csv.
+own random part (files of several folds are joined by commas). The former are cut in two halves, no component of
+overlapping tiles on both sides; each half is measured with the levels of the other, or of what was given. Halves are
+drawn ten times: figures are means; coverage and error of the band, and every interval (over the components of all
+tiles), are of the first time. With `--shares`: what the estimated share of tumour is worth where few tiles of a class,
+or few tiles, are there: benchmarks/prior.csv.
 
     python benchmarks/levels.py RECIPE TARGET.csv 'own random part=CHOSEN.csv' … > benchmarks/levels.csv
     python benchmarks/levels.py RECIPE TARGET.csv CHOSEN.csv --shares > benchmarks/prior.csv
@@ -125,7 +126,7 @@ def print_levels(recipe: str, target: pd.DataFrame, choosers: list[str]) -> None
     )
     for chooser in choosers:
         name, _, path = chooser.partition("=")
-        chosen = runs.read_predictions(Path(path))
+        chosen = pd.concat([runs.read_predictions(Path(part)) for part in path.split(",")])
         row(recipe, len(target), name, len(chosen), *levels_row(target, chosen))
     row(recipe, len(target), HALF, len(target) // 2, *levels_row(target, None))
 
