@@ -236,6 +236,7 @@ def predict(
     best: int | None = None,
     tta: str = "none",
     mean: str = "logit",
+    adapt: str = "none",
     directory: str | Path | None = None,
 ) -> Prediction:
     """Score tiles without labels with one run or an ensemble, as ``histolight predict`` does.
@@ -246,6 +247,7 @@ def predict(
         best: Of all runs take so many, by validation AUROC; None takes all.
         tta: ``none``, ``flips`` or ``dihedral``.
         mean: How the members are averaged: ``logit`` or ``probability``.
+        adapt: ``none``, or what of one run is fitted to the tiles: ``prior`` or ``batch_norm``.
         directory: An unused folder, or one of an interrupted prediction; None is ``outputs/predictions/NAME-TIME``.
 
     Raises:
@@ -255,7 +257,7 @@ def predict(
 
     place = None if directory is None else str(directory)
     members = prediction.members_of(_paths(folders), best)
-    request = prediction.predict_config(members, as_words(overrides), tta, mean, place)
+    request = prediction.predict_config(members, as_words(overrides), tta, mean, place, adapt)
     written = prediction.predict(request, progress=False)
     table = pd.read_csv(written[0], dtype={"id": str})
     return Prediction(request.directory, table, written[1] if len(written) > 1 else None)

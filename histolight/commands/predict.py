@@ -31,6 +31,8 @@ keys (KEY=VALUE):
                      pixel size of the network, where the run does not say it
   tta=none           flips and dihedral average the logits of 4 and 8 views of each tile
   mean=logit         how an ensemble is averaged; or mean=probability
+  adapt=none         fit the scores of one run to the share of tumour among the tiles (prior), or its batch-norm
+                     statistics to them (batch_norm)
   data.batch_size=N data.cache=DIR trainer.accelerator=cpu trainer.precision=32-true
   hydra.run.dir=DIR  where the prediction goes, and goes on after an interruption; outputs/predictions/NAME-TIME
 """
@@ -82,7 +84,7 @@ def parse_request(overrides: Sequence[str]) -> tuple[PredictConfig, SlidesConfig
         raise RequestError(f"best={best} is not known: give a number of runs, such as best=3")
     folders = read_paths("runs", values["runs"]) if "runs" in values else []
     members = members_of(folders, None if best is None else int(best)) if folders else [read_path(values["run"])]
-    request = predict_config(members, others, tta, mean, values.get("hydra.run.dir"))
+    request = predict_config(members, others, tta, mean, values.get("hydra.run.dir"), values.get("adapt", "none"))
     own = [key for key in values if key.startswith("slides.")]
     from histolight.data.sources import find_kind  # imports pandas
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histolight import files, runs
-from histolight.config.keys import check_pixel_size, new_folder, run_config
+from histolight.config.keys import check_pixel_size, choice, new_folder, run_config
 from histolight.config.schema import Config, tile_mpp
 from histolight.errors import RequestError
 from histolight.progress import waiting
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from histolight.inference.adaptation import Adapted
     from histolight.inference.recognition import Recognised
 
 SLIDES = ("slides.stride", "slides.tissue", "slides.threshold", "slides.model_mpp")
-KEYS = ("run", "runs", "best", "tta", "mean", "hydra.run.dir", *SLIDES)
+KEYS = ("run", "runs", "best", "tta", "mean", "adapt", "hydra.run.dir", *SLIDES)
 TAKEN = (
     "data",
     "data.root",
@@ -49,6 +50,7 @@ class PredictConfig:
         tta: ``none``, ``flips`` or ``dihedral``.
         mean: ``logit`` or ``probability``.
         directory: Where the prediction goes.
+        adapt: ``none``, or what is fitted to the tiles: ``prior`` or ``batch_norm``.
     """
 
     runs: list[Path]
@@ -56,6 +58,7 @@ class PredictConfig:
     tta: str
     mean: str
     directory: Path
+    adapt: str = "none"
 
 
 def members_of(folders: Sequence[Path], best: int | None) -> list[Path]:
@@ -93,7 +96,12 @@ def members_of(folders: Sequence[Path], best: int | None) -> list[Path]:
 
 
 def predict_config(
-    members: Sequence[Path], overrides: Sequence[str], tta: str = "none", mean: str = "logit", place: str | None = None
+    members: Sequence[Path],
+    overrides: Sequence[str],
+    tta: str = "none",
+    mean: str = "logit",
+    place: str | None = None,
+    adapt: str = "none",
 ) -> PredictConfig:
     """Check what is asked for before anything heavy is loaded.
 
@@ -103,9 +111,10 @@ def predict_config(
         tta: ``none``, ``flips`` or ``dihedral``.
         mean: ``logit`` or ``probability``.
         place: The folder for the prediction; None is ``outputs/predictions/NAME-TIME``.
+        adapt: ``none``, ``prior`` or ``batch_norm``.
 
     Raises:
-        RequestError: A key is unknown, a run doesn't exist, or the folder holds files.
+        RequestError: A key is unknown, a run doesn't exist, keys exclude each other, or the folder holds files.
     """
     from histolight.config.compose import saved_config
     from histolight.data.sources import check_source
@@ -114,12 +123,17 @@ def predict_config(
     for other in members[1:] if config.data.mpp is not None else []:
         check_pixel_size(config.data, tile_mpp(saved_config(other).data), other)
     given = {override.partition("=")[0] for override in overrides}
-    if check_source(config.data).unlabelled_apart and "data.root" not in given:
+    kind = check_source(config.data)
+    choice({"adapt": adapt}, "adapt", "none", "prior", "batch_norm")
+    if adapt != "none" and (len(members) > 1 or kind.whole_slides):
+        what = "whole slides" if kind.whole_slides else f"an ensemble, and these are {len(members)} runs"
+        raise RequestError(f"adapt={adapt} fits one network to tiles, not {what}: leave adapt out")
+    if kind.unlabelled_apart and "data.root" not in given:
         raise RequestError("data.root= is missing: give the folder with what is to be predicted, data.root=FOLDER")
     # The limit was the training's: a prediction is of all tiles.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, limit=None))
     name = members[0].resolve().name + (f" and {len(members) - 1} more" if len(members) > 1 else "")
-    return PredictConfig(list(members), config, tta, mean, new_folder(place, "predictions", name, PARTIAL))
+    return PredictConfig(list(members), config, tta, mean, new_folder(place, "predictions", name, PARTIAL), adapt)
 
 
 def predict(request: PredictConfig, progress: bool = True) -> list[Path]:
@@ -133,7 +147,8 @@ def predict(request: PredictConfig, progress: bool = True) -> list[Path]:
         The tables that were written, ``predictions.csv`` first.
 
     Raises:
-        RequestError: A run is not completed, or the tiles are missing, damaged or of another size.
+        RequestError: A run is not completed, the tiles are missing, damaged or of another size, or the network can't be
+            adapted to them.
         HistolightError: Out of memory, logits that are not finite, or a file can't be written.
     """
     from histolight.data.prepare import load_tiles
@@ -141,12 +156,17 @@ def predict(request: PredictConfig, progress: bool = True) -> list[Path]:
     from histolight.inference.recognition import recognise
 
     with waiting("starting PyTorch"):
-        from histolight.inference import networks
+        from histolight.inference import adaptation, networks
 
     data, settings, directory = request.config.data, request.config.trainer, request.directory
     classifiers = networks.load_classifiers(request.runs, data.image_size)
     precision = networks.inference_precision(settings, networks.inference_device(settings))
-    packed = load_tiles(load_source(data, labelled=False), data)
+    packed, adapted = load_tiles(load_source(data, labelled=False), data), None
+    adaptation.check_adaptable(request.adapt, len(packed.table))
+    validation = request.runs[0] / "predictions" / "val.csv"
+    if request.adapt == "batch_norm":
+        labelled = runs.read_predictions(validation)
+        adapted = adaptation.adapt_to_tiles(classifiers[0], packed, labelled, settings, data.batch_size)
     # Members that were trained on the same split know the same tiles.
     by_split = {(run / "splits.csv").read_bytes(): run for run in request.runs if (run / "splits.csv").is_file()}
     known = [recognise(run, packed) for run in by_split.values()]
@@ -157,13 +177,25 @@ def predict(request: PredictConfig, progress: bool = True) -> list[Path]:
         print("\n".join(dict.fromkeys(recognised.sentence for recognised in known)), file=sys.stderr)
     with files.claimed(directory, continued=(directory / PARTIAL).is_file()):
         header = networks.request_header(request.runs, packed.fingerprint, data.batch_size, request.tta, precision)
+        if adapted is not None:  # a prior is fitted later, to the same logits
+            header = json.dumps(json.loads(header) | {"adapt": adapted.how}).encode() + b"\n"
         rows, partial = packed.table["row"].to_numpy(), directory / PARTIAL
         logits = networks.resumable_logits(
             partial, header, classifiers, packed.pack.tiles, rows, settings, data.batch_size, request.tta
         )
-        written = write_predictions(packed.table, logits, request, json.loads(header), known)
+        if request.adapt == "prior":
+            table = packed.table.assign(logit=logits[:, 0])
+            adapted = adaptation.adapt_prior(table, runs.read_predictions(validation))
+        if progress and adapted is not None:
+            print(stamp(adapted, request.tta), file=sys.stderr)
+        written = write_predictions(packed.table, logits, request, json.loads(header), known, adapted)
         partial.unlink()
     return written
+
+
+def stamp(adapted: Adapted, tta: str) -> str:
+    """Say how the network was fitted to the tiles, and where its calibration is that of other views."""
+    return adapted.sentence + f"; calibrated on scores without tta={tta}" * (adapted.how == "prior" and tta != "none")
 
 
 def write_predictions(
@@ -172,6 +204,7 @@ def write_predictions(
     request: PredictConfig,
     computed: dict[str, Any],
     known: Sequence[Recognised] = (),
+    adapted: Adapted | None = None,
 ) -> list[Path]:
     """Write ``predictions.csv``, Kaggle's ``submission.csv`` where its tiles were predicted, and ``prediction.json``.
 
@@ -181,6 +214,7 @@ def write_predictions(
         request: What was asked for.
         computed: What decided the logits, from :func:`histolight.inference.networks.request_header`.
         known: Which tiles trained or chose the runs; ``recognised.csv`` lists them.
+        adapted: How the network was fitted to the tiles.
 
     Returns:
         The tables.
@@ -195,6 +229,8 @@ def write_predictions(
     if len(request.runs) > 1:
         columns = {f"score_{number}": expit(logits[:, number - 1]) for number in range(1, len(request.runs) + 1)}
         predictions = predictions.assign(**columns)
+    if adapted is not None:
+        predictions = adapted.table(predictions)
     if "order" in table:
         predictions = predictions.iloc[table["order"].argsort()]
     written = [request.directory / "predictions.csv"]
@@ -211,6 +247,7 @@ def write_predictions(
         "mean": request.mean,
         "data": {"source": request.config.data.source, "root": str(Path(request.config.data.root or "").resolve())},
         **computed,
+        "adapted": adapted and {**vars(adapted), "sentence": stamp(adapted, request.tta)},
         **runs.provenance(),
     }
     files.write_atomically(request.directory / "prediction.json", json.dumps(about, indent=2) + "\n")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from PIL import Image
 from scipy.special import expit
 from untrained_runs import untrained_run
 
-from histolight import cli
+from histolight import cli, files
 from histolight.commands.predict import main
 from histolight.errors import InterruptionError, RequestError
+from histolight.inference.networks import load_classifier
 from histolight.inference.predict import members_of
 
 SIZE = 32
@@ -81,8 +83,6 @@ def test_kaggles_test_tiles_become_a_submission_in_its_order(sweep, kaggle, data
     assert submission["id"].tolist() == predictions["id"].tolist() == IDS
     np.testing.assert_array_equal(submission["label"], predictions["score"])
     np.testing.assert_allclose(predictions["score"], expit(predictions["logit"]), rtol=1e-6)
-    from histolight.inference.networks import load_classifier
-
     tiles = [np.asarray(Image.open(kaggle / "test" / f"{name}.tif")) for name in IDS]
     logits = load_classifier(sweep / "0_x")(torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).float() / 255)
     np.testing.assert_allclose(predictions["logit"], logits, rtol=1e-3, atol=1e-4)
@@ -116,6 +116,52 @@ def test_a_folder_of_images_needs_no_labels(sweep, kaggle, data, here) -> None:
     main([f"run={sweep}/1_x", "data=folder", f"data.root={kaggle / 'test'}", data[2], "hydra.run.dir=out"])
     assert not Path("out/submission.csv").exists()
     assert read(Path("out/predictions.csv"))["id"].tolist() == sorted(IDS)
+
+
+def test_scores_are_fitted_to_tiles_without_labels(sweep, here, tmp_path_factory, capsys) -> None:
+    run, random = here / "run", np.random.default_rng(0)
+    shutil.copytree(sweep / "0_x", run)
+    tiles = random.random((120, SIZE, SIZE, 3)) * random.integers(20, 256, (120, 1, 1, 3))
+    for number, tile in enumerate(tiles.astype(np.uint8)):
+        path = here / "tiles" / f"{number:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(tile).save(path)
+    request = [f"run={run}", "data=folder", "data.root=tiles", f"data.cache={tmp_path_factory.getbasetemp() / 'cache'}"]
+    main([*request, "hydra.run.dir=none"])
+    plain = read(Path("none/predictions.csv"))["logit"].to_numpy()
+
+    # Validation has as many tumour tiles as others, and tumour has the higher logits; here they are a quarter.
+    edge, deviation = np.quantile(plain, 0.75), plain.std()
+    logits = edge + deviation * np.concatenate([random.normal(-1.5, 1, 200), random.normal(1.5, 1, 200)])
+    own = pd.DataFrame({"id": np.arange(400), "label": np.repeat([0, 1], 200), "logit": logits, "score": expit(logits)})
+    files.write_csv(run / "predictions" / "val.csv", own.assign(group=None, cluster=None))
+
+    main([*request, "adapt=prior", "tta=flips", "hydra.run.dir=prior"])
+    found, about = read(Path("prior/predictions.csv")), json.loads(Path("prior/prediction.json").read_text())["adapted"]
+    np.testing.assert_allclose(found["score"].mean(), about["prevalence"], atol=1e-3)  # where the estimation ends
+    assert about["prevalence"] < 0.4
+    assert about["sentence"].startswith("adapted to 120 unlabelled tiles (the prior, ")
+    assert about["sentence"].endswith("; calibrated on scores without tta=flips")
+    assert about["sentence"] in capsys.readouterr().err
+
+    main([*request, "adapt=batch_norm", "hydra.run.dir=batch_norm"])
+    classifier = load_classifier(run)  # torch's own function gives the statistics of the same tiles
+    batch = torch.from_numpy(tiles.astype(np.uint8)).permute(0, 3, 1, 2) / 255
+    torch.optim.swa_utils.update_bn([batch], classifier)
+    found = read(Path("batch_norm/predictions.csv"))["logit"]
+    np.testing.assert_allclose(found, classifier.eval()(batch).detach(), rtol=1e-2, atol=1e-3)
+    assert np.abs(found - plain).mean() > 0.01
+    about = json.loads(Path("batch_norm/prediction.json").read_text())
+    assert about["adapted"]["sentence"] == "adapted to 120 unlabelled tiles (batch-norm statistics)"
+    assert json.loads(Path("none/prediction.json").read_text())["adapted"] is None
+
+    for way in ("prior", "batch_norm"):
+        files.write_csv(run / "predictions" / "val.csv", own.assign(logit=logits + 100, group=None, cluster=None))
+        with pytest.raises(RequestError, match=f"adapt={way} can't tell whether these 120 tiles hold both classes"):
+            main([*request, f"adapt={way}", f"hydra.run.dir={way}_of_one_class"])
+    assert not Path("batch_norm_of_one_class").exists()
+    main([*request, "hydra.run.dir=prior_of_one_class"])  # what was scored is not lost
+    assert read(Path("prior_of_one_class/predictions.csv")).equals(read(Path("none/predictions.csv")))
 
 
 @pytest.mark.slow
@@ -179,6 +225,10 @@ def test_interrupted_it_says_how_to_continue(sweep, data, here, monkeypatch) -> 
         (["run={sweep}/0_x", "best=1"], "best= chooses among several runs"),
         (["run={sweep}/0_x", "tta=flip"], "tta=flip is not known: did you mean flips?"),
         (["run={sweep}/0_x", "mean=median"], "mean=median is not known"),
+        (["run={sweep}/0_x", "adapt=priors"], "adapt=priors is not known: did you mean prior"),
+        (["runs={sweep}", "adapt=prior"], "adapt=prior fits one network to tiles, not an ensemble, .* 3 runs"),
+        (["run={sweep}/0_x", "data=slides", "data.root={kaggle}", "adapt=prior"], "not whole slides: leave adapt out"),
+        (["run={sweep}/0_x", "data=kaggle", "data.root={kaggle}", "adapt=prior"], "at least 100 tiles, .* are 10"),
         (["run={sweep}/0_x", "model=resnet18"], "model= has no place in histolight predict"),
         (["run={sweep}/0_x", "data.limit=3"], "data.limit= has no place in histolight predict"),
         (["run={sweep}/0_x", "dta=kaggle"], "dta is not a key of histolight predict: did you mean data"),
