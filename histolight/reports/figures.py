@@ -20,6 +20,7 @@ INK, ACCENT, PALE, QUIET = "#1f2933", "#8a2b6e", "#c9ced6", "#5b6672"
 CURVE: dict[str, Any] = {"color": ACCENT, "linewidth": 2}
 CHANCE: dict[str, Any] = {"color": PALE, "linewidth": 1, "linestyle": "-", "zorder": 1}
 LEGEND: dict[str, Any] = {"fontsize": 8, "frameon": False}
+LEFT = 0.16  # part of a figure's width for the words left of its axes
 WIDTH, HEIGHT, GAP = 1.35, 1.6, 0.05  # inches: a tile of a grid with its caption, and the space around the tile
 
 
@@ -74,7 +75,7 @@ def precision_recall_figure(scores: np.ndarray, labels: np.ndarray, title: str) 
 
 def reliability_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Figure:
     """Draw the share of positive tiles against the mean score, in 15 bins of equal width, and the tiles of each bin."""
-    figure, axes = _square()
+    figure, axes = _square(right=0.16)
     counts = axes.twinx()
     counts.hist(scores, bins=ECE_BINS, range=(0, 1), color=INK, alpha=0.12, label="tiles per bin (right axis)")
     counts.set_ylabel("tiles per bin", color=QUIET)
@@ -94,8 +95,7 @@ def reliability_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Fi
 
 def confusion_figure(scores: np.ndarray, labels: np.ndarray, threshold: float, title: str) -> Figure:
     """Draw the confusion matrix at a threshold, in numbers of tiles."""
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _square()
     ConfusionMatrixDisplay.from_predictions(
         labels,
         (scores > threshold).astype(np.int64),
@@ -185,9 +185,14 @@ def frame_centre(axes: Axes, size: int, x: float = -0.5, y: float = -0.5) -> Non
         axes.add_patch(Rectangle(corner, CENTRE, CENTRE, fill=False, edgecolor=colour, linewidth=width))
 
 
-def _square() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    return figure, figure.add_subplot()
+def _square(right: float = 0.04) -> tuple[Figure, Axes]:
+    """Make a figure with square axes; ``right`` is the part of its width that is free beside them.
+
+    All such figures need the same room for their words: to have it measured would take as long as to draw them.
+    """
+    figure = Figure(figsize=(5, 5))
+    side = 1 - LEFT - right
+    return figure, figure.add_axes((LEFT, 0.5 - side / 2, side, side))
 
 
 def _label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
