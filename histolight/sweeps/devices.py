@@ -44,6 +44,7 @@ class Gpus:
 
 gpus = Gpus()
 _held: Lock | None = None  # this worker's place, until the process ends
+_limited = False  # whether this worker keeps within its share
 
 
 def share_out(config: DictConfig, points_per_gpu: int) -> None:
@@ -102,12 +103,19 @@ def claim_gpu(directory: Path, points_per_gpu: int = 1) -> None:
             _held = lock
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # in time: CUDA reads it once, at its first use
             break
-    if points_per_gpu > 1:
-        _take_share(gpu, points_per_gpu)
+    take_share(gpu, points_per_gpu)
 
 
-def _take_share(gpu: str, points_per_gpu: int) -> None:
-    """Wait until a share of the memory is free, and keep this process within it."""
+def take_share(gpu: str, points_per_gpu: int) -> None:
+    """Wait until a share of the memory is free, and keep this process within it; once is enough.
+
+    Args:
+        gpu: Its name, for the message.
+        points_per_gpu: So many processes share it; 1 leaves all of it to this one.
+    """
+    global _limited
+    if _limited or points_per_gpu == 1 or gpus.count() == 0:
+        return
     free, total = gpus.memory()
     share = SLACK * total / points_per_gpu
     if free < share:
@@ -118,3 +126,4 @@ def _take_share(gpu: str, points_per_gpu: int) -> None:
     while gpus.memory()[0] < share:
         time.sleep(POLL)
     gpus.limit(SLACK / points_per_gpu)
+    _limited = True

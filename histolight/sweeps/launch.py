@@ -6,6 +6,7 @@ import atexit
 import dataclasses
 import functools
 import gc
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from histolight.config.compose import to_yaml, typed
 from histolight.config.schema import Config, DataConfig
 from histolight.errors import HistolightError, InterruptionError
 from histolight.locks import HeldError, Lock
-from histolight.sweeps.devices import claim_gpu
+from histolight.sweeps.devices import claim_gpu, take_share
 from histolight.sweeps.points import Point, Sweep, read_index
 
 if TYPE_CHECKING:
@@ -122,8 +123,10 @@ def _train(config: DictConfig, point: Point, drawn: bool, points_per_gpu: int, w
     from histolight.training.fit import check_request, prepare_data, train
 
     job = hydra.running_job()
-    if "joblib" in job.launcher and config.trainer.accelerator != "cpu":
+    if config.trainer.accelerator != "cpu" and "joblib" in job.launcher:
         claim_gpu(job.sweep.absolute(), points_per_gpu)
+    elif config.trainer.accelerator != "cpu" and "hydra_ray" in job.launcher:  # which has chosen the GPU
+        take_share(os.environ.get("CUDA_VISIBLE_DEVICES", "0"), points_per_gpu)
     request = check_request(typed(config))
     _set_apart()
     data = prepare_data(request, point.directory, functools.partial(_prepared, job.sweep))

@@ -43,6 +43,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     stand_in = StandIn(2)
     monkeypatch.setattr(devices, "gpus", stand_in)
     monkeypatch.setattr(devices, "_held", None)
+    monkeypatch.setattr(devices, "_limited", False)
     return stand_in
 
 
@@ -50,6 +51,7 @@ def worker(directory: Path, points_per_gpu: int, monkeypatch: pytest.MonkeyPatch
     """Claim a GPU as a new worker process does."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setattr(devices, "_held", None)
+    monkeypatch.setattr(devices, "_limited", False)
     devices.claim_gpu(directory, points_per_gpu)
     return devices._held
 
@@ -77,6 +79,15 @@ def test_points_that_share_a_gpu_have_a_share_of_its_memory_each(
     held = [worker(tmp_path, 4, monkeypatch) for _ in range(2)]
     assert len(held) == 2
     assert gpus.limits == pytest.approx([0.2375, 0.2375])
+
+
+def test_where_ray_chose_the_gpu_a_worker_keeps_within_its_share_from_its_first_point_on(gpus: StandIn) -> None:
+    devices.take_share("0", 1)
+    assert gpus.limits == []
+    for _ in range(2):  # points of one worker
+        devices.take_share("0", 2)
+        gpus.free = 0.1  # its own tiles: not waited for
+    assert gpus.limits == pytest.approx([0.475])
 
 
 def test_a_point_waits_for_a_gpu_that_others_take(
