@@ -1,8 +1,8 @@
-"""Say what trainings reached on other slides, and what they cost: equal_time.csv and default_by_tiles.csv beside this.
+"""Say what trainings reached on other slides, and what they cost: benchmarks/trainings.csv.
 
 Takes folders of `histolight evaluate run=RUN data=… calibrate=true`, each with the name of its row.
 
-    python benchmarks/trainings.py 'NAME=EVALUATION' … > benchmarks/equal_time.csv
+    python benchmarks/trainings.py 'NAME=EVALUATION' … > benchmarks/trainings.csv
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
         *("own_validation", "auroc", "low", "high", "accuracy_at_threshold", "ece_calibrated"),
     )
     for name, folder in (argument.rsplit("=", 1) for argument in parser.parse_args().evaluations):
-        evaluation = runs.completed_metrics(Path(folder))
+        evaluation = runs.read_metrics(Path(folder))
         run = Path(evaluation["run"])
         trained, config = runs.completed_metrics(run), saved_config(run)
         auroc = evaluation["test"]["auroc"]
