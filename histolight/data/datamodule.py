@@ -23,6 +23,7 @@ from histolight.data.prepare import PreparedData
 from histolight.hardware import free_memory
 
 _RESIDENT_PART = 0.5  # of the GPU memory that is free to this process may be tiles when data.residency=auto
+_FEATURES = 4096  # tiles evaluated at once where the last layer alone computes: 20 MB of 1,280 features
 
 
 class TileDataModule(L.LightningDataModule):
@@ -76,14 +77,15 @@ class TileDataModule(L.LightningDataModule):
         trainer, table = self.trainer, self.data.part(part)
         assert trainer is not None
         rows, labels = table["row"].to_numpy(), table["label"].to_numpy()
-        tiles = self._tiles(trainer.strategy.root_device)
+        tiles, batch_size = self._tiles(trainer.strategy.root_device), self.config.data.batch_size
         if self.features is not None:
             tiles = DeviceRows(rows, self._features(tiles, rows, part))
+            batch_size = batch_size if training else max(batch_size, _FEATURES)
         return TileLoader(
             tiles,
             rows,
             labels,
-            self.config.data.batch_size,
+            batch_size,
             epoch=lambda: trainer.current_epoch,
             order=(lambda epoch: self._training_order(labels, epoch)) if training else None,
             seed=self.config.seed,
