@@ -30,6 +30,9 @@ SUFFIXES = (
     *(".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu", ".tif", ".tiff", ".btf"),
     *(".png", ".jpg", ".jpeg"),
 )
+INDEXES = (".vms", ".vmu")  # Hamamatsu's: a text that names the files beside it that hold the slide,
+PARTS = (".jpg", ".ngr", ".opt")  # which are these
+LONGEST_INDEX = 2**16  # bytes; OpenSlide takes no longer one
 MASK = "_mask"  # a picture beside the slides with a slide's name and this shows where its tumour is
 COMPANIONS = (  # what people keep beside slides: annotations, labels, notes, and what desktops leave
     *(
@@ -122,7 +125,7 @@ def list_slides(root: Path) -> tuple[list[Path], dict[str, str], list[str]]:
     Returns:
         The slides by name; what keeps a file from being scored, by its name; and the names of the files that belong
         beside slides: :data:`COMPANIONS`, and pictures of the tumour, ``NAME_mask.png``. Any other file is a problem.
-        Hidden files are not looked at.
+        Hidden files are not looked at, nor the files that hold the slide of a VMS or VMU.
 
     Raises:
         RequestError: There is no such folder, or no slide in it.
@@ -133,6 +136,8 @@ def list_slides(root: Path) -> tuple[list[Path], dict[str, str], list[str]]:
         raise RequestError(
             f"data.root={root} can't be read ({system_reason(error)}): give the slides' folder, data.root=FOLDER"
         ) from error
+    named_in = {name for path in files if path.suffix.lower() in INDEXES for name in _named_in(path)}
+    files = [path for path in files if path.name not in named_in or path.suffix.lower() not in PARTS]
     pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
     names = {slide_name(path) for path in pictures}
     masks = {path for path in pictures if _is_mask(slide_name(path), names)}
@@ -152,6 +157,16 @@ def list_slides(root: Path) -> tuple[list[Path], dict[str, str], list[str]]:
     foreign = [path.name for path in files if path.suffix.lower() not in SUFFIXES + COMPANIONS]
     problems |= dict.fromkeys(foreign, "is no slide by its name: move it elsewhere, or convert it to a pyramidal TIFF")
     return [path for path in slides if path.name not in problems], problems, others
+
+
+def _named_in(index: Path) -> set[str]:
+    """Return what the lines ``key=value`` of a VMS or VMU name: among it the files that hold its slide."""
+    try:
+        with index.open("rb") as file:
+            lines = file.read(LONGEST_INDEX).decode(errors="replace").splitlines()
+    except OSError:  # told where the slide is opened
+        return set()
+    return {value.strip() for _, found, value in (line.partition("=") for line in lines) if found}
 
 
 def _is_mask(name: str, names: set[str]) -> bool:

@@ -166,6 +166,26 @@ def test_a_folder_is_looked_through(tmp_path: Path) -> None:
     assert others == ["notes.txt"]
 
 
+def test_the_files_that_hold_a_vms_are_no_slides_of_their_own(tmp_path: Path) -> None:
+    pixels = MADE.pixels(0, 0, 256, 256)
+    for name in ("a.jpg", "a(1,0).jpg"):
+        Image.fromarray(pixels).save(tmp_path / name, subsampling=0, quality=95, restart_marker_blocks=4)
+    for name in ("a_macro.jpg", "a_map2.jpg"):
+        Image.fromarray(pixels[:64, :128]).save(tmp_path / name, subsampling=0, restart_marker_blocks=4)
+    (tmp_path / "a.opt").write_bytes(b"\0" * 40)
+    Image.fromarray(pixels).save(tmp_path / "b.jpg")
+    index = {"NoLayers": 1, "NoJpegColumns": 2, "NoJpegRows": 1, "ImageFile": "a.jpg", "ImageFile(1,0)": "a(1,0).jpg"}
+    index |= {"MapFile": "a_map2.jpg", "OptimisationFile": "a.opt", "MacroImage": "a_macro.jpg"}
+    index |= {"PhysicalWidth": 128000, "PhysicalHeight": 64000}  # nanometres
+    lines = ["[Virtual Microscope Specimen]", *(f"{key}={value}" for key, value in index.items())]
+    (tmp_path / "a.vms").write_text("\r\n".join(lines))
+    assert list_slides(tmp_path) == ([tmp_path / "a.vms", tmp_path / "b.jpg"], {}, [])
+    slide = open_slide(tmp_path / "a.vms")
+    assert (slide.mpp, slide.sizes[0]) == (0.25, (512, 256))
+    assert np.abs(slide.read(0, 256, 0, 256, 256).astype(int) - pixels).max() < 30
+    slide.close()
+
+
 def test_a_folder_without_slides_or_none_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="can't be read .*: give the slides' folder, data.root=FOLDER"):
         list_slides(tmp_path / "nowhere")
