@@ -1,9 +1,9 @@
-"""Take the README's pictures: the top of a page, as headless Chromium shows it.
+"""Take the pictures of pages in the documentation: the top of a page, as headless Chromium shows it.
 
 python benchmarks/pictures.py outputs/tour/run/report.html docs/images/run.png
 python benchmarks/pictures.py outputs/tour/comparison/report.html docs/images/comparison.png 1000
 
-A third argument is the window's height, a fourth the picture's width.
+A third argument is the window's height, a fourth the picture's width, a fifth the first row of the page that it shows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FLAGS = [
 ]
 
 
-def main(page: Path, picture: Path, height: int = HEIGHT, width: int = WIDTH) -> int:
+def main(page: Path, picture: Path, height: int = HEIGHT, width: int = WIDTH, top: int = 0) -> int:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         raise SystemExit("there is no Chromium here: install it")
@@ -38,7 +38,8 @@ def main(page: Path, picture: Path, height: int = HEIGHT, width: int = WIDTH) ->
         subprocess.run(
             [browser, *FLAGS, *window, page.resolve().as_uri()], check=True, capture_output=True, timeout=120
         )
-        with Image.open(shot) as image:
+        with Image.open(shot) as whole:
+            image = whole.crop((0, top, WIDTH, height))
             image.thumbnail((width, height))
             image.convert("RGB").quantize(COLOURS).save(picture, optimize=True)
     print(f"{picture}: {picture.stat().st_size / 1000:.0f} kB")

@@ -1,4 +1,6 @@
-"""Make the pictures of docs/slides.md: a made slide with ink on it, scored by the colour of the tiles' centres.
+"""Make the pictures of docs/slides.md: a made slide with ink on it, and three annotated ones.
+
+The first is scored by the colour of the tiles' centres; of the others it shows where the tiles lie.
 
 python benchmarks/slides_pictures.py
 """
@@ -15,16 +17,23 @@ from scipy.special import logit
 from tables import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
-from made_slides import SIDE, Ellipse, MadeSlide, tumour_share
+from made_slides import SIDE, Ellipse, MadeSlide, annotate, tumour_share
 
+from histolight import cli
 from histolight.heatmaps.score import Batches, SlideSettings, score_slides
 
-WIDTH = 460  # pixels of a picture
+WIDTH, WIDE = 460, 920  # pixels of a picture
 MADE = MadeSlide(
     (6144, 4608),
     [Ellipse(2300, 2300, 1900, 1700), Ellipse(4900, 2700, 800, 1300)],
     [Ellipse(1500, 1900, 600, 500), Ellipse(2900, 2900, 500, 700), Ellipse(4900, 3200, 300, 250)],
 )
+
+ANNOTATED = [
+    MadeSlide((2400, 2000), [Ellipse(1150, 1000, 950, 800)], [Ellipse(900, 800, 350, 300)], seed=1),
+    MadeSlide((2400, 2000), [Ellipse(1300, 1050, 800, 850)], [Ellipse(1500, 1300, 300, 420)], seed=2),
+    MadeSlide((2400, 2000), [Ellipse(1200, 950, 1000, 700)], [Ellipse(1950, 950, 350, 260)], seed=3),
+]
 
 
 def predict(path: Path, header: bytes, count: int, batches: Batches, title: str) -> np.ndarray:
@@ -32,6 +41,13 @@ def predict(path: Path, header: bytes, count: int, batches: Batches, title: str)
     path.write_bytes(header)
     shares = np.concatenate([tumour_share(tiles) for tiles in batches(0)])
     return (logit(shares) / 3 + np.random.default_rng(0).normal(0, 0.7, count)).astype(np.float32)
+
+
+def keep(picture: Path, name: str, width: int) -> None:
+    """Keep a picture for the documentation, small."""
+    with Image.open(picture) as image:
+        image.thumbnail((width, 2 * width))
+        image.convert("RGB").save(ROOT / "docs" / "images" / f"{name}.jpg", quality=80, optimize=True)
 
 
 def main() -> None:
@@ -49,10 +65,16 @@ def main() -> None:
         slide.save(folder / "made.png")
         score_slides([folder / "made.png"], settings, folder, predict, {})
         for kind in ("heatmap", "tissue"):
-            with Image.open(folder / "slides" / "made" / f"{kind}.png") as picture:
-                picture.thumbnail((WIDTH, 2 * WIDTH))
-                target = ROOT / "docs" / "images" / f"slides_{kind}.jpg"
-                picture.convert("RGB").save(target, quality=80, optimize=True)
+            keep(folder / "slides" / "made" / f"{kind}.png", f"slides_{kind}", WIDTH)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "slides").mkdir()
+        for number, made in enumerate(ANNOTATED, 1):
+            made.write(folder / "slides" / f"slide_{number}.tif", levels=1)
+            annotate(folder / "slides" / f"slide_{number}.geojson", made.tumours[0])
+        places = [f"data.root={folder}/slides", f"data.cache={folder}/cache", f"hydra.run.dir={folder}/page"]
+        cli.main(["explore", "data=slides", "slides.tiles_per_slide=300", *places])
+        keep(folder / "page" / "figures" / "places.png", "slides_annotated", WIDE)
 
 
 if __name__ == "__main__":

@@ -245,6 +245,6 @@ UNTRIED = {
         _LUCK,
     ),
     "Kaggle's tiles need an account": "needs an account at Kaggle",
-    "without a network use model.weights=FILE": "needs a network of the hub's file beside it",
+    "without internet access use model.weights=FILE": "needs a network of the hub's file beside it",
     "has no labelled tiles: it is for": "every source that is shipped can have labels",
 }  # fmt: skip

@@ -33,14 +33,16 @@ def summary(metrics: dict[str, Any], directory: Path) -> str:
     from histolight.reports.parts import interval_text, what_was_chosen
 
     lines = []
+    clusters = "slides" if metrics["slides"] else "groups of overlapping tiles"
     for part in PARTS:
         if part in metrics:
             auroc, count = metrics[part]["auroc"], sum(metrics["tiles"][part].values())
             chosen = f", on which {what_was_chosen(metrics)} was chosen" if part == metrics["selected_on"] else ""
             note = f"; {auroc['note']}" if auroc["note"] else ""
+            over = {"delong": "95 % interval; ", "obuchowski": f"95 % interval over {clusters}; "}
             lines.append(
                 f"{part} AUROC {auroc['value']:.4f} {interval_text(auroc['low'], auroc['high'])} "
-                f"({auroc['method']}; {count:,} tiles{chosen}{note})"
+                f"({over.get(auroc['method'], '')}{count:,} tiles{chosen}{note})"
             )
     slides = f" ({metrics['slides']} slides)" if metrics["split"] == "slide" else ""
     lines.append(split_note(metrics) + slides)
@@ -70,7 +72,12 @@ def sweep_summary(result: SweepResult) -> str:
     failed = [point for point in result.points if point.status not in ("completed", "pruned")]
     counts = f"{len(completed)} completed{f', {pruned} pruned' if pruned else ''}, {len(failed)} failed"
     lines = [f"sweep        {result.directory}: {counts}"]
-    lines += [f"failed       {point.directory.name}: {point.metrics.get('reason')}" for point in failed]
+    reasons: dict[Any, list[str]] = {}
+    for point in failed:
+        reasons.setdefault(point.metrics.get("reason"), []).append(point.directory.name)
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines.append(f"failed       {names[0]}{more}: {reason}")
     if completed:
         best = max(completed, key=lambda point: point.auroc or 0.0)
         auroc = best.metrics["val"]["auroc"]
@@ -80,6 +87,7 @@ def sweep_summary(result: SweepResult) -> str:
         )
     if failed:
         lines.append(f"again        the same command with name={result.name} tries the failed points again")
-    lines.append(f"TensorBoard  {command_line('tensorboard', '--logdir', str(result.directory))}")
-    lines.append(f"compare      {command_line('histolight', 'compare', f'runs={result.directory}')}")
+    if completed:
+        lines.append(f"TensorBoard  {command_line('tensorboard', '--logdir', str(result.directory))}")
+        lines.append(f"compare      {command_line('histolight', 'compare', f'runs={result.directory}')}")
     return "\n".join(lines)

@@ -132,4 +132,5 @@ def find_near_blank(table: pd.DataFrame, contrast: np.ndarray) -> tuple[pd.DataF
         ]
     )
     without_detail = describe(problems.assign(detail=""))
-    return problems, f"{len(tiles)} tiles are near-blank, {int(positive.sum())} labelled 1: {without_detail}"
+    labelled = f"{int(positive.sum())} labelled 1, and used all the same"
+    return problems, f"{len(tiles)} tiles are near-blank, {labelled}: {without_detail}"

@@ -49,6 +49,6 @@ def slide_auroc(predictions: pd.DataFrame, config: DataConfig) -> tuple[Interval
         else f" ({interval.note.replace('tile', 'slide')})"
     )
     return interval, (
-        f"AUROC over {len(slides)} slides, {with_tumour} with tumour: {interval.value:.4f}{ends} ({interval.method}); "
+        f"AUROC over {len(slides)} slides, {with_tumour} with tumour: {interval.value:.4f}{ends}; "
         "a slide's score is the mean of its highest 1 % of tiles"
     )

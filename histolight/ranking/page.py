@@ -231,7 +231,8 @@ def terminal_text(ranking: Ranking, width: int | None) -> str:
     """
     blocks = ["\n".join(answer(ranking))]
     if ranking.rows:
-        blocks += [as_text(main_table(ranking), width), as_text(further_table(ranking), width)]
+        signs = "In brackets 95 % intervals, after ± the standard deviation over a row's trainings; calls at 0.5."
+        blocks += [as_text(main_table(ranking), width), f"{as_text(further_table(ranking), width)}\n{signs}"]
         if (domains := domain_table(ranking)) is not None:
             blocks.append("AUROC by domain:\n" + as_text(domains, width))
     if ranking.unranked:

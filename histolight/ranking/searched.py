@@ -29,8 +29,7 @@ def search_figures(directories: Iterable[Path]) -> Iterator[tuple[str, Figure, s
     sweeps = dict.fromkeys(parent for path in directories for parent in (path.parent, path.parent.parent))
     for sweep in sweeps:
         study = _read_study(sweep / JOURNAL)
-        completed = 0 if study is None else sum(trial.value is not None for trial in study.trials)
-        if study is None or completed < FEWEST:
+        if study is None or (completed := sum(trial.value is not None for trial in study.trials)) < FEWEST:
             continue
         from optuna.visualization import matplotlib as drawn
 

@@ -24,6 +24,10 @@ from histolight.statistics.figures import FIGURES
 from histolight.statistics.slides import slide_figures
 
 LEADING = ("test", "val")  # the part that nothing was chosen on leads
+LOSSES = (
+    "NLL: the mean negative log-likelihood of the labels. ECE: the expected calibration error, by how much scores and "
+    "the share of tumour differ, in 15 bins of the score."
+)
 METHODS = {
     "delong": "DeLong's variance on the logit scale",
     "obuchowski": "the variance over slides, or groups of overlapping tiles (Obuchowski 1997), on the logit scale",
@@ -115,7 +119,7 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
     }.get(metrics["split"], f" ({SPLITS[metrics['split']].partition(':')[0]})")
     chosen = what_was_chosen(metrics)
     stamp = f", {metrics['adapted']['sentence']}," if metrics.get("adapted") else ""
-    sentences = [f"On {tiles}{known} {network}{stamp} finds tumour with AUROC {_figure(auroc)}."]
+    sentences = [f"On {tiles}{known}, {network}{stamp} finds tumour with AUROC {_figure(auroc)}."]
     if lead == metrics.get("selected_on") and metrics["split"] != "other":
         sentences.append(
             f"{chosen[0].upper()}{chosen[1:]} was chosen by its AUROC on these same tiles, and so was the threshold: "
@@ -154,6 +158,7 @@ def _count(metrics: dict[str, Any], part: str) -> int:
 def _figure(figure: dict[str, Any]) -> str:
     """Write a figure that no line break takes apart."""
     text = f"{figure['value']:.3f} {interval_text(figure['low'], figure['high'], 3)}"
+    text += " (95 % interval)" * (figure["low"] is not None)
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
@@ -186,7 +191,7 @@ def _figures_section(
             cells = [_cell(one["value"], one["low"], one["high"]) if one else Cell("") for one in measured]
             rows.append([Cell(figure.heading, "" if figure.higher_is_better else "lower is better"), *cells])
     used = [one for column in columns for one in metrics[column].values()]
-    notes = [f"With 95 % intervals. {_methods([metrics[column] for column in columns])}"]
+    notes = [f"With 95 % intervals. {_methods([metrics[column] for column in columns])}", LOSSES]
     if threshold is not None:
         where = chosen_on(metrics)
         chosen = f"Calls at 0.5, and at {threshold:.3f}: the threshold of the highest balanced accuracy on {where}"

@@ -108,7 +108,7 @@ class Sweep:
 
     def _refuse_another_base(self, saved: dict[str, Any]) -> None:
         different = [
-            f"{key}={saved.get(key)}, not {self._base.get(key)}"
+            f"{key}={_typed(saved.get(key))}, not {_typed(self._base.get(key))}"
             for key in sorted(saved.keys() | self._base)
             if key not in self._ignored | self._swept and saved.get(key) != self._base.get(key)
         ]
@@ -191,6 +191,11 @@ class Sweep:
         """Write ``sweep.json``: before the first of its points begins."""
         index = {"base": self._base, "swept": sorted(self._swept), "points": self._folders}
         files.write_atomically(self.directory / "sweep.json", json.dumps(index, indent=2) + "\n")
+
+
+def _typed(value: Any) -> str:
+    """Write a value as on the command line: ``null``, ``true``."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_index(directory: Path) -> dict[str, Any]:

@@ -155,7 +155,7 @@ class Speed(L.Callback):
         for step, figures, loss in self._losses.read(wait):
             if self.guards and not math.isfinite(loss):
                 raise HistolightError(
-                    f"the loss became {loss} in epoch {trainer.current_epoch}, step {step}: "
+                    f"the loss became {loss} in epoch {trainer.current_epoch + 1}, step {step + 1}: "
                     "try a lower optimizer.lr or trainer.clip=1"
                 )
             if figures is not None:

@@ -256,7 +256,7 @@ def _interruption_names_its_epoch(training: Training) -> Iterator[None]:
             yield
     except SystemExit as error:  # what Lightning makes of Ctrl-C and SIGTERM
         again = command_line("histolight", "train", f"run={training.directory}")
-        epoch = training.trainer.current_epoch
+        epoch = training.trainer.current_epoch + 1  # people count from 1, and so do the lines of each epoch
         raise InterruptionError(f"interrupted in epoch {epoch}: continue with {again}") from error
 
 

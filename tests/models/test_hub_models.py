@@ -148,7 +148,7 @@ def test_what_the_hub_refuses_is_said_in_a_line(name: str, fault: str, monkeypat
     message = {
         "gated": "is gated: accept its licence at https://huggingface.co/lab/model, .* HF_TOKEN",
         "missing": "there is no https://huggingface.co/lab/model, or it is private",
-    }.get(fault, "could not be downloaded .*without a network use model.weights=FILE")
+    }.get(fault, "could not be downloaded .*without internet access use model.weights=FILE")
     with pytest.raises(HistolightError, match=message) as caught:
         resolve_model(ModelConfig(name, "hub"), 96)
     assert "\n" not in str(caught.value)

@@ -59,7 +59,7 @@ def folds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rows_stand_by_auroc_and_show_only_what_differs(three: Path) -> None:
     ranking = compare_runs([three])
-    assert ranking.swept == ["model.name"]
+    assert (ranking.swept, ranking.among, ranking.by) == (["model.name"], False, None)
     truth = [roc_auc_score(predictions(row.runs[0].directory)["label"], row.runs[0].scores) for row in ranking.rows]
     assert truth == sorted(truth, reverse=True)
     assert ranking.verdict is not None
@@ -445,6 +445,12 @@ def test_among_takes_rows_by_name_or_folder(among: str | list[str], tmp_path: Pa
 def test_among_refuses_unknown_and_single_rows(among: str, message: str, three: Path) -> None:
     with pytest.raises(RequestError, match=message):
         compare_runs([three], among=among)
+
+
+def test_a_run_that_failed_can_not_be_compared(tmp_path: Path) -> None:
+    fake_run(tmp_path / "a", status="failed", reason="out of memory")
+    with pytest.raises(RequestError, match=r"none of 1 runs can be compared \(.*a: failed, out of memory\): give comp"):
+        compare_runs([tmp_path])
 
 
 def test_a_single_row_is_given_with_its_interval(three: Path) -> None:

@@ -343,6 +343,56 @@ def test_rows_are_put_in_the_order_of_their_aurocs_with_what_belongs_to_them(pai
     assert not ranking.verdict.reason
 
 
+SLIDES = np.tile(np.array(["one", "two"], object), 20)
+SOME = np.append(SLIDES[:-1], np.nan)
+OWN, WHOLE, PARTLY, OVERLAPS = (None, None), (SLIDES, SLIDES), (SOME, SOME), (None, SOME)
+
+
+@pytest.mark.parametrize(
+    ("parts", "metrics", "said"),
+    [
+        ([OWN, OWN], {}, ("tiles", 0, "tiles")),
+        ([OVERLAPS, OWN], {}, ("components", 0, "tiles")),
+        ([WHOLE, OWN], {}, ("slides", 2, "tiles")),
+        ([WHOLE, PARTLY], {}, ("slides", 2, "tiles")),
+        ([WHOLE, WHOLE], {}, ("slides", 2, "slides")),
+        ([WHOLE, WHOLE], {"torn_slides": 1}, ("slides", 2, "tiles")),
+        ([WHOLE, WHOLE], {"split": "random"}, ("slides", 2, "tiles")),
+    ],
+)
+def test_the_population_follows_from_the_slides_of_every_part(
+    parts: list[Any], metrics: dict[str, Any], said: tuple[str, int, str]
+) -> None:
+    row = row_of_folds("a", [0, 1])
+    for run, (slides, clusters) in zip(row.runs, parts, strict=True):
+        run.tiles = replace(run.tiles, slides=slides, clusters=clusters)
+        run.metrics |= {"split": "slide"} | metrics
+    ranking = Ranking([row], None, None, "val", [], [])
+    assert (ranking.clusters, ranking.slides, ranking.population) == said
+    assert (ranking.folds, ranking.tiles, ranking.split, ranking.unit) == (
+        2,
+        80,
+        row.runs[0].metrics["split"],
+        "training",
+    )
+
+
+def test_a_ranking_without_rows_is_empty() -> None:
+    ranking = Ranking([], None, None, "val", [], [])
+    assert (ranking.pairs, ranking.folds, ranking.tiles, ranking.runs, ranking.best_set) == ([], 0, 0, [], [])
+    assert (ranking.split, ranking.among, ranking.uncounted) == ("", False, 0)
+
+
+@pytest.mark.parametrize("pairs", [seeds(0), seeds(0, 1, 2)])
+def test_the_set_of_the_best_stands_first(pairs: list[Pair]) -> None:
+    rows = [row_of(name, pairs) for name in "ab"]
+    for run in rows[1].runs:
+        run.scores = np.where(LABELS == 1, run.scores + 3, run.scores)
+    ranking = judged(Ranking(rows, None, None, "val", [], []))
+    assert ([row.name for row in ranking.rows], ranking.best_set) == (["b", "a"], ["b"])
+    assert len(ranking.runs) == 2 * len(pairs)
+
+
 def test_points_chosen_by_these_tiles_are_not_judged_by_them() -> None:
     rows = [replace(row_of("a", seeds(0)), chosen_from=2), row_of("b", seeds(0))]
     judgement = judged(Ranking(rows, None, None, "val", [], [])).verdict

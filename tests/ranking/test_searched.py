@@ -102,4 +102,6 @@ def test_figures_are_drawn_of_four_points_with_a_result(
 
 def test_a_damaged_or_missing_study_costs_its_figures_only(tmp_path: Path) -> None:
     (tmp_path / JOURNAL).write_text("{}\n{}\n")
+    (tmp_path / "other").mkdir()
     assert list(search_figures([tmp_path / "0", tmp_path / "other" / "0"])) == []
+    assert not list((tmp_path / "other").iterdir())

@@ -199,7 +199,7 @@ def test_a_job_that_slurm_requeues_goes_on_with_the_same_command(
     monkeypatch.setattr(Classifier, "training_step", ending)
     request = [*overrides(place / "tiles", place / "cache"), f"data.groups={place / 'slides.csv'}"]
     command = ["train", *request, "trainer.accumulate=2", "hydra.run.dir=run"]
-    assert "interrupted in epoch 1: continue with histolight train run=run" in one_line(*command, status=1)
+    assert "interrupted in epoch 2: continue with histolight train run=run" in one_line(*command, status=1)
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
     monkeypatch.setattr(Classifier, "training_step", original)
     assert "run holds a run: continue it with run=run" in one_line(*command)

@@ -90,8 +90,8 @@ def test_the_page_of_a_training_has_everything(small_config: Config, tmp_path: P
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     auroc = metrics["val"]["auroc"]
     assert (
-        "On 12 validation tiles (split by overlap, slides unknown) shufflenet_v2_x0_5 finds tumour with AUROC "
-        f"{auroc['value']:.3f} [{auroc['low']:.3f}, {auroc['high']:.3f}]." in words.text
+        "On 12 validation tiles (split by overlap, slides unknown), shufflenet_v2_x0_5 finds tumour with AUROC "
+        f"{auroc['value']:.3f} [{auroc['low']:.3f}, {auroc['high']:.3f}] (95 % interval)." in words.text
     )
     for said in ("The epoch was chosen by its AUROC on these same tiles", "other slides will be harder"):
         assert said in words.text
@@ -141,7 +141,7 @@ def _few(config: Config) -> PreparedData:
 def test_the_test_part_leads_and_slides_are_listed_worst_first(tmp_path: Path) -> None:
     run = measured(fake_run(tmp_path / "run", slides=18, split="slide", parts=("val", "test")), slides=90)
     words = read(write_run_report(run))
-    assert "On 200 test tiles of 18 slides that it was not trained on densenet121 finds tumour" in words.text
+    assert "On 200 test tiles of 18 slides that it was not trained on, densenet121 finds tumour" in words.text
     assert "Nothing was chosen on these tiles" in words.text
     assert "On the 200 validation tiles, on which the epoch was chosen, it is" in words.text
     assert "tiles of only 18 slides: the interval rests on others being like them" in words.text
@@ -180,7 +180,7 @@ def test_an_evaluation_has_a_page_too(tmp_path: Path) -> None:
     page = write_run_report(place)
     words = read(page)
     assert words.text.startswith("Evaluation evaluation")
-    assert "On 200 other tiles densenet121 finds tumour" in words.text
+    assert "On 200 other tiles, densenet121 finds tumour" in words.text
     assert "The epoch was chosen" not in words.text
     assert "Their slides are unknown: the interval knows tiles that overlap but no slides" in words.text
     for said in ("test, calibrated", "0.0123", "divided by 1.4142", "flips", "outputs/runs/a", "Temperature 1.4142"):

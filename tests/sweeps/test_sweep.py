@@ -124,6 +124,16 @@ def test_ranges_globs_and_repeated_points(trainings: Trainings) -> None:
     assert trainings.take() == ["0"]
 
 
+def test_points_that_fail_alike_are_one_line_and_none_is_compared(
+    trainings: Trainings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainings.faults |= dict.fromkeys((1, 2, 3), HistolightError("no weights")) | {4: HistolightError("no memory")}
+    assert main(["train", "-m", "name=X", CPU, "seed=1,2,3,4"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:3] == ["failed       0_seed=1 and 2 more: no weights", "failed       3_seed=4: no memory"]
+    assert not any(line.startswith(("compare", "TensorBoard")) for line in said)
+
+
 def test_the_command_line_reports_and_returns_1_when_a_point_failed(
     trainings: Trainings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +142,7 @@ def test_the_command_line_reports_and_returns_1_when_a_point_failed(
     printed = capsys.readouterr()
     assert "outputs/sweeps/X: 2 completed, 1 failed" in printed.out
     assert "failed       1_seed=2: the loss became nan" in printed.out
+    assert "more" not in printed.out
     assert "best         2_seed=3: val AUROC 0.3000" in printed.out
     assert "tensorboard --logdir outputs/sweeps/X" in printed.out
     assert "histolight compare runs=outputs/sweeps/X" in printed.out
@@ -224,8 +235,10 @@ def test_all_gpus_for_each_point_are_refused_unless_joblib_shares_them_out(
 
 
 def test_a_name_that_is_taken_is_refused(trainings: Trainings, tmp_path: Path) -> None:
-    run_sweep(["name=X", CPU, "seed=1,2", "trainer.max_epochs=5"])
-    with pytest.raises(RequestError, match="holds a sweep with trainer.max_epochs=5, not 3: choose another name"):
+    run_sweep(["name=X", CPU, "seed=1,2", "trainer.max_epochs=5", "trainer.clip=1"])
+    with pytest.raises(
+        RequestError, match="holds a sweep with trainer.clip=1.0, not null; trainer.max_epochs=5, not 3: choose"
+    ):
         run_sweep(["name=X", CPU, "seed=1,2", "trainer.max_epochs=3"])
     run_sweep(["name=Y", CPU, "seed=1,2", "trainer.max_epochs=3"])
     with (

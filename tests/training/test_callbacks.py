@@ -48,7 +48,7 @@ def steps(speed: Speed, classifier: Classifier, losses: list[float], processes: 
 def test_a_loss_that_is_not_finite_stops_at_its_step(classifier: Classifier) -> None:
     taken = [0.5] * 4 + [float("nan")] + [0.5] * 20
     speed = Speed()
-    with pytest.raises(HistolightError, match="the loss became nan in epoch 2, step 4: try a lower optimizer.lr"):
+    with pytest.raises(HistolightError, match="the loss became nan in epoch 3, step 5: try a lower optimizer.lr"):
         steps(speed, classifier, taken)
     assert speed._tiles_of_epoch == 5 * 8
     steps(Speed(guards=False), classifier, taken)
@@ -56,7 +56,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(classifier: Classifier) -> 
 
 def test_processes_that_share_a_training_stop_at_the_same_step(classifier: Classifier) -> None:
     speed = Speed()
-    with pytest.raises(HistolightError, match="step 4:"):
+    with pytest.raises(HistolightError, match="step 5:"):
         steps(speed, classifier, [0.5] * 4 + [float("inf")] * 20, processes=2)
     assert speed._tiles_of_epoch == 11 * 8 * 2
 
@@ -81,7 +81,7 @@ def test_losses_of_a_gpu_are_read_when_they_have_arrived(classifier: Classifier,
     monkeypatch.setattr(callbacks, "_sent", lambda loss: (loss.clone(), Late()))
     monkeypatch.setattr(Late, "waited", 0)
     speed = Speed()
-    with pytest.raises(HistolightError, match="step 4:"):
+    with pytest.raises(HistolightError, match="step 5:"):
         steps(speed, classifier, [0.5] * 4 + [float("nan")] + [0.5] * 40)
     assert speed._tiles_of_epoch > 5 * 8
     assert Late.waited == 0

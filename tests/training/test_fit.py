@@ -141,7 +141,7 @@ def test_an_interrupted_run_continues_to_the_same_result(small: list[str], tmp_p
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(Classifier, "training_step", interrupt)
-    with pytest.raises(InterruptionError, match=r"interrupted in epoch 1: continue with histolight train run=.*cut"):
+    with pytest.raises(InterruptionError, match=r"interrupted in epoch 2: continue with histolight train run=.*cut"):
         run(overrides, tmp_path / "cut")
     recorded = json.loads((tmp_path / "cut" / "metrics.json").read_text())
     assert recorded["status"] == "interrupted"

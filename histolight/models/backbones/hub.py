@@ -103,7 +103,7 @@ def hub_faults(name: str, repository: str) -> Iterator[None]:
             raise
         reason = " ".join(str(causes[-1]).split())[:120] or type(causes[-1]).__name__
         raise HistolightError(
-            f"model.name={name} could not be downloaded ({reason}): without a network use model.weights=FILE, "
+            f"model.name={name} could not be downloaded ({reason}): without internet access use model.weights=FILE, "
             "with model.architecture and model.kwargs, or a file of conf/model that has them"
         ) from error
 

@@ -63,8 +63,8 @@ def read_weights(family: Family, config: ModelConfig) -> dict[str, torch.Tensor]
     except (URLError, OSError, RuntimeError) as error:
         kind = "ImageNet weights" if config.weights == "imagenet" else "The weights"
         raise HistolightError(
-            f"{kind} of {config.name} could not be downloaded ({error}): without a network use model.weights=null "
-            "(random) or model.weights=PATH (a state dict)"
+            f"{kind} of {config.name} could not be downloaded ({error}): without internet access use "
+            "model.weights=null (random) or model.weights=PATH (a state dict)"
         ) from error
 
 
