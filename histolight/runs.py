@@ -235,14 +235,14 @@ def read_splits(directory: Path) -> pd.DataFrame:
 
     Returns:
         ``split`` (train, val or test) by id; and, but in runs that are older than these, ``pixels`` and ``luma``, the
-        hashes of each tile in hexadecimal digits.
+        hashes of each tile in hexadecimal digits, and ``group``, its slide, or missing.
 
     Raises:
         RequestError: The file is missing or damaged.
     """
     path = directory / "splits.csv"
-    table = _read_table(path, {"id": object, "split": object}, dict.fromkeys(HASHES, object))
-    _refuse_missing(table, path, [str(name) for name in table])
+    table = _read_table(path, {"id": object, "split": object}, dict.fromkeys((*HASHES, "group"), object))
+    _refuse_missing(table, path, [str(name) for name in table if name != "group"])
     return table.set_index("id")
 
 

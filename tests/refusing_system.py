@@ -152,13 +152,14 @@ def tries(shim: Path, words: list[str], cwd: Path, data: Path, only: str = "", f
         first: Where in ``NUMBERS`` to begin; each try takes the next one.
 
     Returns:
-        For each try: ``call``, ``file`` (name), ``number``, ``status``, ``shown`` (standard error) and ``half`` (files
+        For each try: ``call``, ``file`` (name), ``number``, ``status``, ``shown`` (both streams) and ``half`` (files
         that are not whole).
     """
     done = subprocess.run(
         [sys.executable, __file__, json.dumps([words, str(data), only, first])],
         cwd=cwd, capture_output=True, text=True, check=False, timeout=590,
-        env={**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": str(Path(__file__).parents[1])}
+        | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"call"')]
@@ -169,12 +170,7 @@ def _main() -> None:
     system = ctypes.CDLL(os.environ["LD_PRELOAD"])
     if words[0] == "download":
         _serve(Path(data))
-    if words[0] == "train":  # figures and page take longer than a training of seconds
-        import histolight.reports.measure
-        import histolight.training.fit
-
-        histolight.reports.measure.draw_part = lambda *_: {}  # type: ignore[assignment]
-        histolight.training.fit.write_run_report = lambda _: None  # type: ignore[assignment]
+    _shorten(words[0])
     _clear()
     status, shown = _run(words)  # imports, and writes what it keeps
     assert status == 0, shown
@@ -189,13 +185,28 @@ def _main() -> None:
     for count, ((call, kind), (end, name, skipped)) in enumerate(met.items()):
         if not re.search(only, f"{call} {kind}"):
             continue
-        for number in NUMBERS if words[0] == "download" else [NUMBERS[(count + first) % len(NUMBERS)]]:
+        for number in NUMBERS if words[0] in ("download", "doctor") else [NUMBERS[(count + first) % len(NUMBERS)]]:
             _clear()
             system.refuse(call.encode(), os.fsencode(end), number, skipped)
             status, shown = _run(words)
             system.refuse(b"", b"", 0, 0)
             tried = {"call": call, "file": name, "number": number, "status": status, "shown": shown}
             print(json.dumps({**tried, "half": [*_half_written()]}), flush=True)
+
+
+def _shorten(command: str) -> None:
+    """Leave out what takes long and opens nothing of its own."""
+    if command == "train":
+        import histolight.reports.measure
+        import histolight.training.fit
+
+        histolight.reports.measure.draw_part = lambda *_: {}  # type: ignore[assignment]
+        histolight.training.fit.write_run_report = lambda _: None  # type: ignore[assignment]
+    if command == "bench":
+        from histolight.training import bench
+
+        bench.ROUNDS, bench.BURN_IN, bench.SECONDS, bench.LONGEST_STEP = 1, 1, 0.0, 0.0
+        bench._seconds_to_start = lambda *_: dict.fromkeys(("help", "cfg_job", "first_batch"), 1.0)  # type: ignore[assignment]
 
 
 def _serve(folder: Path) -> None:
@@ -236,7 +247,7 @@ def _met(calls: list[list[str]], data: str) -> Iterator[tuple[tuple[str, str], t
 def _run(words: list[str]) -> tuple[int, str]:
     from histolight import cli
 
-    with contextlib.redirect_stderr(io.StringIO()) as shown, contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()) as shown, contextlib.redirect_stdout(shown):
         try:
             status = cli.main(words)
         except BaseException:

@@ -72,6 +72,7 @@ TRIED = [
     ("use it with histolight train, and {}", "export -m seed=0,1", "train -m seed=0,1"),
     ("-m sweeps over trainings: use it with histolight train", "doctor -m seed=0,1", "train -m seed=0,1"),
     ("it takes run, runs, data, data.*", "explore model=resnet18", "explore data=synthetic"),
+    ("give the network by its name, model.name={}", "train model=resnet50", "train model.name=resnet50"),
     ("run= and runs= {}", "predict data=folder data.root=TILES", "predict run=RUN data=folder data.root=TILES"),
     (
         "best={} is not known: give a number of runs, such as best=3",
@@ -174,6 +175,7 @@ TRIED_BY = {
     "data.mpp=MICRONS says it": "config/test_pixel_size.py::test_tiles_of_nearly_the_same_pixel_size_are_taken",
     "(data.mpp_tolerance={})": "config/test_pixel_size.py::test_the_tolerance_can_be_widened_and_an_unknown_size_refuses_nothing",
     "use data.folds={}{}, or {}": _RARE,
+    ", or use data.limit={}": "data/test_rare_classes.py::test_a_limit_that_a_message_names_works",
     "use data.test_fraction=0, or {}": _RARE,
     "use at most data.folds={}": _RARE,
     "several are swept with histolight train -m": "reliability/test_remedies.py::test_a_number_with_a_comma_and_a_list_name_what_can_be_meant",

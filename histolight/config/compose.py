@@ -45,7 +45,9 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     for override in overrides:
         if override.startswith("~") and not override.startswith("~hydra"):
             raise RequestError(f"{override}: nothing can be left out of a configuration; set it to another value")
-        group, _, names = override.partition("=")
+        group, separator, names = override.partition("=")
+        if separator and names in ("", "''", '""') and kinds(group.lstrip("+")) == [str]:
+            raise RequestError(f"{group}= is empty: give a value, or leave it out")
         if names.startswith("[") and "," in names and group in config_groups():  # of which Hydra takes the last
             raise RequestError(f"{override} is several of a group that has one: give {group}=NAME")
     try:
@@ -230,7 +232,18 @@ def _unknown_choice(file: str, options: Sequence[str]) -> str:
         return f"{group}={name} is not used: a search is sweep=optuna or sweep=asha"
     if group in HYDRA_GROUPS:
         return f"{group}={name} is a plugin that is not installed: install histolight[{name.partition('_')[0]}]"
+    if not options:  # one of Hydra's own files, of which there always are some
+        return f"{file} of hydra-core can't be read: make its installed files readable for you, or install it again"
+    if group == "model" and _is_network(name):
+        return f"{group}={name} is not a file of conf/model: give the network by its name, model.name={name}"
     return f"{group}={name} is not known: {nearest(name, options)}"
+
+
+def _is_network(name: str) -> bool:
+    """Say whether this is the name of a network that ``model.name`` takes, of torchvision or with another's prefix."""
+    from torchvision.models import list_models  # seconds, for a request that is wrong
+
+    return name.startswith(("timm/", "hf/")) or name in list_models()
 
 
 def _not_known(key: str) -> str:

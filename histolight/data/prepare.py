@@ -16,7 +16,7 @@ from histolight.data import checks
 from histolight.data.overlaps import find_clusters, find_leaks, shows_something
 from histolight.data.pack import Pack, Tiles, open_pack
 from histolight.data.sources import load_source
-from histolight.data.splits import make_split
+from histolight.data.splits import NoSplitError, make_split
 from histolight.data.table import UNUSED, Source, sample
 from histolight.errors import RequestError
 
@@ -101,10 +101,13 @@ def load_tiles(source: Source, config: DataConfig, part: str | None = None) -> P
         HistolightError: The pack can't be written.
     """
     pack = open_pack(source, Path(config.cache).expanduser() if config.cache else None, config.image_size)
-    table = source.table.assign(cluster=find_clusters(source.table, pack.overlaps, pack.contrast))
-    table = table[table["split"] != UNUSED] if part is None else table[table["split"] == part]
-    table = sample(table, config.limit, config.seed)
+    table = sample(_clustered(source, pack, part), config.limit, config.seed)
     return PackedTiles(table, pack, _fingerprint(table, pack.hashes[table["row"].to_numpy()]))
+
+
+def _clustered(source: Source, pack: Pack, part: str | None = None) -> pd.DataFrame:
+    table = source.table.assign(cluster=find_clusters(source.table, pack.overlaps, pack.contrast))
+    return table[table["split"] != UNUSED] if part is None else table[table["split"] == part]
 
 
 def with_hashes(packed: PackedTiles) -> pd.DataFrame:
@@ -124,7 +127,10 @@ def prepare(config: DataConfig) -> PreparedData:
     source = load_source(config)
     checks.check_table(source.table, config)
     packed = load_tiles(source, config)
-    split, kind = make_split(packed.table, config)
+    try:
+        split, kind = make_split(packed.table, config)
+    except NoSplitError as error:
+        raise RequestError(f"{error}{_limit_that_works(_clustered(source, packed.pack), config)}") from None
     pack, table = packed.pack, with_hashes(packed).assign(split=split)
     columns = ["id", "label", "group", "cluster", "split", "row", "pixels", "luma"]
     table = table[columns + ["domain"] * ("domain" in table)]
@@ -132,6 +138,19 @@ def prepare(config: DataConfig) -> PreparedData:
     leaks, leaking = find_leaks(table, pairs, len(pack.tiles))
     warnings = find_warnings(table, pack)
     return PreparedData(table, pack.tiles, kind, packed.fingerprint, warnings, leaks, leaking)
+
+
+def _limit_that_works(table: pd.DataFrame, config: DataConfig) -> str:
+    """Name a larger ``data.limit`` of which the split works, by trying it; null is all tiles."""
+    limit = config.limit
+    while limit is not None:
+        limit = 2 * limit if 2 * limit < len(table) else None
+        try:
+            make_split(sample(table, limit, config.seed), replace(config, limit=limit))
+        except RequestError:
+            continue
+        return f", or use data.limit={limit or 'null'}"
+    return ""
 
 
 def few_shots(data: PreparedData, shots: int | None, seed: int) -> PreparedData:

@@ -44,6 +44,7 @@ def make_split(table: pd.DataFrame, config: DataConfig) -> tuple[pd.Series, str]
         ``random``.
 
     Raises:
+        NoSplitError: A class is too rare for any split.
         RequestError: A part would lack a class, there are too few tiles or slides, or a cluster is too large.
     """
     ordered = table.sort_values("id", kind="stable")
@@ -65,11 +66,14 @@ def make_split(table: pd.DataFrame, config: DataConfig) -> tuple[pd.Series, str]
             parts, kind = _draw(ordered, given, config)
             _check_parts(parts, ordered["label"].to_numpy())
         except _RareError as error:
-            raise RequestError(f"{error}: {_what_works(ordered, given, config)}") from None
+            raise _with_what_works(error, ordered, given, config) from None
     try:
         _check_parts(parts, ordered["label"].to_numpy())
     except _RareError as error:  # of a given split
-        raise RequestError(f"{error}: {_instead_of_given(ordered, given, config)}") from None
+        if config.split not in ("auto", "random"):
+            other = "give each part tiles of both classes there, or leave data.split out"
+            raise RequestError(f"{error}: {other}") from None
+        raise _with_what_works(error, ordered, given, config, dataclasses.replace(config, fold=0)) from None
     return pd.Series(parts, index=ordered.index, name="split", dtype=object).reindex(table.index), kind
 
 
@@ -77,16 +81,17 @@ class _RareError(RequestError):
     """A class is too rare for the split that is asked for; another may work."""
 
 
-def _instead_of_given(table: pd.DataFrame, given: np.ndarray | None, config: DataConfig) -> str:
-    """Say what helps where a given split leaves a part without a class."""
-    if config.split not in ("auto", "random"):
-        return "give each part tiles of both classes there, or leave data.split out"
-    return _what_works(table, given, config, dataclasses.replace(config, fold=0))
+class NoSplitError(RequestError):
+    """A class is too rare among these tiles for any split."""
 
 
-def _what_works(
-    table: pd.DataFrame, given: np.ndarray | None, config: DataConfig, near: DataConfig | None = None
-) -> str:
+def _with_what_works(
+    error: _RareError,
+    table: pd.DataFrame,
+    given: np.ndarray | None,
+    config: DataConfig,
+    near: DataConfig | None = None,
+) -> RequestError:
     """Name a split near to ``near`` (the one asked for) that gives every part both classes, by trying it."""
     labels = table["label"].to_numpy()
     for other in _neighbours(near or config, int(np.bincount(labels, minlength=2).min())):
@@ -99,9 +104,10 @@ def _what_works(
         keys = [
             key for key in ("test_fraction", "val_fraction", "folds", "fold") if vars(other)[key] != vars(config)[key]
         ]
-        return f"use {' '.join(f'data.{key}={vars(other)[key]:g}' for key in keys)}"
-    limit = ", or a larger data.limit" if config.limit else ""
-    return f"no fraction and no number of folds works: give more tiles of it, from several slides{limit}"
+        return RequestError(f"{error}: use {' '.join(f'data.{key}={vars(other)[key]:g}' for key in keys)}")
+    return NoSplitError(
+        f"{error}: no fraction and no number of folds works: give more tiles of it, from several slides"
+    )
 
 
 def _neighbours(config: DataConfig, rarest: int) -> Iterator[DataConfig]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from histolight import files
 from histolight.diagnosis.finding import Finding, size_text
+from histolight.errors import system_reason
 
 KAGGLE = 220_025 * 96 * 96 * 3  # bytes of the pack of all of Kaggle's training tiles
 
@@ -21,32 +22,60 @@ def examine_caches(cache: str | None = None) -> Iterator[Finding]:
         cache: ``data.cache``; None is the user's cache folder.
     """
     folder = files.cache_folder(cache)
-    packs = [path for path in _entries(folder / "packs") if path.is_dir()]
-    unfinished = [path for path in packs if path.suffix == ".partial"]
-    more = f", {len(unfinished)} of them unfinished: the next run goes on with it" if unfinished else ""
-    sources = f"{len(packs)} source{'' if len(packs) == 1 else 's'}"
-    features = [path for path in _entries(folder / "features") if path.is_dir()]
-    yield _cache("packs", folder / "packs", f"tiles of {sources}{more}", "they are packed again when needed")
-    yield _cache(
-        "features", folder / "features", f"{len(features)} of a backbone and a source", "they are computed again"
+    yield _cache("packs", folder / "packs", _sources, "they are packed again when needed", own=True)
+    yield _cache("features", folder / "features", _features, "they are computed again", own=True)
+    unpacked = _cache(
+        "unpacked", folder / "pcam", lambda _: "PatchCamelyon's files", "they are unpacked again", own=True
     )
-    if (folder / "pcam").is_dir():
-        yield _cache("unpacked", folder / "pcam", "PatchCamelyon's files", "they are unpacked again")
-    yield _cache(
-        "weights", weights_folder(), "of torchvision", "they are downloaded again; other programs use them too"
-    )
+    if unpacked.remedy:
+        yield unpacked
+    of_torchvision = "they are downloaded again; other programs use them too"
+    yield _cache("weights", weights_folder(), lambda _: "of torchvision", of_torchvision)
     if hub := hub_folder():
-        models = sorted(path.name.removeprefix("models--").replace("--", "/") for path in hub.glob("models--*"))
-        names = f"{', '.join(models[:5])}{' …' if len(models) > 5 else ''}" if models else "none"
-        yield _cache("models", hub, f"of the Hugging Face hub: {names}", "other programs use them too")
+        yield _cache("models", hub, _models, "other programs use them too")
 
 
-def _cache(name: str, folder: Path, content: str, after: str) -> Finding:
-    size = folder_size(folder)
-    if not size:
+def _sources(names: list[str]) -> str:
+    unfinished = sum(name.endswith(".partial") for name in names)
+    more = f", {unfinished} of them unfinished: the next run goes on with it" if unfinished else ""
+    return f"tiles of {len(names)} source{'' if len(names) == 1 else 's'}{more}"
+
+
+def _features(names: list[str]) -> str:
+    return f"{len(names)} of a backbone and a source"
+
+
+def _models(names: list[str]) -> str:
+    models = sorted(name.removeprefix("models--").replace("--", "/") for name in names if name.startswith("models--"))
+    shown = f"{', '.join(models[:5])}{' …' if len(models) > 5 else ''}" if models else "none"
+    return f"of the Hugging Face hub: {shown}"
+
+
+def _cache(name: str, folder: Path, content: Callable[[list[str]], str], after: str, own: bool = False) -> Finding:
+    """Say how large a folder is, what is in it (from the names of its folders), and what its deletion costs.
+
+    One of ``data.cache`` that can't be read (``own``) is in the way of trainings.
+    """
+    try:
+        names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+    except FileNotFoundError:
         return Finding("caches", f"{name:<9} {size_text(0):>8}  {folder}")
-    text = f"{name:<9} {size_text(size):>8}  {folder} ({content})"
-    return Finding("caches", text, f"to make room delete this folder: {after}")
+    except OSError as error:
+        return _unreadable(name, folder, error, own)
+    size, error = folder_size(folder)
+    if error is not None:
+        return _unreadable(name, folder, error, own)
+    text = f"{name:<9} {size_text(size):>8}  {folder}"
+    if not size:
+        return Finding("caches", text)
+    return Finding("caches", f"{text} ({content(names)})", f"to make room delete this folder: {after}")
+
+
+def _unreadable(name: str, folder: Path, error: OSError, own: bool) -> Finding:
+    mended = "move that file away" if isinstance(error, NotADirectoryError) else "make it readable for you"
+    remedy = mended + (", or choose another folder with data.cache=FOLDER" if own else "")
+    text = f"{name:<9} {error.filename or folder} can't be read: {system_reason(error)}"
+    return Finding("caches", text, remedy, serious=own)
 
 
 def weights_folder() -> Path:
@@ -64,39 +93,46 @@ def hub_folder() -> Path | None:
     return Path(constants.HF_HUB_CACHE)
 
 
-def folder_size(folder: Path) -> int:
-    """Add up the bytes of the files in a folder; links are not followed, and what can't be read counts as nothing."""
-    total = 0
-    for place, _, names in os.walk(folder):
+def folder_size(folder: Path) -> tuple[int, OSError | None]:
+    """Add up the bytes of the files in a folder; links are not followed.
+
+    Returns:
+        The bytes, and why a part of the folder, the first such, can't be read.
+    """
+    total, errors = 0, list[OSError]()
+    for place, _, names in os.walk(folder, onerror=errors.append):
         for name in names:
             path = Path(place, name)
             try:
                 total += 0 if path.is_symlink() else path.stat().st_size
-            except OSError:
+            except FileNotFoundError:  # deleted meanwhile
                 continue
-    return total
+            except OSError as error:
+                errors.append(error)
+    return total, next((error for error in errors if not isinstance(error, FileNotFoundError)), None)
 
 
 def examine_disk(cache: str | None = None) -> Iterator[Finding]:
     """Say how much room is left where runs and packs go, and whether they can be written there."""
     places = {"outputs": (Path("outputs"), "hydra.run.dir"), "cache": (files.cache_folder(cache), "data.cache")}
     for name, (folder, key) in places.items():
-        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        free = shutil.disk_usage(place).free
+        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+        another = f"choose another folder with {key}=FOLDER"
+        try:
+            free = shutil.disk_usage(place).free
+        except OSError as error:
+            text = f"{name:<9} {place} can't be looked at: {system_reason(error)}"
+            yield Finding("disk", text, another, serious=True)
+            continue
         text = f"{name:<9} {size_text(free):>8}  free in {place}"
         if not os.access(place, os.W_OK):
-            yield Finding("disk", f"{text}, which can't be written", f"choose another folder with {key}=FOLDER", True)
+            yield Finding("disk", f"{text}, which can't be written", another, serious=True)
+        elif not place.is_dir():
+            yield Finding("disk", f"{text}, which is no folder", another, serious=True)
         elif free < 1e9:
-            yield Finding("disk", text, f"make room, or choose another folder with {key}=FOLDER", serious=True)
+            yield Finding("disk", text, f"make room, or {another}", serious=True)
         elif name == "cache" and free < KAGGLE:
             remedy = f"too little for the pack of all of Kaggle's tiles ({size_text(KAGGLE)}): data.cache=FOLDER"
             yield Finding("disk", text, remedy)
         else:
             yield Finding("disk", text)
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return []

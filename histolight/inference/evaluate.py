@@ -36,7 +36,7 @@ from histolight.inference.levels import (
     notes_on_levels,
 )
 from histolight.inference.networks import load_classifiers, predict_logits
-from histolight.inference.recognition import Recognised, recognise
+from histolight.inference.recognition import Recognised, recognise, shared_slides
 from histolight.models.classifier import Classifier
 from histolight.reports import figures, measure
 from histolight.reports.run_page import write_run_report
@@ -315,6 +315,7 @@ def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, requested
             "own, and are likely too short"
         )
     notes.append(recognised.sentence)
+    notes += shared_slides(run, packed.table)
     if seen:
         choice = f"of which {seen:,} trained or chose the run, or overlap tiles that did"
     else:

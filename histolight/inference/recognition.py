@@ -102,6 +102,21 @@ def recognise(run: Path, packed: PackedTiles, parts: Collection[str] = ("train",
     return Recognised(table, len(ids), by_pixels=True, overlaps=overlaps is not None)
 
 
+def shared_slides(run: Path, table: pd.DataFrame) -> list[str]:
+    """Say, in one sentence or none, how many slides of a table have the name of one that trained or chose a run."""
+    splits = runs.read_splits(run)
+    used = splits.loc[splits["split"] != "test", "group"].dropna() if "group" in splits else ()
+    slides = set(table["group"].dropna())
+    shared = sorted(slides & set(used))
+    if not shared:
+        return []
+    names = ", ".join(shared[:3]) + ", …" * (len(shared) > 3)
+    return [
+        f"{len(shared)} of these {len(slides)} slides have the name of one that trained or chose the run ({names}): "
+        "where they are the same, the figures flatter"
+    ]
+
+
 def _rows(ids: np.ndarray, how: str, known_ids: pd.Series, parts: pd.Series) -> pd.DataFrame:
     table = pd.DataFrame({"id": ids, "how": how, "known_id": known_ids.to_numpy(), "part": parts.to_numpy()})
     return table[table["part"].notna()]

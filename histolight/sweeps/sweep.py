@@ -19,7 +19,7 @@ from omegaconf import DictConfig, open_dict
 
 from histolight import files, runs
 from histolight.config import hydra_adapter as hydra
-from histolight.config.compose import compose_config, sweep_settings
+from histolight.config.compose import compose_config, sweep_settings, typed
 from histolight.config.schema import SweepConfig
 from histolight.config.texts import as_typed
 from histolight.errors import InterruptionError, RequestError, command_line
@@ -61,6 +61,7 @@ def run_sweep(overrides: Sequence[str], progress: bool = True) -> SweepResult:
     with files.claimed(plan.directory, continued, otherwise="choose another folder with hydra.sweep.dir=FOLDER"):
         files.lock_file(plan.directory).touch()  # tells this command from those before
         sweep = open_sweep(plan)
+        _refuse_one_fault_of_all(sweep, plan)
         total = count_trials(plan) + plan.settings.leaders * plan.settings.seeds
         done = sum(point.status in ("completed", "pruned") for point in sweep.current())
         with signals_interrupt(), live_line(sweep, total, progress):
@@ -145,6 +146,28 @@ def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
         check_search(plan)
     check_seeds(plan)
     return plan
+
+
+def _refuse_one_fault_of_all(sweep: Sweep, plan: SweepPlan) -> None:
+    """Refuse a sweep, before any work, of which every point would fail for one reason; else only those points fail.
+
+    Raises:
+        RequestError: The reason.
+    """
+    from histolight.training.fit import check_request  # PyTorch: not for what is refused without it
+
+    points = zip(sweep.points, plan.configs, strict=True)
+    first = None
+    for config in (config for point, config in points if point.status != "completed"):
+        try:
+            check_request(typed(config))
+            return
+        except RequestError as error:
+            if first is not None and str(error) != str(first):
+                return
+            first = error
+    if first is not None:
+        raise first
 
 
 def open_sweep(plan: SweepPlan) -> Sweep:

@@ -30,7 +30,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
-from histolight import runs
+from histolight import files, runs
 from histolight.config.compose import typed
 from histolight.config.request import requested_config
 from histolight.config.schema import AugmentConfig, Config
@@ -39,6 +39,7 @@ from histolight.data.loader import Batch
 from histolight.data.pack import open_pack
 from histolight.data.prepare import PreparedData, prepare
 from histolight.data.sources import load_source
+from histolight.errors import HistolightError
 from histolight.hardware import compile_module, resolve_precision
 from histolight.models.classifier import Classifier
 from histolight.models.losses import binary_loss, positive_weight
@@ -86,6 +87,10 @@ def bench(overrides: Sequence[str], directory: Path) -> Figures:
             rates = _input_rates(config, data, trainer, scratch / "tiles")
             rates |= training_rates(config, data, trainer, speed)
         seconds |= _seconds_to_start(overrides, scratch)
+    except HistolightError as error:
+        if "data.cache=FOLDER" in str(error):  # here the pack lies in the output's folder
+            raise HistolightError(str(error).replace("data.cache=FOLDER", "hydra.run.dir=FOLDER")) from error
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return {
@@ -192,7 +197,8 @@ def tile_files(data: PreparedData, folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
     paths = [folder / f"{row}.tif" for row in tiles["row"]]
     for path, row in zip(paths, tiles["row"], strict=True):
-        Image.fromarray(data.tiles.gather(np.array([row]))[0]).save(path)
+        with files.named(path):
+            Image.fromarray(data.tiles.gather(np.array([row]))[0]).save(path)
     return paths
 
 

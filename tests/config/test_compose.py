@@ -114,6 +114,12 @@ def test_the_notebook_experiment_has_the_faults_of_the_notebook() -> None:
         ("a" * 300 + "=1", "=1 can't be looked up: File name too long"),
         ("name=a(b", "name=a(b becomes a folder"),
         ("hydra.run.dirr=x", "hydra.run.dirr is not a key"),
+        ("run=", "run= is empty: give a value, or leave it out"),
+        ("+data.root=''", "data.root= is empty: give a value, or leave it out"),
+        (
+            "model=resnet50",
+            "model=resnet50 is not a file of conf/model: give the network by its name, model.name=resnet",
+        ),
     ],
 )
 def test_what_cannot_be_composed_is_refused_in_one_line(override: str, message: str) -> None:

@@ -302,6 +302,34 @@ def test_folders_of_patients_that_hold_class_folders_are_slides(names, tmp_path:
     assert "are taken for slides (or patients): 8863, 8864, 8865" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("folder", "slides"),
+    [
+        ("patient{}", {"patient0", "patient1"}),
+        ("SOB/adenosis/B_A_14-{}/40X", {"B_A_14-0", "B_A_14-1"}),
+        ("00{}", set()),
+        ("adenosis{}x", set()),
+    ],
+)
+def test_slides_in_class_folders_are_known_by_their_names(
+    folder: str, slides: set[str], tmp_path: Path, caplog
+) -> None:
+    for number in range(8):
+        save(tmp_path / str(number % 2) / folder.format(number // 4) / f"B_A-14-{number // 4}-40-{number}.png")
+    config = DataConfig(source="folder", root=str(tmp_path), image_size=SIZE)
+    assert {*load_source(config).table["group"].dropna()} == slides
+    if slides:
+        assert f"2 folders in the class folders of {tmp_path} are taken for slides (or patients): " in caplog.text
+        return
+    assert "are not taken for slides, as they may be anything" in caplog.text
+    rows = [f"{name},s{place % 3}" for place, name in enumerate(load_source(config).table["id"])]
+    (tmp_path / "slides.csv").write_text("\n".join(["id,slide", *rows]) + "\n")
+    caplog.clear()
+    config.groups = str(tmp_path / "slides.csv")
+    assert {*load_source(config).table["group"]} == {"s0", "s1", "s2"}
+    assert "not taken for slides" not in caplog.text
+
+
 def test_patients_in_the_parts_of_a_split_and_with_classes_of_their_own(tmp_path: Path) -> None:
     for number in range(12):
         part = "train" if number < 8 else "val"

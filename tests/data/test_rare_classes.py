@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from histolight.config.schema import DataConfig
 from histolight.data.checks import check_table
+from histolight.data.prepare import prepare
 from histolight.data.splits import make_split
 from histolight.errors import RequestError
 
@@ -78,6 +81,19 @@ def test_a_split_that_a_message_names_works(words: list[str], positives: int, sl
         words = [*words, *named[1].split(" ")]
         assert not refusal(table, configured(words)) or slides, said
     raise AssertionError("it went on for ever")
+
+
+def test_a_limit_that_a_message_names_works(tmp_path: Path) -> None:
+    for number in range(60):
+        path = tmp_path / "tiles" / str(int(number in (7, 21, 40))) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    config = DataConfig(source="folder", root=str(tmp_path / "tiles"), cache=str(tmp_path), image_size=32, limit=10)
+    with pytest.raises(RequestError, match=r"from several slides, or use data\.limit=\d+$") as caught:
+        prepare(config)
+    config.limit = int(str(caught.value).rpartition("=")[2])
+    assert 10 < config.limit <= 60
+    assert {*prepare(config).part("val")["label"]} == {0, 1}
 
 
 def refusal(table: pd.DataFrame, config: DataConfig) -> str:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from tissue import SIZE, canvas, cut
@@ -15,7 +16,7 @@ from histolight.config.compose import to_yaml
 from histolight.config.schema import Config, DataConfig
 from histolight.data.prepare import PackedTiles, load_tiles, prepare
 from histolight.data.sources import load_source
-from histolight.inference.recognition import recognise
+from histolight.inference.recognition import recognise, shared_slides
 
 SLIDES = [canvas(SIZE, 240, seed) for seed in range(30)]
 
@@ -78,3 +79,14 @@ def test_without_its_own_tiles_overlaps_are_not_looked_for_and_the_sentence_says
     assert not found.overlaps
     assert found.counts["overlap"] == 0
     assert "overlaps were not looked for, as its own tiles are not packed here" in found.sentence
+
+
+def test_slides_that_trained_or_chose_are_counted_and_named(tmp_path: Path) -> None:
+    rows = ["a,train,s1", "b,train,s2", "c,val,s3", "d,test,s4", "e,train,", "f,train,s5", "g,val,s6"]
+    (tmp_path / "splits.csv").write_text("\n".join(["id,split,group", *rows]) + "\n")
+    table = pd.DataFrame({"group": ["s1", "s1", "s3", "s4", "other", None, "s5", "s6"]})
+    [sentence] = shared_slides(tmp_path, table)
+    assert sentence.startswith("4 of these 6 slides have the name of one that trained or chose the run (s1, s3, s5, …)")
+    assert shared_slides(tmp_path, table[table["group"].isin(["s4", "other"])]) == []
+    (tmp_path / "splits.csv").write_text("id,split\na,train\n")  # of an older version
+    assert shared_slides(tmp_path, table) == []

@@ -40,6 +40,13 @@ WITH_EACH_CALL = {
     "export": ["run=RUN", "format=wsinfer", "slides.model_mpp=1"],
     "explore": ["data=folder", "data.root=TILES", "data.image_size=32", "data.cache=c"],
     "embed": ["data=folder", "data.root=TILES", *SMALL, "trainer.accelerator=cpu"],
+    "bench": ["data=folder", "data.root=TILES", *SMALL[1:], "trainer=cpu"],
+}
+# Of a command that takes long, or reads what another reads too, what is its own.
+ONLY = {
+    "train": "^(write|fsync|rename) ",  # what it opens is refused by opening alone, below
+    "bench": "^mkdir (scratch|tiles|run|checkpoints)|^(open|write|rename) (bench|best)|^write tile$",
+    "onnx": "^(open|read|write|fsync|rename|mkdir) (model|out)",
 }
 # A logger's two files, the pack's folder and the output's: where a folder can't be made, or holds what is made whole.
 NAMED_BY_THEIR_FOLDER = ("out/csv", "done.partial.npy", "c/packs", "out can't be written", "out can't be used")
@@ -162,11 +169,11 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def check_tries(command: str, place: Path, here: Path, shim: Path, only: str = "") -> int:
+def check_tries(command: str, place: Path, here: Path, shim: Path, only: str, more: list[str] | None = None) -> int:
     """Try a command with each call refused at each kind of file; of those that ``only`` matches, return the number."""
     words = [
         word.replace("RUN", str(place / "run")).replace("TILES", str(place / "tiles"))
-        for word in WITH_EACH_CALL[command]
+        for word in more or WITH_EACH_CALL[command]
     ]
     tries = refusing_system.tries(shim, [command, *words, "hydra.run.dir=out"], here, place, only)
     for tried in tries:
@@ -184,16 +191,39 @@ def check_tries(command: str, place: Path, here: Path, shim: Path, only: str = "
         aside = tried["file"].startswith(".histolight-") and "out/" in lines[0]  # a passing name in the output's folder
         assert tried["file"] in lines[0] or aside or any(part in lines[0] for part in NAMED_BY_THEIR_FOLDER), tried
         assert not re.search("damaged|download", lines[0]), tried
+        assert command != "bench" or "data.cache" not in lines[0], tried
     return len(tries)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", WITH_EACH_CALL)
 def test_every_call_at_every_file(command: str, place: Path, tmp_path: Path, shim: Path) -> None:
-    # What a training opens is refused elsewhere, as it takes minutes. Where stat, unlink or close is refused, a command
-    # may do without what it looked up or tidied away; a download may not, and they are refused below.
-    only = "^(write|fsync|rename) " if command == "train" else "^(open|read|write|fsync|rename|mkdir) "
-    assert check_tries(command, place, tmp_path, shim, only) > 15
+    # Where stat, unlink or close is refused, a command may do without what it looked up or tidied away; a download may
+    # not, and they are refused below.
+    only = ONLY.get(command, "^(open|read|write|fsync|rename|mkdir) ")
+    assert check_tries(command, place, tmp_path, shim, only) > (5 if command == "bench" else 15)
+
+
+@pytest.mark.slow
+def test_every_call_at_the_file_of_an_export(place: Path, tmp_path: Path, shim: Path) -> None:
+    pytest.importorskip("onnxscript")
+    assert check_tries("export", place, tmp_path, shim, ONLY["onnx"], ["run=RUN"]) > 5
+
+
+@pytest.mark.slow
+def test_the_doctor_says_what_it_cannot_read(place: Path, tmp_path: Path, shim: Path, monkeypatch) -> None:
+    shutil.copytree(place / "cache", tmp_path / "kept")
+    for variable, file in (("TORCH_HOME", "hub/checkpoints/w.pth"), ("HF_HOME", "hub/models--a--b/f")):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+        (tmp_path / variable / file).parent.mkdir(parents=True)
+        (tmp_path / variable / file).write_text("x")
+    only = r"^open |^stat .*(\.\w+|/f)$"
+    tries = refusing_system.tries(shim, ["doctor", "data.cache=kept"], tmp_path, tmp_path, only)
+    assert len(tries) > 150
+    for tried in tries:
+        [line, remedy, *_] = [*tried["shown"][tried["shown"].index("caches") :].split("can't be read: ", 1), ""]
+        assert line.endswith(f"{tried['file']} "), tried
+        assert remedy.startswith(f"{os.strerror(tried['number'])}\n{'':<13}-> make it readable for you"), tried
 
 
 @pytest.mark.slow

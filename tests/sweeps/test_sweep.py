@@ -347,6 +347,23 @@ def test_any_fault_fails_its_point_only_and_is_recorded(
 
 
 @pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["model.name=alexnet", "optimizer.lr=1e-3,1e-4"], "can't work on 32x32 tiles: add model.input_size=64"),
+        (["model.weights=missing.pth", "seed=1,2"], "model.weights=missing.pth is not a file"),
+    ],
+)
+def test_one_fault_of_all_points_refuses_the_sweep_before_any_work(
+    words: list[str], reason: str, small: list[str], tmp_path: Path, trainings: Trainings
+) -> None:
+    with pytest.raises(RequestError, match=reason):
+        run_sweep([*small, "name=X", *words])
+    assert not (tmp_path / "outputs").exists()
+    if "input_size" in reason:
+        assert len(run_sweep([*small, "name=X", *words, reason.rpartition(" ")[2]]).points) == 2
+
+
+@pytest.mark.parametrize(
     ("axis", "reason"),
     [
         ("data.root={root},/nowhere", "data.root=/nowhere is not a folder"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +20,15 @@ from histolight.errors import DataError, RequestError
 
 log = logging.getLogger("histolight")
 
+_SLIDE = re.compile(r"(case|patient|slide|specimen|subject|tcga|wsi)s?([\s_.-]*\w.*)?", re.IGNORECASE)
+
 
 def load(config: DataConfig) -> Source:
     """List the tiles of both class folders; an id is the path below its class folder, without the suffix.
 
     Folders named train, val (valid, validation) and test, each with the class folders in it, are a given split; an id
-    then begins with the name of its part's folder. Folders that hold nothing but class folders are slides or patients.
+    then begins with the name of its part's folder. Folders that hold nothing but class folders are slides or patients;
+    so are folders in the class folders whose names say so (:func:`slide_of`), where each tile lies in one.
     Where two tiles have one name, as folders that are numbered afresh give them, their ids are their whole paths.
 
     Raises:
@@ -43,6 +47,8 @@ def load(config: DataConfig) -> Source:
     table = pd.concat(tables, ignore_index=True).astype({"split": object, "group": object})
     if table["label"].nunique() < 2:
         raise RequestError(f"data.root={root} has tiles of class {table['label'].iloc[0]} only: give both classes")
+    if config.groups is None and table["group"].isna().all():
+        table["group"] = _slides_below(table["id"], root)
     twice = table["id"].duplicated(keep=False)
     if twice.any():  # numbered afresh in each folder
         table.loc[twice, "id"] = table.loc[twice, "path"].str.replace(r"\.[^.]*$", "", regex=True)
@@ -96,6 +102,50 @@ def slide_folders(root: Path, classes: list[str] | None) -> list[str]:
     if len(folders) < 2 or any(is_class(name) or part_of(name) for name in folders):
         return []
     return folders if all(holds_classes(root / name) for name in folders) else []
+
+
+def slide_of(path: str) -> str | None:
+    """Name the slide, or patient, of a tile by the folders between its class folder and itself.
+
+    That is the last one that is called slide, patient or the like, or whose name, with a number in it, begins the
+    tile's own. Others may be anything: kinds of tissue, magnifications, parts of a large set.
+
+    >>> [slide_of(path) for path in ("patientA/x", "8863/8863_x1", "SOB/B_A_14-22/40X/B_A-14-22-40-001", "001/x")]
+    ['patientA', '8863', 'B_A_14-22', None]
+    """
+    *folders, name = path.split("/")
+    for folder in reversed(folders):
+        begins = f"{_dashed(name)}-".startswith(f"{_dashed(folder)}-")
+        numbered = re.search(r"\d", folder) and not re.fullmatch(r"\d+x", folder, re.IGNORECASE)
+        if _SLIDE.fullmatch(folder) or (begins and numbered):
+            return folder
+    return None
+
+
+def _dashed(name: str) -> str:
+    return re.sub(r"[\s_.-]+", "-", name.lower())
+
+
+def _slides_below(ids: pd.Series, root: Path) -> pd.Series:
+    """Find the slides of all tiles in their paths below the class folders; say how these were read."""
+    slides = ids.map(slide_of).astype(object)
+    folders = sorted({name.rpartition("/")[0] for name in ids} - {""})
+    if slides.notna().all() and slides.nunique() > 1:
+        found = sorted(slides.unique())
+        shown = ", ".join(found[:3]) + ", …" * (len(found) > 3)
+        log.warning(
+            "%d folders in the class folders of %s are taken for slides (or patients): %s", len(found), root, shown
+        )
+        return slides
+    if len(folders) > 1:
+        log.warning(
+            "the %d folders in the class folders of %s, such as %s, are not taken for slides, as they may be anything; "
+            "data.groups=FILE.csv names the slide of each tile",
+            len(folders),
+            root,
+            folders[0],
+        )
+    return pd.Series([None] * len(ids), index=ids.index, dtype=object)
 
 
 def _label(name: str, classes: list[str] | None) -> int:

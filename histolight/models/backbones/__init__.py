@@ -7,6 +7,7 @@ write ``model.name=NAME`` on the command line. A new family is one module here w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -19,7 +20,7 @@ from torch import nn
 from histolight.config.checks import check_weights_file
 from histolight.config.schema import ModelConfig
 from histolight.errors import RequestError, nearest
-from histolight.models.backbones.family import IMAGENET, PIXELS, Backbone, Family, too_small
+from histolight.models.backbones.family import IMAGENET, PIXELS, Backbone, Family, TooSmallError, too_small
 from histolight.models.backbones.pooling import centre_weights, pool_centre
 from histolight.models.backbones.weights import fitted_state, log_taken, read_weights
 
@@ -34,6 +35,10 @@ __all__ = [
     "load_weights",
     "resolve_model",
 ]
+
+
+INPUT_SIZES = (48, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # pixels; of these the first that works is named
+_fitting: set[str] = set()  # networks and sizes that were found to fit: many points of a sweep have the same
 
 
 @functools.cache
@@ -95,9 +100,12 @@ def resolve_model(config: ModelConfig, image_size: int) -> ModelConfig:
     for key in ("mean", "std"):
         if len(getattr(config, key) or [0] * 3) != 3:
             raise RequestError(f"model.{key}={getattr(config, key)} needs three numbers, one a channel")
-    if config.weights in (None, "imagenet", "hub"):
-        return config
     size = config.input_size or image_size
+    if config.weights in (None, "imagenet", "hub"):
+        if (key := repr((config, size))) not in _fitting:
+            _check_size(config, size)
+            _fitting.add(key)
+        return config
     try:
         with torch.device("meta"):
             backbone = build_backbone(config, size)
@@ -106,6 +114,28 @@ def resolve_model(config: ModelConfig, image_size: int) -> ModelConfig:
     state = read_weights(family, config)
     log_taken(state, fitted_state(family, backbone.network, backbone.head, state, config, size), config.weights)
     return dataclasses.replace(config, weights=os.path.abspath(os.path.expanduser(str(config.weights))))
+
+
+def _check_size(config: ModelConfig, size: int) -> None:
+    """Refuse a network that can't work at this size, and name a larger one at which it does, by trying it."""
+
+    def fits(other: int) -> bool:
+        with contextlib.suppress(TooSmallError):
+            _build_without_memory(config, other)
+            return True
+        return False
+
+    try:
+        _build_without_memory(config, size)
+    except TooSmallError:
+        larger = next((other for other in INPUT_SIZES if other > size and fits(other)), None)
+        raise too_small(config.name, size, larger) from None
+
+
+def _build_without_memory(config: ModelConfig, size: int) -> None:
+    """Build a network without its weights; one that computes them is checked where it is built in earnest."""
+    with contextlib.suppress(NotImplementedError), torch.device("meta"):
+        build_backbone(config, size)
 
 
 def build_backbone(config: ModelConfig, image_size: int) -> Backbone:

@@ -103,7 +103,11 @@ def statistics(values: Iterable[float]) -> Statistics:
     return red, green, blue
 
 
-def too_small(name: str, image_size: int, size: int | None = None) -> RequestError:
+class TooSmallError(RequestError):
+    """A network can't work at this size; the message names one that works, where it is known."""
+
+
+def too_small(name: str, image_size: int, size: int | None = None) -> TooSmallError:
     """Refuse a network that can't work at this size, and name the one that it is made for."""
     way_on = f"add model.input_size={size}" if size not in (None, image_size) else "choose another network"
-    return RequestError(f"model.name={name} can't work on {image_size}x{image_size} tiles: {way_on}")
+    return TooSmallError(f"model.name={name} can't work on {image_size}x{image_size} tiles: {way_on}")
