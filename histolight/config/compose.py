@@ -45,10 +45,11 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     for override in overrides:
         if override.startswith("~") and not override.startswith("~hydra"):
             raise RequestError(f"{override}: nothing can be left out of a configuration; set it to another value")
-        group, separator, names = override.partition("=")
-        if separator and names in ("", "''", '""') and kinds(group.lstrip("+")) == [str]:
+        group, separator, names = override.lstrip("+").partition("=")
+        if separator and names in ("", "''", '""') and kinds(group) == [str]:
             raise RequestError(f"{group}= is empty: give a value, or leave it out")
-        if names.startswith("[") and "," in names and group in config_groups():  # of which Hydra takes the last
+        several = names.startswith("[") and "," in names
+        if several and group in (*config_groups(), *HYDRA_GROUPS):  # of which Hydra takes the last
             raise RequestError(f"{override} is several of a group that has one: give {group}=NAME")
     try:
         config = hydra.compose(words)
@@ -170,7 +171,7 @@ def _translate(error: Exception, overrides: Sequence[str]) -> str:
         typed_in = given.partition("=")[2]
         value = typed_in or ("null" if fault.value is None else fault.value)
         swept = ""
-        if typed_in.startswith("[") and typed_in.endswith("]"):
+        if typed_in.startswith("[") and typed_in.endswith("]") and "," in typed_in:
             swept = f"; several are swept with histolight train -m {key}={typed_in[1:-1].replace(' ', '')}"
         return f"{key}={value} is of the wrong type: it must be {_expected(key)}{swept}"
     for number, override in enumerate(overrides):

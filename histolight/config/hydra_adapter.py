@@ -13,8 +13,9 @@ from typing import Any, cast
 
 import hydra
 from hydra import initialize_config_dir
+from hydra._internal import config_loader_impl
 from hydra._internal.callbacks import Callbacks
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
@@ -84,10 +85,12 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         with contextlib.suppress(OmegaConfBaseException):  # Hydra says below what is wrong
             conf = conf_directory()
             setup_globals()  # its resolvers, such as ${now:}, of which a caller's process is rid after each call
-            changed = max(path.stat().st_mtime_ns for path in [conf, *conf.rglob("*")])
-            return _with_values(pickle.loads(_composed(conf, changed, chosen)), parsed, values)
+            return _with_values(pickle.loads(_composed(conf, _last_changed(conf), chosen)), parsed, values)
     with _initialized():
         return hydra.compose("config", list(overrides), return_hydra_config=True)
+
+
+_READ_WHILE_COMPOSING = ("hydra.searchpath", "hydra.job.env_copy", "hydra.aliases")
 
 
 def _is_value(override: Override) -> bool:
@@ -101,7 +104,16 @@ def _is_plain(override: Override) -> bool:
     if override.is_sweep_override() or isinstance(override.value(), dict):
         return False
     sets = override.type == OverrideType.CHANGE and override.package is None
-    return not _is_value(override) or (sets and not override.key_or_group.startswith("hydra.searchpath"))
+    return not _is_value(override) or (sets and not override.key_or_group.startswith(_READ_WHILE_COMPOSING))
+
+
+def _last_changed(conf: Path) -> int:
+    """Return when a file of ``conf/`` was last written, added or removed."""
+    changed = 0
+    for path in [conf, *(folder for folder in conf.iterdir() if folder.is_dir()), *conf.rglob("*.yaml")]:
+        with contextlib.suppress(FileNotFoundError):  # an editor's, which is gone again
+            changed = max(changed, path.stat().st_mtime_ns)
+    return changed
 
 
 @functools.lru_cache(maxsize=64)
@@ -118,8 +130,9 @@ def _with_values(config: DictConfig, parsed: Sequence[Override], values: Sequenc
     node.overrides.hydra = [override.input_line for override in parsed if override.is_hydra_override()]
     task = [override for override in parsed if not override.is_hydra_override()]
     node.overrides.task = [override.input_line for override in task]
-    style = node.job.config.override_dirname
-    node.job.override_dirname = get_overrides_dirname(task, style.exclude_keys, style.item_sep, style.kv_sep)
+    if hasattr(config_loader_impl, "get_overrides_dirname"):  # Hydra 1.4 looks it up where it is read
+        style, name = node.job.config.override_dirname, config_loader_impl.get_overrides_dirname
+        node.job.override_dirname = name(task, style.exclude_keys, style.item_sep, style.kv_sep)
     node.runtime.cwd = os.getcwd()
     return config
 

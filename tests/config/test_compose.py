@@ -45,9 +45,13 @@ def test_conf_has_files_and_every_file_is_in_a_group() -> None:
         ["optimizer=sgd", "optimizer.momentum=0.5", "optimizer=adam", "name='a,b'"],
         ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "sweep=grid", "+data.limit=50", "++trainer.ema=0.9"],
         ["hydra.job.config.override_dirname.exclude_keys=[seed]", "seed=4", "optimizer={lr:1,weight_decay:2}"],
+        ["hydra.job.env_copy=[HISTOLIGHT_COPIED]", "seed=5"],
     ],
 )
-def test_values_over_files_composed_before_give_what_hydra_gives(overrides: list[str]) -> None:
+def test_values_over_files_composed_before_give_what_hydra_gives(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HISTOLIGHT_COPIED", "as it is")
     with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
         expected = hydra.compose("config", overrides, return_hydra_config=True)
     for _ in range(2):
@@ -67,6 +71,7 @@ def test_a_file_that_was_edited_is_read_again(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(hydra_adapter, "conf_directory", lambda: conf)
     assert hydra_adapter.compose(["optimizer=sgd"]).optimizer.lr == 0.01
     (conf / "optimizer" / "sgd.yaml").write_text("name: sgd\nlr: 0.02\n")
+    (conf / "optimizer" / ".#sgd.yaml").symlink_to("an-editor-s-lock")
     assert hydra_adapter.compose(["optimizer=sgd"]).optimizer.lr == 0.02
 
 
@@ -115,6 +120,9 @@ def test_the_notebook_experiment_has_the_faults_of_the_notebook() -> None:
         ("name=a(b", "name=a(b becomes a folder"),
         ("hydra.run.dirr=x", "hydra.run.dirr is not a key"),
         ("run=", "run= is empty: give a value, or leave it out"),
+        ("logger=[csv,mlflow]", "logger=[csv,mlflow] is several of a group that has one: give logger=NAME"),
+        ("+logger=[csv,mlflow]", "+logger=[csv,mlflow] is several of a group that has one: give logger=NAME"),
+        ("hydra/launcher=[basic,joblib]", "is several of a group that has one: give hydra/launcher=NAME"),
         ("+data.root=''", "data.root= is empty: give a value, or leave it out"),
         (
             "model=resnet50",
