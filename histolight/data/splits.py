@@ -56,6 +56,8 @@ def make_split(table: pd.DataFrame, config: DataConfig) -> tuple[pd.Series, str]
             f"data.test_fraction={config.test_fraction} has no place here: "
             f"{f'data={config.source}' if config.split in ('auto', 'random') else config.split} brings its own split"
         )
+    if given is not None:
+        _check_given_test(given == "test", ordered["label"].to_numpy())
     if given is not None and config.fold is None and "val" in given:
         parts, kind = given, "given"
         torn = int((ordered.groupby("group")["split"].nunique() > 1).sum())
@@ -358,6 +360,17 @@ def _check_rarest(pool: np.ndarray, labels: np.ndarray, count: int, key: str) ->
     rarest = np.bincount(labels[pool], minlength=2).min()
     if rarest < count:
         raise _RareError(f"{key} needs {count} tiles of each class, and one has {rarest}")
+
+
+def _check_given_test(tested: np.ndarray, labels: np.ndarray) -> None:
+    """Refuse a given test part that lacks a class or has all tiles of one: no way to split the others mends that."""
+    for label in (0, 1):
+        if tested.any() and not (tested & (labels == label)).any():
+            raise RequestError(f"the test part has no tile of class {label}: give it tiles of both classes")
+        if not (~tested & (labels == label)).any():
+            raise RequestError(
+                f"the test part has all tiles of class {label}: give training and validation some of them"
+            )
 
 
 def _check_parts(parts: np.ndarray, labels: np.ndarray) -> None:

@@ -148,6 +148,14 @@ def test_tiles_without_a_slide_train_and_are_counted(values, caplog):
         (given().assign(label=[0, 1] * 100 + [1] * 200 + [0, 1] * 100), {}, "the val part has no tile of class 0"),
         (given().assign(label=[0, 1] * 200 + [1] * 200), {}, "the test part has no tile of class 0"),
         (given().query("split == 'val'"), {}, "the train part has no tile of class 0"),
+        *(
+            (
+                given().assign(label=[0] * 400 + [0, 1] * 100).query("split != 'val'"),
+                {"split": split},
+                "all tiles of class 1",
+            )
+            for split in ("auto", "random")
+        ),
     ],
 )
 def test_a_split_that_cannot_be_is_refused(tiles, values, message):
@@ -364,7 +372,6 @@ def test_single_tiles_are_shared_by_largest_remainders_and_a_part_without_any_co
         (2, {"fold": 2}, "data.folds=2 data.fold=0"),
         (2, {"test_fraction": 0.2}, "data.test_fraction=0"),
         (2, {"test_fraction": 0.3, "fold": 0}, "data.test_fraction=0 data.folds=2"),
-        (1, {"limit": 20}, "give more tiles of it, from several slides, or a larger data.limit"),
         (1, {}, "give more tiles of it, from several slides"),
     ],
 )
