@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from prose_remedies import ADVICE
+
 PACKAGE = Path(__file__).resolve().parents[1] / "histolight"
 
 _TYPED = (
@@ -26,13 +28,13 @@ _NO_MESSAGES = ("USAGE", "HELP", "COMMANDS")
 
 
 def messages() -> Iterator[tuple[str, str]]:
-    """Yield file and text of each message that names something to type; what is filled in is ``{}``."""
+    """Yield file and text of each message that says what to do; what is filled in is ``{}``."""
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         left_out = {id(node) for part in ast.walk(tree) for node in _no_message(part)}
         for node in ast.walk(tree):
             text = _text(node)
-            if text and id(node) not in left_out and _ADVICE.search(text):
+            if " " in text and id(node) not in left_out and (_ADVICE.search(text) or ADVICE.search(text)):
                 yield path.relative_to(PACKAGE).as_posix(), text
 
 

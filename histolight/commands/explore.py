@@ -116,6 +116,7 @@ def explore(request: ExploreConfig) -> list[str]:
     check_labelled(config)
     from histolight.data.checks import check_table
     from histolight.data.prepare import load_tiles
+    from histolight.data.table import larger_samples
     from histolight.exploration.page import write_exploration, write_problems
 
     table = None
@@ -126,9 +127,9 @@ def explore(request: ExploreConfig) -> list[str]:
         tiles = load_tiles(source, config)
         labels = tiles.table["label"].unique()
         if len(labels) < 2:
-            raise RequestError(
-                f"all {len(tiles.table)} tiles have the label {labels[0]}: use a larger data.limit or another data.seed"
-            )
+            larger = larger_samples(table, config.limit, config.seed)
+            limit = next((limit for limit, drawn in larger if drawn["label"].nunique() == 2), "null")
+            raise RequestError(f"all {len(tiles.table)} tiles have the label {labels[0]}: use data.limit={limit}")
     except DataError as error:
         write_problems(error.problems, table, directory, title)
         raise DataError(f"{error}; all of them: {directory / 'report.html'}", error.problems) from error

@@ -65,10 +65,10 @@ def check_table(table: pd.DataFrame, config: DataConfig) -> None:
 def _what_is_enough(table: pd.DataFrame, config: DataConfig) -> str:
     """Name what a split needs less tiles of the rarer class for, or how many it needs."""
     rarest, testing = int(np.bincount(table["label"], minlength=2).min()), config.test_fraction > 0
-    more, enough = "give more tiles of it", f"give at least {2 + testing} of each"
+    needed = (2 if config.fold is None else config.folds) + testing
+    more, enough = "give more tiles of it", f"give at least {needed} of each"
     if config.split != "random" and "group" in table and table["group"].notna().any():  # then slides count, not tiles
         rarest = int(table.groupby("label")["group"].nunique().reindex([0, 1], fill_value=0).min())
-        needed = config.folds if config.fold is not None else 2 + testing
         more = enough = f"give more tiles of it, of {needed} slides or more"
     if config.fold is not None and rarest - testing >= 2:
         first = " data.fold=0" if config.fold >= rarest - testing else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from histolight.data.overlaps import find_clusters, find_leaks, shows_something
 from histolight.data.pack import Pack, Tiles, open_pack
 from histolight.data.sources import load_source
 from histolight.data.splits import NoSplitError, make_split
-from histolight.data.table import UNUSED, Source, sample
+from histolight.data.table import UNUSED, Source, larger_samples, sample
 from histolight.errors import RequestError
 
 log = logging.getLogger("histolight")
@@ -141,15 +142,11 @@ def prepare(config: DataConfig) -> PreparedData:
 
 
 def _limit_that_works(table: pd.DataFrame, config: DataConfig) -> str:
-    """Name a larger ``data.limit`` of which the split works, by trying it; null is all tiles."""
-    limit = config.limit
-    while limit is not None:
-        limit = 2 * limit if 2 * limit < len(table) else None
-        try:
-            make_split(sample(table, limit, config.seed), replace(config, limit=limit))
-        except RequestError:
-            continue
-        return f", or use data.limit={limit or 'null'}"
+    """Name a larger ``data.limit`` of which the split works, by trying it."""
+    for limit, sampled in larger_samples(table, config.limit, config.seed):
+        with contextlib.suppress(RequestError):
+            make_split(sampled, config)
+            return f", or use data.limit={limit}"
     return ""
 
 

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,13 @@ def sample(table: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
         random_state=seed + 1,
     )
     return ordered.iloc[np.sort(drawn)].reset_index(drop=True)
+
+
+def larger_samples(table: pd.DataFrame, limit: int | None, seed: int) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Draw twice as many tiles as ``data.limit``, and so on up to all; each with the value of that key."""
+    while limit is not None:
+        limit = 2 * limit if 2 * limit < len(table) else None
+        yield "null" if limit is None else str(limit), sample(table, limit, seed)
 
 
 def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:

@@ -177,7 +177,7 @@ def tile_scorer(
                 ]
             logits: np.ndarray = torch.stack(members, 1).cpu().numpy()
         except torch.OutOfMemoryError as error:
-            raise HistolightError("out of GPU memory: use a smaller data.batch_size") from error
+            raise HistolightError(f"out of GPU memory: use data.batch_size={max(1, len(tiles) // 2)}") from error
         if not np.isfinite(logits).all():
             raise HistolightError(
                 f"the network gives logits that are not finite ({precision}): try trainer.precision=32-true"

@@ -75,8 +75,9 @@ def predict_slides(request: PredictConfig, options: SlidesConfig) -> tuple[list[
 def _settings(request: PredictConfig, options: SlidesConfig, classifiers: Sequence[Classifier]) -> SlideSettings:
     data = request.config.data
     if options.stride > data.image_size:
+        size = data.image_size
         raise RequestError(
-            f"slides.stride={options.stride} leaves gaps between tiles of {data.image_size} pixels: use less"
+            f"slides.stride={options.stride} leaves gaps between tiles of {size} pixels: use at most {size}"
         )
     tissue = options.tissue
     if tissue not in ("otsu", "none"):

@@ -86,7 +86,8 @@ def embed(config: Config, directory: Path, progress: bool = True) -> Embedding:
     try:
         values = kept.fill(rows, compute, "tiles", config.data.batch_size)
     except torch.OutOfMemoryError as error:
-        raise HistolightError("out of GPU memory: use a smaller data.batch_size") from error
+        half = max(1, config.data.batch_size // 2)
+        raise HistolightError(f"out of GPU memory: use data.batch_size={half}") from error
     about = {
         "model": dataclasses.asdict(config.model),
         "data": {"source": config.data.source, "root": config.data.root, "image_size": config.data.image_size},

@@ -148,6 +148,9 @@ def test_a_file_of_somebody_else_is_left_alone(server, tmp_path, capsys):
     assert main(["download", "pcam", str(tmp_path)]) == 2
     assert "is not the file that was published: move it away" in capsys.readouterr().err
     assert contents(tmp_path) == {NAMES[0]: b"mine"}
+    assert main(["download", "pcam", str(tmp_path / "another")]) == 0
+    (tmp_path / NAMES[0]).rename(tmp_path / "mine")
+    assert main(["download", "pcam", str(tmp_path)]) == 0
 
 
 def test_no_server_and_a_missing_file_are_one_line(server, tmp_path, monkeypatch):

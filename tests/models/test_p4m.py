@@ -155,7 +155,7 @@ def test_without_these_layers_it_does() -> None:
 
 @pytest.mark.parametrize("size", [40, 50, 100])
 def test_a_size_that_would_break_the_symmetry_is_refused(size: int) -> None:
-    with pytest.raises(RequestError, match=f"multiple of 16, and {size} is none: choose another"):
+    with pytest.raises(RequestError, match=f"multiple of 16, and {size} is none: add model.input_size="):
         build_backbone(ModelConfig("p4m_densenet"), size)
 
 

@@ -8,8 +8,10 @@ import re
 import shutil
 from pathlib import Path
 
+import prose_remedies
 import pytest
-from remedies import PACKAGE, TRIED, TRIED_BY, UNTRIED, messages
+import remedies
+from remedies import PACKAGE, messages
 from untrained_runs import untrained_run
 
 from histolight.config.compose import compose_config, typed
@@ -18,16 +20,20 @@ from histolight.data.prepare import prepare
 from histolight.errors import HistolightError
 from histolight.models.classifier import Classifier
 from histolight.ranking.runs import find_runs
+from histolight.runs import update_metrics
 from histolight.sweeps.sweep import plan_sweep
 from histolight.training.fit import check_request
 
 TEXTS = list(messages())
+TRIED = remedies.TRIED + prose_remedies.TRIED
+TRIED_BY = remedies.TRIED_BY | prose_remedies.TRIED_BY
+UNTRIED = remedies.UNTRIED | prose_remedies.UNTRIED
 PARTS = [part for part, *_ in TRIED] + list(TRIED_BY) + list(UNTRIED)
 
 
 @pytest.fixture(scope="module")
 def here(tile_folder: Path, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with TILES, NAMED, ABOVE, DOMAINS and RUN."""
+    """A folder with what the requests name in capital letters."""
     here = tmp_path_factory.mktemp("remedies")
     shutil.copytree(tile_folder, here / "ABOVE" / "TILES")
     (here / "TILES").symlink_to(here / "ABOVE" / "TILES")
@@ -36,9 +42,17 @@ def here(tile_folder: Path, small: list[str], tmp_path_factory: pytest.TempPathF
     ids = sorted(path.stem for path in tile_folder.rglob("*.png"))
     rows = [f"{one},{'north' if place % 4 < 2 else 'south'}" for place, one in enumerate(ids)]
     (here / "DOMAINS").write_text("\n".join(["id,centre", *rows]) + "\n")
+    parts = [f"{one},{('train', 'val')[place % 4 < 2]}" for place, one in enumerate(ids)]
+    (here / "PARTS").write_text("\n".join(["id,split", *parts]) + "\n")
+    (here / "WRONG").write_text("\n".join(["id,split", *parts[1:], f"{ids[0]},learning"]) + "\n")
+    (here / "GROUPS").write_text("\n".join(["id,slide", *(f"{one},{one[-2]}" for one in ids)]) + "\n")
+    for patient in "ab":
+        shutil.copytree(tile_folder / "0", here / "ONE" / patient / "0")
     untrained_run(here / "RUN", small)
-    for name in ("RUN2", "RUN3"):
+    for name in ("RUN2", "RUN3", "o'hara"):
         shutil.copytree(here / "RUN", here / name)
+    shutil.copytree(here / "RUN", here / "EVALUATION")
+    update_metrics(here / "EVALUATION", run=str(here / "RUN"))
     return here
 
 
@@ -82,7 +96,7 @@ def test_the_remedy_that_a_message_names_works(
 
 
 def test_every_message_that_names_a_remedy_is_tried_or_listed() -> None:
-    assert len(TEXTS) > 100
+    assert len(TEXTS) > 250
     forgotten = [f"{path}: {text}" for path, text in TEXTS if not any(part in text for part in PARTS)]
     assert forgotten == []
 

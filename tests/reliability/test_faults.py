@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -84,6 +85,8 @@ def test_a_damaged_pack_says_which_folder_to_delete(
     line = one_line("train", *request_here, "hydra.run.dir=run", status=1)
     assert f"{packed.pack.folder}" in line
     assert "delete this folder to have it made again" in line
+    shutil.rmtree(packed.pack.folder)
+    assert len(api.load_tiles(request_here).table) == len(packed.table)
 
 
 @pytest.mark.parametrize("part", ["train", "val"])

@@ -288,6 +288,8 @@ def test_a_point_that_is_a_link_or_holds_files_of_others_is_refused(untrained: s
         run_sweep(SWEEP)
     assert picture([tmp_path / "precious"]) == before
     failed.unlink()
+    shutil.copytree(tmp_path / "precious", failed)
+    assert [point.directory for point in run_sweep(SWEEP).points] == [failed, other]
     (other / "metrics.json").unlink()
     (other / "thesis.tex").write_text("precious")
     with pytest.raises(RequestError, match=r"1_seed=2 holds files already \(thesis.tex\)"):

@@ -149,7 +149,10 @@ def _check_options(config: DataConfig) -> None:
     if options.model_mpp is None:
         raise RequestError("at which pixel size the slides are cut is unknown: give slides.model_mpp=MICRONS")
     if options.stride > config.image_size:
-        raise RequestError(f"slides.stride={options.stride} leaves gaps between tiles of {config.image_size} pixels")
+        size = config.image_size
+        raise RequestError(
+            f"slides.stride={options.stride} leaves gaps between tiles of {size} pixels: use at most {size}"
+        )
     if options.tissue not in ("otsu", "none") and not Path(options.tissue).expanduser().is_dir():
         raise RequestError(f"slides.tissue={options.tissue} is not known: otsu, none, or a folder of masks NAME.png")
     if options.annotations is not None and not Path(options.annotations).expanduser().is_dir():

@@ -157,7 +157,7 @@ class P4M(Family):
         if image_size % MULTIPLE:
             raise RequestError(
                 f"model.name={NAME} is symmetric only on tiles whose side is a multiple of {MULTIPLE}, and "
-                f"{image_size} is none: choose another model.input_size or another network"
+                f"{image_size} is none: add model.input_size={-(-image_size // MULTIPLE) * MULTIPLE}"
             )
         return Backbone(P4MDenseNet(), "classifier", *IMAGENET, pooled="features")
 
