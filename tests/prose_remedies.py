@@ -85,6 +85,8 @@ TRIED_BY = {
     "give more tiles of it": _ENOUGH,
     "give at least {} of each": _ENOUGH,
     "; save it as 8-bit RGB": f"{_PROSE}test_a_tile_that_is_saved_as_8_bit_rgb_is_read",
+    "give it tiles of both classes": f"{_PROSE}test_a_given_test_part_is_mended_as_its_message_says",
+    "give training and validation some of them": f"{_PROSE}test_a_given_test_part_is_mended_as_its_message_says",
     "delete this folder to have it made again": _DELETED,
     "has two folders of one part: {}; keep one of them": _FOLDERS,
     "put the tiles of each class into a folder of its own": _FOLDERS,

@@ -186,6 +186,25 @@ def test_as_many_tiles_as_a_message_asks_for_are_enough(values: dict[str, float]
     make_split(table(rare), config)
 
 
+@pytest.mark.parametrize(
+    ("tested", "said", "mended"),
+    [
+        ([0] * 10, "give it tiles of both classes", [0] * 10 + [1] * 5),
+        ([1] * 20, "give training and validation some of them", [1] * 10 + [0] * 5),
+    ],
+)
+def test_a_given_test_part_is_mended_as_its_message_says(tested: list[int], said: str, mended: list[int]) -> None:
+    def table(test: list[int]) -> pd.DataFrame:
+        labels = [0] * 40 + [1] * (20 - sum(test)) + test
+        frame = pd.DataFrame({"id": [f"{place:02d}" for place in range(len(labels))], "label": labels, "group": None})
+        return frame.assign(split=[None] * (len(labels) - len(test)) + ["test"] * len(test), cluster=frame["id"])
+
+    with pytest.raises(RequestError, match=said):
+        make_split(table(tested), DataConfig(source="folder"))
+    parts, _ = make_split(table(mended), DataConfig(source="folder"))
+    assert set(parts) == {"train", "val", "test"}
+
+
 def test_a_sample_of_one_class_names_a_limit_that_has_both(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for number in range(40):
