@@ -31,9 +31,9 @@ def open_unpacked(path: Path) -> BinaryIO:
         RequestError: A zip holds no table or several, what is packed is damaged, locked or far too large.
         OSError: The file can't be read.
     """
+    with open(path, "rb") as file:
+        start = whole(file.read(4), path)
     file = open(path, "rb")  # noqa: SIM115  # the caller closes it
-    start = whole(file.read(4), path)
-    file.seek(0)
     if start[:2] != b"\x1f\x8b" and start != b"PK\x03\x04":
         return file
     with file:

@@ -163,9 +163,9 @@ def predict(request: PredictConfig, progress: bool = True) -> list[Path]:
     precision = networks.inference_precision(settings, networks.inference_device(settings))
     packed, adapted = load_tiles(load_source(data, labelled=False), data), None
     adaptation.check_adaptable(request.adapt, len(packed.table))
-    validation = request.runs[0] / "predictions" / "val.csv"
+    if request.adapt != "none":  # now: all tiles are scored before a prior is fitted
+        labelled = runs.read_predictions(request.runs[0] / "predictions" / "val.csv")
     if request.adapt == "batch_norm":
-        labelled = runs.read_predictions(validation)
         adapted = adaptation.adapt_to_tiles(classifiers[0], packed, labelled, settings, data.batch_size)
     # Members that were trained on the same split know the same tiles.
     by_split = {(run / "splits.csv").read_bytes(): run for run in request.runs if (run / "splits.csv").is_file()}
@@ -185,10 +185,14 @@ def predict(request: PredictConfig, progress: bool = True) -> list[Path]:
         )
         if request.adapt == "prior":
             table = packed.table.assign(logit=logits[:, 0])
-            adapted = adaptation.adapt_prior(table, runs.read_predictions(validation))
+            try:
+                adapted = adaptation.adapt_prior(table, labelled)
+            except RequestError as error:
+                raise RequestError(f"{error} (hydra.run.dir={directory} keeps the scores)") from None
         if progress and adapted is not None:
             print(stamp(adapted, request.tta), file=sys.stderr)
-        written = write_predictions(packed.table, logits, request, json.loads(header), known, adapted)
+        computed = {name: value for name, value in json.loads(header).items() if name != "adapt"}
+        written = write_predictions(packed.table, logits, request, computed, known, adapted)
         partial.unlink()
     return written
 

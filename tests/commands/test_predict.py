@@ -157,8 +157,10 @@ def test_scores_are_fitted_to_tiles_without_labels(sweep, here, tmp_path_factory
 
     for way in ("prior", "batch_norm"):
         files.write_csv(run / "predictions" / "val.csv", own.assign(logit=logits + 100, group=None, cluster=None))
-        with pytest.raises(RequestError, match=f"adapt={way} can't tell whether these 120 tiles hold both classes"):
-            main([*request, f"adapt={way}", f"hydra.run.dir={way}_of_one_class"])
+        folder = f"hydra.run.dir={way}_of_one_class"
+        with pytest.raises(RequestError, match=f"adapt={way} can't tell whether these 120 tiles hold both") as caught:
+            main([*request, f"adapt={way}", folder])
+        assert (f"({folder} keeps the scores)" in str(caught.value)) == (way == "prior")
     assert not Path("batch_norm_of_one_class").exists()
     main([*request, "hydra.run.dir=prior_of_one_class"])  # what was scored is not lost
     assert read(Path("prior_of_one_class/predictions.csv")).equals(read(Path("none/predictions.csv")))

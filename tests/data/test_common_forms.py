@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
+import re
 import zipfile
 from pathlib import Path
 
@@ -374,6 +376,37 @@ def test_tiles_further_below_are_named(below: str, tmp_path: Path) -> None:
         load_source(DataConfig(source="folder", root=str(tmp_path / "top"), image_size=SIZE))
     config = DataConfig(source="folder", root=str(tmp_path / "top" / below), image_size=SIZE)
     assert load_source(config).table["label"].tolist() == [0, 1, 0, 1]
+
+
+def test_tiles_are_looked_for_below_only_where_they_can_be(tmp_path: Path) -> None:
+    """Kaggle's folder has parts without classes; a folder that can't be read is nobody's concern."""
+    for number in range(4):
+        save(tmp_path / "kaggle" / ("train", "test")[number % 2] / f"{number}.png")
+        save(tmp_path / "twice" / ("train", "training")[number % 2] / str(number // 2) / f"{number}.png")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    with pytest.raises(RequestError, match="has no two class folders such as 0 and 1") as caught:
+        load_source(DataConfig(source="folder", root=str(tmp_path), image_size=SIZE))
+    assert "use data.root" not in str(caught.value)
+
+
+@pytest.mark.parametrize("slides", [2, 3])
+def test_slides_that_are_named_as_classes_are_no_classes_without_a_word(slides: int, tmp_path: Path) -> None:
+    names = ["01_normal", "02_tumor", "03_normal"][:slides]
+    for number in range(4 * slides):
+        save(tmp_path / names[number % slides] / str(number // slides % 2) / f"{number}.png")
+    config = DataConfig(source="folder", root=str(tmp_path), image_size=SIZE)
+    if slides == 2:
+        readings = re.escape("data.classes=[01_normal,02_tumor] takes them for classes, data.classes=[0,1] for slides")
+        with pytest.raises(RequestError, match=readings):
+            load_source(config)
+        as_classes = load_source(dataclasses.replace(config, classes=["01_normal", "02_tumor"])).table
+        assert as_classes.groupby("label")["id"].count().tolist() == [4, 4]
+        assert as_classes["group"].isna().all()
+        config = dataclasses.replace(config, classes=["0", "1"])
+    table = load_source(config).table
+    assert sorted(table["group"].unique()) == names
+    assert table.groupby("group")["label"].mean().tolist() == [0.5] * slides
 
 
 def test_advice_on_folders_names_what_works(tmp_path: Path) -> None:

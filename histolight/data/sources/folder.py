@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from histolight.data.labels import class_of
 from histolight.data.sources import Kind, data_root
 from histolight.data.table import Source, part_of
 from histolight.errors import DataError, RequestError
+
+MOST = 100  # folders of each level that are looked into for the tiles that data.root lacks
 
 log = logging.getLogger("histolight")
 
@@ -89,7 +92,11 @@ def _tile_folders(root: Path, classes: list[str] | None) -> list[_TileFolder]:
 
 
 def slide_folders(root: Path, classes: list[str] | None) -> list[str]:
-    """List the folders of slides or patients: two or more, each with class folders and nothing else; else none."""
+    """List the folders of slides or patients: two or more, each with class folders and nothing else; else none.
+
+    Raises:
+        RequestError: They are two that are named as the classes themselves.
+    """
     folders = [name for name in _visible(root) if (root / name).is_dir()]
 
     def is_class(name: str) -> bool:
@@ -99,9 +106,20 @@ def slide_folders(root: Path, classes: list[str] | None) -> list[str]:
         inner = _visible(folder)
         return bool(inner) and all(is_class(name) and (folder / name).is_dir() for name in inner)
 
-    if len(folders) < 2 or any(is_class(name) or part_of(name) for name in folders):
+    if len(folders) < 2 or any(map(part_of, folders)) or not all(holds_classes(root / name) for name in folders):
         return []
-    return folders if all(holds_classes(root / name) for name in folders) else []
+    if len(folders) > 2 or not all(map(is_class, folders)):
+        return folders
+    inner = sorted(
+        {name for folder in folders for name in _visible(root / folder)}, key=lambda name: class_of(name) or 0
+    )
+    if classes is None and not set(inner) <= set(folders):
+        own = sorted(folders, key=lambda name: class_of(name) or 0)
+        raise RequestError(
+            f"data.root={root}: {' and '.join(folders)} are named as classes and hold class folders: data.classes="
+            f"[{','.join(own)}] takes them for classes, data.classes=[{','.join(inner)}] for slides"
+        )
+    return []
 
 
 def slide_of(path: str) -> str | None:
@@ -235,17 +253,26 @@ def _tiles_below(root: Path) -> Path | None:
     """Find the one folder, at most three levels below, that holds both classes, parts of a split, or slides."""
     level = [root]
     for _ in range(3):
-        level = [folder / name for folder in level[:100] for name in _visible(folder) if (folder / name).is_dir()]
-        found = [
-            folder
-            for folder in level
-            if {0, 1} <= {class_of(name) for name in _visible(folder)}
-            or part_folders(folder)
-            or slide_folders(folder, None)
-        ]
+        level = [child for folder in level for child in _folders_in(folder)][:MOST]
+        found = [folder for folder in level if _has_tiles(folder)]
         if found:
             return found[0] if len(found) == 1 else None
     return None
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """List the first folders in a folder; none where it can't be read."""
+    with contextlib.suppress(OSError):
+        return [folder / name for name in _visible(folder)[:MOST] if (folder / name).is_dir()]
+    return []
+
+
+def _has_tiles(folder: Path) -> bool:
+    """Say whether a folder, or each of its parts, holds both classes or slides."""
+    with contextlib.suppress(OSError, RequestError):
+        parts = [folder / name for name in part_folders(folder)] or [folder]
+        return all({0, 1} <= set(map(class_of, _visible(part))) or slide_folders(part, None) for part in parts)
+    return False
 
 
 def _images(folder: Path) -> pd.DataFrame:
