@@ -190,7 +190,7 @@ def test_as_many_tiles_as_a_message_asks_for_are_enough(values: dict[str, float]
     ("tested", "said", "mended"),
     [
         ([0] * 10, "give it tiles of both classes", [0] * 10 + [1] * 5),
-        ([1] * 20, "give training and validation some of them", [1] * 10 + [0] * 5),
+        ([1] * 20 + [0] * 5, "give training and validation some of them", [1] * 10 + [0] * 5),
     ],
 )
 def test_a_given_test_part_is_mended_as_its_message_says(tested: list[int], said: str, mended: list[int]) -> None:
