@@ -154,11 +154,13 @@ def _refuse_one_fault_of_all(sweep: Sweep, plan: SweepPlan) -> None:
     Raises:
         RequestError: The reason.
     """
-    from histolight.training.fit import check_request  # PyTorch: not for what is refused without it
+    if plan.searched or "Basic" not in str(plan.master.hydra.launcher._target_):
+        return  # the points are not known yet, or this process has no other use for PyTorch
+    from histolight.training.fit import check_request
 
-    points = zip(sweep.points, plan.configs, strict=True)
+    points = zip(plan.grid, plan.configs, strict=True)
     first = None
-    for config in (config for point, config in points if point.status != "completed"):
+    for config in (config for values, config in points if sweep.point(values).status != "completed"):
         try:
             check_request(typed(config))
             return
