@@ -59,7 +59,7 @@ def training_request(overrides: Sequence[str]) -> tuple[Config, Path, bool]:
     if any(override.lstrip("+").startswith("hydra.sweep.") for override in overrides):
         raise RequestError("hydra.sweep.dir is the folder of a sweep, with -m: that of a run is hydra.run.dir=FOLDER")
     named = any(override.lstrip("+").startswith("hydra.run.dir=") for override in overrides)
-    begun = (directory / "metrics.json").exists() and (directory / "config.yaml").exists()
+    begun = all(os.path.exists(directory / name) for name in ("metrics.json", "config.yaml"))
     if named and begun and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
         return training_request([f"run={directory}"])  # a job that SLURM requeued gives its command again
     if not files.is_main_process():

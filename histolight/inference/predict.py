@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def members_of(folders: Sequence[Path], best: int | None) -> list[Path]:
     aurocs: dict[Path, float] = {}
     for folder in folders:
         for run in find_runs(folder):
-            begun = (run / "metrics.json").is_file()
+            begun = run == folder or os.path.isfile(run / "metrics.json")
             metrics: dict[str, Any] = runs.read_metrics(run) if begun else {"status": "not begun"}
             if metrics["status"] == "completed":
                 aurocs[run] = metrics["val"]["auroc"]["value"]

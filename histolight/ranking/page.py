@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -161,8 +162,10 @@ def ranking_figures(ranking: Ranking) -> Iterator[tuple[str, Figure, str]]:
 def _curves(ranking: Ranking) -> dict[Path, pd.Series]:
     """Read the validation AUROC of every run, ranked or not, that has one of two epochs or more."""
     directories = [run.directory for row in ranking.rows for run in row.runs]
-    directories += [path for one in ranking.unranked for path in one.directories]
     curves = {path: _auroc_curve(path) for path in directories}
+    for path in (path for one in ranking.unranked for path in one.directories):
+        with contextlib.suppress(OSError):  # which may be why it is not ranked
+            curves[path] = _auroc_curve(path)
     return {path: values for path, values in curves.items() if len(values) > 1}
 
 

@@ -118,7 +118,7 @@ def find_runs(folder: Path) -> list[Path]:
         raise RequestError(f"{folder} is not a folder: give a sweep, a folder of runs, or a list, runs=[DIR,DIR]")
     if _is_evaluation(folder):
         raise RequestError(f"{folder} is an evaluation of a run, not a run: give the run's own folder")
-    if (folder / "metrics.json").is_file():
+    if _holds(folder, "metrics.json"):
         return [folder]
     folders = list(_runs_below(folder, DEPTH))
     if not folders:
@@ -129,11 +129,19 @@ def find_runs(folder: Path) -> list[Path]:
 def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
     children = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
     for child in sorted(children, key=_natural):
-        if (child / "metrics.json").is_file() or (child / "config.yaml").is_file():
+        if _holds(child, "metrics.json") or _holds(child, "config.yaml"):
             if not _is_evaluation(child):
                 yield child
         elif depth > 1:
             yield from _runs_below(child, depth - 1)
+
+
+def _holds(folder: Path, name: str) -> bool:
+    """Say whether a file is there; a folder that can't be looked into may be a run, and is listed with the reason."""
+    try:
+        return (folder / name).is_file()
+    except OSError:
+        return True
 
 
 def _is_evaluation(folder: Path) -> bool:

@@ -254,7 +254,8 @@ def ask_as_another_user(requests: list[list[str]], said: Path) -> None:
     with said.open("w") as file, contextlib.redirect_stderr(file):
         os.setuid(12345)
         for words in requests:
-            print(cli.main([*words, "hydra.run.dir=/tmp/nowhere/out"]), file=file)
+            given = any(word.startswith("hydra.run.dir=") for word in words)
+            print(cli.main(words if given else [*words, "hydra.run.dir=/tmp/nowhere/out"]), file=file)
 
 
 @needs_root
@@ -262,6 +263,7 @@ def test_the_run_of_another_user(run: Path, tmp_path: Path) -> None:
     """A colleague's runs, umask 077: every command names the file."""
     import histolight.commands.compare
     import histolight.commands.evaluate
+    import histolight.commands.train
     import histolight.inference.evaluate
     import histolight.ranking.runs  # noqa: F401  # the other user may not read the installed packages
 
@@ -275,16 +277,25 @@ def test_the_run_of_another_user(run: Path, tmp_path: Path) -> None:
     requests = [
         [command, f"{key}={name}"] for name in closed for command, key in (("evaluate", "run"), ("compare", "runs"))
     ]
-    child = multiprocessing.get_context("fork").Process(target=ask_as_another_user, args=(requests, tmp_path / "said"))
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made").chmod(0o777)
+    more = [["train", "hydra.run.dir=closed/new"], ["predict", "runs=[closed,closed]"]]
+    more += [["compare", "runs=.", "hydra.run.dir=made/out"]]
+    arguments = ([*requests, *more], tmp_path / "said")
+    child = multiprocessing.get_context("fork").Process(target=ask_as_another_user, args=arguments)
     os.chdir(tmp_path)
     child.start()
     child.join(120)
     assert child.exitcode == 0
     lines = (tmp_path / "said").read_text().splitlines()
     said = [line for line in lines if line.startswith("histolight: ")]
+    *said, new, ensemble = said
+    assert "closed/new can't be used (Permission denied): choose another folder with hydra.run.dir=FOLDER" in new
+    assert "closed/metrics.json can't be read: Permission denied" in ensemble
+    assert "closed/metrics.json can't be read: Permission denied" in Path("made/out/comparison.json").read_text()
     assert len(said) == len(requests), lines
     for line, (_, name) in zip(said, (words[1].split("=") for words in requests), strict=True):
-        assert "Permission denied" in line
+        assert "can't be read: Permission denied" in line
         assert f"{name}/{closed[name] or 'metrics.json'}" in line
     assert not any("damaged" in line or "Traceback" in line for line in lines)
 
