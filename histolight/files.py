@@ -99,7 +99,7 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
-def whole(content: bytes | None, path: Path) -> bytes:
+def unblocked(content: bytes | None, path: Path) -> bytes:
     """Return what was read of a file; where its reading would block that is None, which many take for its end.
 
     Raises:

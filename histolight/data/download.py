@@ -15,7 +15,7 @@ from urllib.error import HTTPError, URLError
 from tqdm import tqdm
 
 from histolight.errors import HistolightError, RequestError, cannot_write, system_reason
-from histolight.files import named, reading, whole
+from histolight.files import named, reading, unblocked
 from histolight.locks import Lock
 
 PCAM = "https://zenodo.org/records/2546921/files"
@@ -134,6 +134,6 @@ def _broken_off(url: str, error: OSError | HTTPException) -> HistolightError:
 def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with reading(path), open(path, "rb") as file:
-        while chunk := whole(file.read(_CHUNK), path):  # hashlib's own loop never ends where reading would block
+        while chunk := unblocked(file.read(_CHUNK), path):  # hashlib's own loop never ends where reading would block
             digest.update(chunk)
     return digest.hexdigest()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from histolight.errors import RequestError
-from histolight.files import whole
+from histolight.files import unblocked
 
 LARGEST = 2**30  # bytes of an unpacked table: a hundred times Kaggle's labels
 
@@ -32,7 +32,7 @@ def open_unpacked(path: Path) -> BinaryIO:
         OSError: The file can't be read.
     """
     with open(path, "rb") as file:
-        start = whole(file.read(4), path)
+        start = unblocked(file.read(4), path)
     file = open(path, "rb")  # noqa: SIM115  # the caller closes it
     if start[:2] != b"\x1f\x8b" and start != b"PK\x03\x04":
         return file

@@ -169,7 +169,7 @@ def _differences(scorer: TileScorer, path: Path, tiles: npt.NDArray[np.uint8]) -
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # of its own kinds, whatever the reason
-        files.whole(path.read_bytes(), path)  # what the system refuses is its error
+        files.unblocked(path.read_bytes(), path)  # what the system refuses is its error
         reason = " ".join(str(error).split())[:200]
         raise HistolightError(f"onnxruntime can't run this network ({reason}): export another run") from error
     batches = [tiles[start : start + BATCH] for start in range(0, len(tiles), BATCH)]

@@ -128,7 +128,7 @@ def _difference(classifier: Classifier, path: Path, tiles: npt.NDArray[np.uint8]
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         with files.named(path):
-            loaded = torch.jit.load(io.BytesIO(files.whole(path.read_bytes(), path)), map_location="cpu")
+            loaded = torch.jit.load(io.BytesIO(files.unblocked(path.read_bytes(), path)), map_location="cpu")
         largest = torch.zeros(())
         for batch in (tiles[:1], *(tiles[start : start + BATCH] for start in range(0, len(tiles), BATCH))):
             values = to_floats(torch.from_numpy(batch), "none")

@@ -74,7 +74,7 @@ def curve_figures(curves: dict[str, pd.Series]) -> dict[str, tuple[Figure, str]]
 
 def _figure(curves: dict[str, pd.Series], names: dict[str, str], label: str, ends: list[int]) -> Figure:
     figure = Figure(figsize=(5.6, 3.6))
-    axes = figure.add_axes((LEFT, 0.15, 0.97 - LEFT, 0.81))
+    axes = figure.add_axes((LEFT, 0.15, 0.97 - LEFT, 0.76))
     for end in ends if len(ends) <= 50 else []:
         axes.axvline(end, color=PALE, linewidth=0.6, zorder=0)
     for key, values in curves.items():

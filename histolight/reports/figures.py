@@ -95,7 +95,7 @@ def reliability_figure(scores: np.ndarray, labels: np.ndarray, title: str) -> Fi
 
 def confusion_figure(scores: np.ndarray, labels: np.ndarray, threshold: float, title: str) -> Figure:
     """Draw the confusion matrix at a threshold, in numbers of tiles."""
-    figure, axes = _square()
+    figure, axes = _square(left=0.2)
     ConfusionMatrixDisplay.from_predictions(
         labels,
         (scores > threshold).astype(np.int64),
@@ -107,7 +107,7 @@ def confusion_figure(scores: np.ndarray, labels: np.ndarray, threshold: float, t
         values_format=",d",
     )
     axes.set(xlabel="called", ylabel="labelled")
-    axes.set_title(f"{title}, threshold {threshold:.3f}", fontsize=10, color=INK)
+    axes.set_title(f"{title}\nthreshold {threshold:.3f}", fontsize=10, color=INK)
     return figure
 
 
@@ -185,14 +185,14 @@ def frame_centre(axes: Axes, size: int, x: float = -0.5, y: float = -0.5) -> Non
         axes.add_patch(Rectangle(corner, CENTRE, CENTRE, fill=False, edgecolor=colour, linewidth=width))
 
 
-def _square(right: float = 0.04) -> tuple[Figure, Axes]:
-    """Make a figure with square axes; ``right`` is the part of its width that is free beside them.
+def _square(left: float = LEFT, right: float = 0.04) -> tuple[Figure, Axes]:
+    """Make a figure with square axes; ``left`` and ``right`` are the parts of its width that are free beside them.
 
     All such figures need the same room for their words: to have it measured would take as long as to draw them.
     """
     figure = Figure(figsize=(5, 5))
-    side = 1 - LEFT - right
-    return figure, figure.add_axes((LEFT, 0.5 - side / 2, side, side))
+    side = 1 - left - right
+    return figure, figure.add_axes((left, 0.5 - side / 2, side, side))
 
 
 def _label(axes: Axes, title: str, x_label: str, y_label: str) -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Watcher = Callable[[Mapping[int, float]], None]
 DRAWS_ITSELF = ("mlflow", "wandb")  # loggers that take figures only while the point runs
 
+_apart = False  # whether the garbage collector passes over what the imports made
+
 
 class PointLauncher:
     """Stands before one of Hydra's launchers: hands it only the points that are not completed, each with its folder."""
@@ -193,19 +195,17 @@ def release(workers: bool = False) -> None:
     Args:
         workers: End joblib's processes too, which would wait for more to do, each with its place on a GPU.
     """
+    global _apart
     if workers:
         from joblib.externals.loky import get_reusable_executor
 
         get_reusable_executor().shutdown(wait=True)
-    global _apart
     _shared.clear()
     _free_memory()
     if _apart:
         gc.unfreeze()
+        atexit.unregister(gc.unfreeze)
         _apart = False
-
-
-_apart = False  # whether the garbage collector passes over what the imports made
 
 
 def _set_apart() -> None:

@@ -140,7 +140,9 @@ def test_killed_it_goes_on_to_the_same_bytes(members, slides, here) -> None:
     )
     child.start()
     child.join(120)
-    assert child.exitcode == -signal.SIGKILL
+    exitcode = child.exitcode
+    child.kill()  # one that hangs
+    assert exitcode == -signal.SIGKILL
     assert main([*request, "hydra.run.dir=whole"]) == 0
     assert {path.name for path in Path("cut/slides/one").iterdir()} == {"logits.partial"}
     assert Path("cut/slides/one/logits.partial").stat().st_size > 3 * 64 * 4

@@ -175,8 +175,9 @@ def test_page_markdown_and_terminal_have_the_sections_that_there_is_something_fo
     page = (tmp_path / "report.html").read_text()
     expected = [heading for heading in HEADINGS if heading not in left_out]
     assert re.findall(r"<h2[^>]*>([^<]+)", page) == [*expected, "How this was computed"]
-    files = {path.stem for path in (tmp_path / "figures").glob("*")} if ranking.rows else set()
-    assert files == ({"first", "second", "third"} if ranking.rows else set())
+    assert {path.stem for path in (tmp_path / "figures").glob("*")} == (
+        {"first", "second", "third"} if ranking.rows else set()
+    )
     if ranking.rows:  # the picture of the ranks stands before the table, all others behind it
         places = [page.index(f"{name} drawn") for name in ("first", "second", "third")]
         assert [place < page.index("<table") for place in places] == [len(ranking.rows) > 1, False, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -45,3 +46,19 @@ def test_points_share_their_data_while_one_command_runs_the_sweep(small: list[st
     assert launch._prepared(tmp_path, config) is not other
     launch.release()
     assert not launch._shared
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_a_caller_has_frozen_stays_frozen_and_nothing_else_does(frozen: bool) -> None:
+    """pytest's own imports are frozen by the conftest."""
+    gc.unfreeze()
+    try:
+        if frozen:
+            gc.freeze()
+        for _ in range(2):  # points
+            launch._set_apart()
+        assert gc.get_freeze_count() > 0
+        launch.release()
+        assert (gc.get_freeze_count() > 0) == frozen
+    finally:
+        gc.freeze()
