@@ -163,7 +163,7 @@ def test_a_run_that_does_not_know_its_pixel_size_asks_for_it(slides, here) -> No
         main(request)
     assert not Path("out").exists()
     assert main([*request, "slides.model_mpp=1.944"]) == 0
-    assert pd.read_csv("out/slides.csv")["tile_mpp"].tolist() == [1.944]
+    assert pd.read_csv("out/slides.csv")["tile_mpp"].tolist() == pytest.approx([1.944])
 
 
 def test_members_of_different_pixel_sizes_are_refused(members, slides, here) -> None:

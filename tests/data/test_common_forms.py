@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from histolight.config.schema import DataConfig
 from histolight.data.images import decode
@@ -47,6 +47,11 @@ def with_alpha(image: Image.Image, value: int) -> Image.Image:
     return image
 
 
+NEW_PILLOW = pytest.mark.skipif(
+    int(features.version("pil").split(".")[0]) < 13, reason="older Pillow can't read what it wrote"
+)
+
+
 @pytest.mark.parametrize(
     ("image", "kind", "expected"),
     [
@@ -59,7 +64,7 @@ def with_alpha(image: Image.Image, value: int) -> Image.Image:
         (tile().convert("P"), "TIFF", lambda image: image.convert("RGB")),
         (tile().convert("CMYK"), "TIFF", lambda image: image.convert("RGB")),
         (tile().convert("CMYK"), "JPEG", None),
-        (tile().convert("YCbCr"), "TIFF", None),
+        pytest.param(tile().convert("YCbCr"), "TIFF", None, marks=NEW_PILLOW),
         (tile().convert("1"), "PNG", lambda image: image.convert("RGB")),
         (tile().convert("1"), "TIFF", lambda image: image.convert("RGB")),
         (tile().convert("L"), "BMP", lambda image: image.convert("RGB")),

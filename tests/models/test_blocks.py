@@ -30,6 +30,7 @@ def test_the_rates_of_a_vision_transformer_are_timms() -> None:
     expected = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
     found = rates(network, "head")
     assert found.pop("norm.weight") == found.pop("norm.bias") == 1  # as in BEiT and MAE; timm's are the last block's
+    assert found.pop("reg_token") == 0.5**4  # that of older timm is 1
     assert {name: expected[id(parameter)] for name, parameter in network.named_parameters() if name in found} == found
     assert found["patch_embed.proj.weight"] == 0.5**4
 

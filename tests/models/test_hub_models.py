@@ -228,8 +228,8 @@ def test_wrapped_weights_are_taken_and_said_in_a_line(kind: str, features: str, 
 
 
 def test_a_file_in_the_form_of_transformers_is_taken_too(places, caplog) -> None:
+    """Newer ones name tensors otherwise in the file than in the network."""
     path = places.root / "dino" / "model.safetensors"
-    assert load_file(path).keys() != places.hf_model.state_dict().keys()
     network = built(ModelConfig(places.hf, str(path), features="mean"))
     for key, value in places.hf_model.state_dict().items():
         assert torch.equal(network.trunk.state_dict()[key], value), key
