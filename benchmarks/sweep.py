@@ -1,12 +1,17 @@
 """What a point of a sweep costs beside its training, and how soon a wrong request is refused, as CSV.
 
     OMP_NUM_THREADS=1 python benchmarks/sweep.py [POINTS] > sweep.csv
-    python benchmarks/sweep.py --grid data=kaggle data.root=FOLDER data.limit=1000 trainer=cpu … >> sweep.csv
+    python benchmarks/sweep.py --grid data=kaggle data.root=FOLDER data.limit=1000 model=mobilenet_v2 \\
+        model.weights=FILE trainer=cpu trainer.max_epochs=1 >> sweep.csv
+    OMP_NUM_THREADS=1 python benchmarks/sweep.py --probes data=parquet data.root=FOLDER data.limit=10000 \\
+        model=mobilenet_v2 model.weights=FILE trainer=cpu >> sweep.csv
 
 Points of hardly any work: 60 tiles of 32 pixels, one epoch, ShuffleNetV2 x0.5. What counts are processor seconds,
 which other work on the machine moves little; wall time stands beside them. With a launcher the cost of a further point
 is what ``POINTS`` of them take beyond ``FEW``, so that the start of its processes is left out. ``--grid`` measures the
-27 points of sweep=grid, one after another and two at a time.
+27 points of sweep=grid, one after another and two at a time; ``--probes`` those of experiment=linear_probe with three
+seeds, on features that an earlier run has kept, all of them together, from the start of the command to the end of
+``histolight compare``.
 """
 
 from __future__ import annotations
@@ -64,6 +69,19 @@ def grid(overrides: list[str]) -> None:
             print_row(f"sweep=grid, {name}", 27, f"{own / 27:.2f}", f"{pages / 27:.2f}", f"{wall / 27:.2f}")
 
 
+def probes(overrides: list[str]) -> None:
+    """Measure 27 linear probes, three seeds each, on kept features, with the start of the commands and the comparison."""
+    print_row = printer()
+    train = ["-m", "histolight", "train", "experiment=linear_probe", *overrides]
+    with tempfile.TemporaryDirectory() as folder:
+        process(*train, "trainer.max_epochs=1", f"hydra.run.dir={folder}/first")  # keeps the features
+        sweep = ["sweep=grid", "seed=0,1,2", *JOBLIB, f"hydra.sweep.dir={folder}/sweep"]
+        costs = [process(*train, *sweep), process("-m", "histolight", "compare", f"runs={folder}/sweep")]
+        done = [path for path in Path(folder, "sweep").glob("*/metrics.json") if '"completed"' in path.read_text()]
+        _, own, wall = map(sum, zip(*costs, strict=True))
+        print_row("all linear probes, two at a time", len(done), f"{own:.0f}", "", f"{wall:.0f}")
+
+
 def printer() -> Callable[..., None]:
     columns = ("measured", "points", "cpu_seconds", "cpu_seconds_of_pages", "wall_seconds")
     return csv_printer(*columns, file=sys.stdout)
@@ -103,5 +121,7 @@ def write_tiles(base: Path) -> list[str]:
 if __name__ == "__main__":
     if "--grid" in sys.argv:
         grid(sys.argv[2:])
+    elif "--probes" in sys.argv:
+        probes(sys.argv[2:])
     else:
         main(*map(int, sys.argv[1:]))
