@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import itertools
 import re
 import shlex
@@ -59,7 +60,8 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     except (hydra.HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise RequestError(_translate(error, overrides)) from error
     except OSError as error:  # Hydra looks for a file of the name of every group
-        raise RequestError(f"{max(overrides, key=len, default='')} can't be looked up: {error.strerror}") from error
+        what = max(overrides, key=len, default="") if error.errno == errno.ENAMETOOLONG else error.filename
+        raise RequestError(f"{what} can't be looked up: {error.strerror}") from error
 
 
 def typed(config: DictConfig) -> Config:

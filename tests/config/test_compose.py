@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -134,6 +135,28 @@ def test_what_cannot_be_composed_is_refused_in_one_line(override: str, message: 
     with pytest.raises(RequestError, match=re.escape(message)) as caught:
         typed(compose_config([override]))
     assert "\n" not in str(caught.value)
+
+
+def test_configuration_files_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra says of its own, as of those in conf/, only that they are missing."""
+    missing = hydra_adapter.MissingConfigException("", missing_cfg_file="hydra/env/default", options=[])
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(RequestError, match="hydra/env/default of hydra-core can't be read"),
+    ):
+        patch.setattr(hydra_adapter, "compose", raising(missing))
+        compose_config([])
+    closed = PermissionError(13, "Permission denied", "conf/data")
+    with monkeypatch.context() as patch, pytest.raises(RequestError, match="^conf/data can't be looked up: Permission"):
+        patch.setattr(hydra_adapter, "compose", raising(closed))
+        compose_config(["seed=3"])
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 @pytest.mark.parametrize(
