@@ -23,7 +23,8 @@ def unchanged(*packages: str) -> Iterator[None]:
     """Give the process back as it was, also after a failure or an interruption.
 
     That is: environment, working directory, signal handlers, loggers and warning filters, Hydra's globals, random
-    states, PyTorch's flags, Matplotlib's settings, and threads of progress bars. It also decorates a function.
+    states, PyTorch's flags, Matplotlib's settings, and threads of progress bars. What the caller has set in PyTorch for
+    its own work, such as ``no_grad``, or in Pillow, does not reach the call. It also decorates a function.
 
     Args:
         packages: Imported beforehand, as what their import itself changes stays.
@@ -37,11 +38,21 @@ def unchanged(*packages: str) -> Iterator[None]:
         importlib.import_module(name)
     with contextlib.ExitStack() as kept:
         kept.enter_context(warnings.catch_warnings())
-        for part in (_environment, _place, _signals, _logging, _resolvers, own_hydra):
+        for part in (_streams, _environment, _place, _signals, _logging, _resolvers, own_hydra):
             kept.enter_context(part())
-        for part in (_random, _torch, _matplotlib, _monitors):
+        for part in (_random, _torch, _plain_torch, _strict_pillow, _matplotlib, _monitors):
             kept.enter_context(part())
         kept.callback(give_back_folders)
+        yield
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[None]:
+    """Let what is printed go nowhere where the caller has no stream, as a service or a program with windows."""
+    with contextlib.ExitStack() as kept:
+        for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
+            if getattr(sys, name) is None:
+                kept.enter_context(redirect(kept.enter_context(open(os.devnull, "w"))))
         yield
 
 
@@ -165,6 +176,39 @@ def _torch() -> Iterator[None]:
             torch.is_deterministic_algorithms_warn_only_enabled(),
         ) != exact:
             torch.use_deterministic_algorithms(exact[0], warn_only=exact[1])
+
+
+@contextlib.contextmanager
+def _plain_torch() -> Iterator[None]:
+    """Compute as from the command line, whatever the caller has set for its own work; ``_torch`` gives it back."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    import torch
+
+    with contextlib.ExitStack() as kept:
+        torch.set_default_dtype(torch.float32)
+        kept.enter_context(torch.inference_mode(False))
+        kept.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":
+            kept.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                kept.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextlib.contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Refuse images that are cut short, also where the caller lets Pillow fill them up: a pack is for every process."""
+    from PIL import ImageFile
+
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 @contextlib.contextmanager

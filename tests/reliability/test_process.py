@@ -23,13 +23,15 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.version import VersionBase
-from odd_names import overrides
+from odd_names import overrides, write_tiles
 from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
+from PIL import ImageFile
 
 import histolight
-from histolight.errors import HistolightError, InterruptionError, RequestError
+from histolight.errors import DataError, HistolightError, InterruptionError, RequestError
 from histolight.models.classifier import Classifier
+from histolight.process import unchanged
 
 CASE_18 = """
 from hydra import compose, initialize_config_dir
@@ -233,6 +235,54 @@ def test_the_process_is_as_it_was_after_a_wrong_request(request_: list[str], cal
     after["loggers"] = {logger: after["loggers"][logger] for logger in before["loggers"]}
     for what, content in before.items():
         assert after[what] == content, what
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_a_caller_has_set_in_pytorch_does_not_reach_a_call(mode: Callable[[], Any]) -> None:
+    with mode(), torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
+        torch.set_default_dtype(torch.float64)
+        try:
+            with unchanged():
+                weights = torch.ones(2, 2, requires_grad=True)
+                product = weights @ weights
+                product.sum().backward()
+                assert weights.grad is not None
+                assert weights.grad.tolist() == [[4.0, 4.0], [4.0, 4.0]]
+                assert {weights.dtype, product.dtype, weights.grad.dtype} == {torch.float32}
+            after = torch.ones(2, 2)
+            assert (after.dtype, after.device.type, after.requires_grad) == (torch.float64, "meta", False)
+            assert torch.is_autocast_enabled("cpu")
+            assert not torch.is_grad_enabled()
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def test_a_caller_who_lets_pillow_fill_up_images_gets_no_cut_tiles(tmp_path: Path, monkeypatch) -> None:
+    data = overrides(write_tiles(tmp_path / "tiles", count=8), tmp_path / "cache")
+    cut = next((tmp_path / "tiles").rglob("*.png"))
+    cut.write_bytes(cut.read_bytes()[:-400])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(DataError, match="damaged image: 1"):
+        histolight.load_tiles(data)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_a_caller_without_streams_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with unchanged():
+        print("nowhere", file=sys.stderr)
+        assert not sys.stdout.isatty()
+    assert sys.stdout is None
+    assert sys.stderr is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell that closes streams")
+def test_a_command_without_streams_ends_with_its_status(tmp_path: Path) -> None:
+    """What it opens first would be file 1 and 2, into which libraries print."""
+    words = f"'{sys.executable}' -m histolight train data=folder data.root=nowhere"
+    assert subprocess.run(["sh", "-c", f"{words} >&- 2>&-"], cwd=tmp_path, check=False).returncode == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
