@@ -167,6 +167,7 @@ UNTRIED = {
     ),
     "restore them": _TILES,
     "out of GPU memory: use data.batch_size={}": _GPU,
+    "start each training with srun --ntasks=1": "needs SLURM",
     "is gated: accept its licence at {}": "needs an account at the hub",
     "write the value itself": "is for a configuration that came from elsewhere, in which only its owner knows the value",
     "look at the pictures before using the figures": "states a rule; nothing is mended by it",

@@ -47,7 +47,7 @@ from histolight.training.continuing import check_continuable
 from histolight.training.kept_features import kept_features
 from histolight.training.learning_rates import range_test, show_learning_rates
 from histolight.training.probes import check_probe, fit_probe
-from histolight.training.trainer import build_trainer, quiet_lightning
+from histolight.training.trainer import build_trainer, check_tasks, quiet_lightning
 
 log = logging.getLogger("histolight")
 
@@ -70,6 +70,7 @@ def check_request(config: Config) -> Config:
     _check_adapters(config)
     model = resolve_model(dataclasses.replace(config.model, weights=weights), config.data.image_size)
     loggers.check_logger(config.logger)
+    check_tasks(config.trainer)
     if config.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise RequestError("trainer.accelerator=gpu, but PyTorch sees no GPU here: use trainer=cpu or trainer=auto")
     if config.trainer.precision == "16-mixed" and (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,7 +14,8 @@ import lightning as L
 import torch
 from lightning.pytorch.profilers import Profiler, PyTorchProfiler, SimpleProfiler
 
-from histolight.config.schema import Config
+from histolight.config.schema import Config, TrainerConfig
+from histolight.errors import RequestError
 from histolight.hardware import resolve_precision
 from histolight.training import loggers
 from histolight.training.callbacks import (
@@ -74,6 +76,22 @@ def build_trainer(
             num_sanity_val_steps=0,
             enable_model_summary=False,
             enable_progress_bar=bar,
+        )
+
+
+def check_tasks(settings: TrainerConfig) -> None:
+    """Refuse tasks of SLURM that would be taken for processes of one training, and were not asked to be.
+
+    Raises:
+        RequestError: There are several, and not one for each of ``trainer.devices``.
+    """
+    tasks, each_node = os.environ.get("SLURM_NTASKS", "1"), os.environ.get("SLURM_NTASKS_PER_NODE")
+    if tasks == "1" or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # which Lightning takes for none
+        return
+    if each_node is None or (settings.devices.isdigit() and settings.devices != each_node):
+        raise RequestError(
+            f"SLURM starts {tasks} tasks here (SLURM_NTASKS), which would share one training: start each training with "
+            f"srun --ntasks=1, or use --ntasks-per-node={tasks} with trainer.devices={tasks} for one on several GPUs"
         )
 
 

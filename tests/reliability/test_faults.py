@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,10 +22,12 @@ from PIL import Image
 
 from histolight import api, cli
 from histolight.config.compose import compose_config, typed
+from histolight.config.schema import TrainerConfig
 from histolight.data.prepare import load_tiles, prepare
 from histolight.data.sources import load_source
-from histolight.errors import HistolightError
+from histolight.errors import HistolightError, RequestError
 from histolight.models.classifier import Classifier
+from histolight.training.trainer import check_tasks
 
 OneLine = Callable[..., str]
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -177,6 +180,25 @@ def test_a_run_that_was_killed_before_it_had_a_configuration_begins_again(reques
     leftover.write_text("cut")
     assert cli.main(["train", *request_here, "hydra.run.dir=run"]) == 0
     assert not leftover.exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "refused"),
+    [
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, "1", True),
+        ({"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, "1", True),
+        ({"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, "2", False),
+        ({"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "interactive"}, "1", False),
+        ({"SLURM_NTASKS": "1"}, "1", False),
+    ],
+)
+def test_tasks_of_slurm_that_would_share_a_training_are_refused_before_it(
+    variables: dict[str, str], devices: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RequestError, match="SLURM starts 2 tasks here") if refused else contextlib.nullcontext():
+        check_tasks(TrainerConfig(devices=devices))
 
 
 def test_a_job_that_slurm_requeues_goes_on_with_the_same_command(
