@@ -1,9 +1,9 @@
-"""What a point of a sweep costs beside its training, and how soon a wrong request is refused, as CSV.
+r"""What a point of a sweep costs beside its training, and how soon a wrong request is refused, as CSV.
 
     OMP_NUM_THREADS=1 python benchmarks/sweep.py [POINTS] > sweep.csv
-    python benchmarks/sweep.py --grid data=kaggle data.root=FOLDER data.limit=1000 model=mobilenet_v2 \\
+    python benchmarks/sweep.py --grid data=kaggle data.root=FOLDER data.limit=1000 model=mobilenet_v2 \
         model.weights=FILE trainer=cpu trainer.max_epochs=1 >> sweep.csv
-    OMP_NUM_THREADS=1 python benchmarks/sweep.py --probes data=parquet data.root=FOLDER data.limit=10000 \\
+    OMP_NUM_THREADS=1 python benchmarks/sweep.py --probes data=parquet data.root=FOLDER data.limit=10000 \
         model=mobilenet_v2 model.weights=FILE trainer=cpu >> sweep.csv
 
 Points of hardly any work: 60 tiles of 32 pixels, one epoch, ShuffleNetV2 x0.5. What counts are processor seconds,
@@ -70,7 +70,7 @@ def grid(overrides: list[str]) -> None:
 
 
 def probes(overrides: list[str]) -> None:
-    """Measure 27 linear probes, three seeds each, on kept features, with the start of the commands and the comparison."""
+    """Measure 27 linear probes, three seeds each, on kept features, the start and the comparison included."""
     print_row = printer()
     train = ["-m", "histolight", "train", "experiment=linear_probe", *overrides]
     with tempfile.TemporaryDirectory() as folder:
