@@ -1,7 +1,7 @@
 """Say where batch-norm statistics of unlabelled tiles help, and where they collapse: benchmarks/batch_norm.csv.
 
-A run is measured on a sample of other tiles as it is, and adapted to few and to many of these, of both classes or of
-one; calls at the run's threshold. Adapting needs no labels; here they choose what to adapt to.
+A run is measured on a sample of other tiles as it is, and adapted to few and to many others of them, as they come and
+with a stated share of tumour, at the run's threshold. Adapting needs no labels; here they choose what to adapt to.
 
     python benchmarks/batch_norm.py RECIPE RUN data=folder data.root=OTHER > benchmarks/batch_norm.csv
 """
@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from tables import csv_printer
 
@@ -26,8 +27,8 @@ from histolight.statistics.metrics import classification_metrics
 
 MEASURED = 800
 ADAPTED_TO = [
-    *(("both classes", size) for size in (16, 64, 128, 512)),
-    *((name, 512) for name in ("benign alone", "tumour alone")),
+    *(("both classes, as they come", size, None) for size in (16, 64, 128, 512)),
+    *((f"{share:.0%} tumour", 512, share) for share in (0, 0.05, 0.2, 0.5, 0.8, 1)),
 ]
 
 
@@ -44,12 +45,12 @@ def main() -> None:
     table = packed.table.sample(frac=1, random_state=0)
     measured, rest = table[:MEASURED], table[MEASURED:]
     row = csv_printer("recipe", "adapted_to", "tiles", "auroc", "accuracy", "sensitivity", "specificity", "ece")
-    for name, size in [("nothing", 0), *ADAPTED_TO]:
+    for name, size, share in [("nothing", 0, None), *ADAPTED_TO]:
         classifier = load_classifier(options.run)
         if size:
-            wanted = {"benign alone": [0], "tumour alone": [1]}.get(name, [0, 1])
-            rows = rest[rest["label"].isin(wanted)]["row"].to_numpy()[:size]
-            adaptation.adapt_batch_norm(classifier, store, rows, config.trainer)
+            counts = {} if share is None else {0: size - round(share * size), 1: round(share * size)}
+            chosen = [rest[rest["label"] == label][:count] for label, count in counts.items()] or [rest[:size]]
+            adaptation.adapt_batch_norm(classifier, store, pd.concat(chosen)["row"].to_numpy(), config.trainer)
         batches = predict_logits([classifier], store, measured["row"].to_numpy(), config.trainer, 64)
         logits = torch.from_numpy(np.concatenate(list(batches))[:, 0])
         labels = torch.tensor(measured["label"].to_numpy())
