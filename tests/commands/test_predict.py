@@ -118,7 +118,8 @@ def test_a_folder_of_images_needs_no_labels(sweep, kaggle, data, here) -> None:
     assert read(Path("out/predictions.csv"))["id"].tolist() == sorted(IDS)
 
 
-def test_scores_are_fitted_to_tiles_without_labels(sweep, here, tmp_path_factory, capsys) -> None:
+def test_scores_are_fitted_to_tiles_without_labels(sweep, here, tmp_path_factory, capsys, caplog) -> None:
+    caplog.set_level("WARNING", "histolight")
     run, random = here / "run", np.random.default_rng(0)
     shutil.copytree(sweep / "0_x", run)
     tiles = random.random((120, SIZE, SIZE, 3)) * random.integers(20, 256, (120, 1, 1, 3))
@@ -145,6 +146,7 @@ def test_scores_are_fitted_to_tiles_without_labels(sweep, here, tmp_path_factory
     assert about["sentence"] in capsys.readouterr().err
 
     main([*request, "adapt=batch_norm", "hydra.run.dir=batch_norm"])
+    assert "% of these tiles are tumour, and 50% of validation's: the order" in caplog.text
     classifier = load_classifier(run)  # torch's own function gives the statistics of the same tiles
     batch = torch.from_numpy(tiles.astype(np.uint8)).permute(0, 3, 1, 2) / 255
     torch.optim.swa_utils.update_bn([batch], classifier)
