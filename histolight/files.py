@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 ANOTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER"
 
 
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # environment variables
+
+
 def cache_folder(cache: str | Path | None) -> Path:
     """Say where packs, features and unpacked downloads go: ``data.cache``, or the user's cache folder."""
     return Path(cache or platformdirs.user_cache_dir("histolight")).expanduser().absolute()
@@ -40,8 +43,7 @@ def is_main_process() -> bool:
 
     Launchers say which process this is: Lightning's own and torchrun by (LOCAL_)RANK, SLURM by SLURM_PROCID.
     """
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return all(rank in (None, "0") for rank in ranks)
+    return all(os.environ.get(name) in (None, "0") for name in RANKS)
 
 
 def write_atomically(path: Path, content: str | memoryview) -> None:
@@ -161,7 +163,9 @@ def take_folder(wanted: Path, otherwise: str = ANOTHER_FOLDER) -> Path:
         except FileExistsError:
             if folder.parent.is_dir():
                 continue
-            raise RequestError(f"{folder.parent} is not a folder: {otherwise}") from None
+            link = next((path for path in folder.parents if path.is_symlink() and not path.exists()), None)
+            fault = f"{link} is a link that leads nowhere" if link else f"{folder.parent} is not a folder"
+            raise RequestError(f"{fault}: {otherwise}") from None
         except OSError as error:
             raise RequestError(cannot_write(folder, error, otherwise)) from error
         _taken[folder.absolute()] = made

@@ -112,6 +112,7 @@ TRIED_BY = {
     "choose another folder with {}=FOLDER": f"{_PROSE}test_a_file_in_the_way_of_the_cache_is_moved_as_the_doctor_says",
     "make it readable for you": _RIGHTS,
     "make that place writable for you": _RIGHTS,
+    "with trainer.devices=1 there is none: unset {}": "reliability/test_faults.py::test_a_rank_of_another_program_is_unset_as_the_message_says",
     "make room": _FULL,
     "then continue with {}": _FULL,
     "mend that": _FULL,

@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.profilers import Profiler, PyTorchProfiler, SimpleProfiler
 
+from histolight import files
 from histolight.config.schema import Config, TrainerConfig
 from histolight.errors import RequestError
 from histolight.hardware import resolve_precision
@@ -80,11 +81,19 @@ def build_trainer(
 
 
 def check_tasks(settings: TrainerConfig) -> None:
-    """Refuse tasks of SLURM that would be taken for processes of one training, and were not asked to be.
+    """Refuse processes that the environment calls those of one training, where none that is shared was asked for.
 
     Raises:
-        RequestError: There are several, and not one for each of ``trainer.devices``.
+        RequestError: SLURM starts several tasks, and not one for each of ``trainer.devices``; or this is not the first
+            process, which alone writes, of a training that has one.
     """
+    alone = settings.devices == "1" and settings.num_nodes == 1
+    for name in files.RANKS:
+        if alone and os.environ.get(name, "0") != "0" and "SLURM_NTASKS" not in os.environ:
+            raise RequestError(
+                f"{name}={os.environ[name]} in the environment says that another process of this training writes its "
+                f"results, and with trainer.devices=1 there is none: unset {name}"
+            )
     tasks, each_node = os.environ.get("SLURM_NTASKS", "1"), os.environ.get("SLURM_NTASKS_PER_NODE")
     if tasks == "1" or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # which Lightning takes for none
         return

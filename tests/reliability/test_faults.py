@@ -20,7 +20,7 @@ import torch
 from odd_names import overrides, write_tiles
 from PIL import Image
 
-from histolight import api, cli
+from histolight import api, cli, files
 from histolight.config.compose import compose_config, typed
 from histolight.config.schema import TrainerConfig
 from histolight.data.prepare import load_tiles, prepare
@@ -199,6 +199,17 @@ def test_tasks_of_slurm_that_would_share_a_training_are_refused_before_it(
         monkeypatch.setenv(name, value)
     with pytest.raises(RequestError, match="SLURM starts 2 tasks here") if refused else contextlib.nullcontext():
         check_tasks(TrainerConfig(devices=devices))
+
+
+@pytest.mark.parametrize("name", files.RANKS)
+def test_a_rank_of_another_program_is_unset_as_the_message_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first process of a training writes: a training by itself would leave nothing, without a word."""
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(RequestError, match=f"{name}=1 in the environment says .*: unset {name}$"):
+        check_tasks(TrainerConfig(devices="1"))
+    check_tasks(TrainerConfig(devices="2"))
+    monkeypatch.delenv(name)
+    check_tasks(TrainerConfig(devices="1"))
 
 
 def test_a_job_that_slurm_requeues_goes_on_with_the_same_command(
