@@ -113,6 +113,7 @@ TRIED_BY = {
     "make it readable for you": _RIGHTS,
     "make that place writable for you": _RIGHTS,
     "with trainer.devices=1 there is none: unset {}": "reliability/test_faults.py::test_a_rank_of_another_program_is_unset_as_the_message_says",
+    "there again, or start a new run with like={}": "reliability/test_remedies.py::test_a_run_whose_epochs_were_edited_is_a_pattern_for_a_new_one",
     "make room": _FULL,
     "then continue with {}": _FULL,
     "mend that": _FULL,

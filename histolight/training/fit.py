@@ -144,7 +144,7 @@ def train(
         HistolightError: The training failed: out of memory, a loss that is not finite, a full disk.
     """
     if resume:
-        check_continuable(data, directory)
+        check_continuable(config, data, directory)
     with runs.recorded(directory), _faults_in_one_line(directory), loggers.closed_at_the_end() as opened:
         _write_beginning(config, data, directory)
         training = build(config, data, directory, progress, watched)

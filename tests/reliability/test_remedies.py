@@ -74,6 +74,20 @@ def test_a_run_whose_tiles_are_others_now_is_a_pattern_for_a_new_one(said: Said,
     assert (config.data.root, directory, resume) == (str(place / "tiles"), Path("new"), False)
 
 
+def test_a_run_whose_epochs_were_edited_is_a_pattern_for_a_new_one(said: Said, place: Path) -> None:
+    """The schedule of a run that has begun can't be stretched: PyTorch's error would be a traceback after an epoch."""
+    shutil.copytree(place / "run", "longer")
+    runs.update_metrics(Path("longer"), status="interrupted")
+    config = Path("longer", "config.yaml").read_text()
+    Path("longer", "config.yaml").write_text(config.replace("max_epochs: 2", "max_epochs: 6"))
+    line = said("train", "run=longer")
+    assert "was begun with a schedule of 2 epochs, and its config.yaml asks for 6: write 2 there again, or" in line
+    words = [*line.rpartition("start a new run with ")[2].split(), "hydra.run.dir=new"]
+    assert training_request(words)[0].trainer.max_epochs == 6
+    Path("longer", "config.yaml").write_text(config)
+    assert cli.main(["train", "run=longer"]) == 0
+
+
 @pytest.mark.parametrize("key", ["data.root", "hydra.run.dir"])
 def test_a_path_with_a_comma_is_quoted_as_the_message_says(key: str) -> None:
     with pytest.raises(RequestError) as caught:
