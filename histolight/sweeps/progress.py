@@ -30,29 +30,31 @@ def live_line(sweep: Sweep, total: int, progress: bool) -> Iterator[None]:
             if point.directory not in done and (status := point.status) in ("completed", "failed", "pruned"):
                 done[point.directory] = (status, point.auroc)
 
-    def show(bar: Any) -> None:
-        best = max(((auroc, path.name) for path, (_, auroc) in done.items() if auroc is not None), default=None)
+    def words() -> str:
+        aurocs = [(auroc, path.name) for path, (_, auroc) in done.items() if auroc is not None]
+        best = max(aurocs, key=lambda one: one[0], default=None)  # the first of equals, as in the sweep's last lines
         counts = collections.Counter(status for status, _ in done.values())
-        words = [f"best AUROC {best[0]:.4f} ({best[1]})"] if best else []
-        words += [f"{counts[status]} {status}" for status in ("pruned", "failed") if counts[status]]
-        bar.n = len(done)
-        bar.set_postfix_str(", ".join(words))
+        said = [f"best AUROC {best[0]:.4f} ({best[1]})"] if best else []
+        return ", ".join(said + [f"{counts[status]} {status}" for status in ("pruned", "failed") if counts[status]])
+
+    def show(bar: Any) -> None:
+        if terminal or (len(done), words()) != (bar.n, bar.postfix or ""):  # a log has each line once
+            bar.n = len(done)
+            bar.set_postfix_str(words())
 
     for point in sweep.current():
         if (status := point.status) in ("completed", "pruned"):
             done[point.directory] = (status, point.auroc)
     form = "{desc}: {n_fmt} of {total_fmt} points done{postfix}, {elapsed} elapsed, {remaining} left"
-    ended = threading.Event()
-    with tqdm(total=total, initial=len(done), desc=sweep.directory.name, bar_format=form, file=sys.stderr) as bar:
+    ended, terminal = threading.Event(), sys.stderr.isatty()
+    settings: dict[str, Any] = {"desc": sweep.directory.name, "bar_format": form, "file": sys.stderr, "leave": terminal}
+    with tqdm(total=total, initial=len(done), postfix=words(), **settings) as bar:
 
         def watch() -> None:
             while not ended.wait(REFRESH):
-                before = len(done)
                 look()
-                if len(done) != before or sys.stderr.isatty():
-                    show(bar)
+                show(bar)
 
-        show(bar)
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:

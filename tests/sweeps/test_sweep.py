@@ -147,6 +147,7 @@ def test_the_command_line_reports_and_returns_1_when_a_point_failed(
     assert "tensorboard --logdir outputs/sweeps/X" in printed.out
     assert "histolight compare runs=outputs/sweeps/X" in printed.out
     assert "X: 3 of 3 points done, best AUROC 0.3000 (2_seed=3), 1 failed" in printed.err
+    assert (printed.err.count("X: 0 of 3"), printed.err.count("X: 3 of 3")) == (1, 1)
 
     trainings.faults.clear()
     trainings.take()
