@@ -62,9 +62,9 @@ def _cache(name: str, folder: Path, content: Callable[[list[str]], str], after: 
         return Finding("caches", f"{name:<9} {size_text(0):>8}  {folder}")
     except OSError as error:
         return _unreadable(name, folder, error, own)
-    size, error = folder_size(folder)
-    if error is not None:
-        return _unreadable(name, folder, error, own)
+    size, fault = folder_size(folder)
+    if fault is not None:
+        return _unreadable(name, folder, fault, own)
     text = f"{name:<9} {size_text(size):>8}  {folder}"
     if not size:
         return Finding("caches", text)
