@@ -104,6 +104,25 @@ def refusal(table: pd.DataFrame, config: DataConfig) -> str:
     return ""
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("slides", "held_out"),
+    [
+        ({"a": (3, 3), "b": (4, 2), "c": (1, 0)}, {"a", "c"}),
+        ({"a": (1, 1), "b": (2, 0), "c": (3, 1)}, {"a", "b"}),
+    ],
+)
+def test_where_no_fold_has_both_classes_slides_are_taken_as_they_fit(
+    slides: dict[str, tuple[int, int]], held_out: set[str], seed: int
+) -> None:
+    """Slides with their numbers of tiles and of tumour tiles: half of the tiles are held out, exactly."""
+    rows = [(name, int(row < tumour)) for name, (count, tumour) in slides.items() for row in range(count)]
+    table = pd.DataFrame(rows, columns=["group", "label"]).astype({"label": np.int8, "group": object})
+    table = table.assign(id=[f"{row:02d}" for row in range(len(table))], split=None, cluster=table["group"])
+    split, _ = make_split(table, DataConfig(source="folder", seed=seed, val_fraction=0.5))
+    assert set(table.loc[np.asarray(split) == "val", "group"]) == held_out
+
+
 def test_a_class_in_one_slide_has_no_split_by_slide() -> None:
     table = tiles(2, slides=6)
     table.loc[table["label"] == 1, ["group", "cluster"]] = "s0"
