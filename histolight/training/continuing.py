@@ -39,7 +39,7 @@ def _check_same_tiles(data: PreparedData, directory: Path) -> None:
 
 def _check_same_length(checkpoint: dict[str, Any], config: Config, directory: Path) -> None:
     """Refuse a schedule of another length, as of a configuration that was edited: PyTorch's can't be stretched."""
-    state = next(iter(checkpoint["lr_schedulers"]), {})
+    state: dict[str, Any] = next(iter(checkpoint["lr_schedulers"]), {})
     steps, epochs = checkpoint["global_step"], checkpoint["epoch"] + 1
     total = state.get("total_steps", state.get("T_max"))  # of one_cycle, of cosine
     if total is None or not steps:
