@@ -137,3 +137,11 @@ def test_runs_sweeps_and_predictions_that_start_together_all_run(small: list[str
     tiles = small[1]
     together(*(["predict", f"run={run}", "data=folder", tiles, f"tta={tta}"] for tta in ("none", "flips")))
     assert len(list(tmp_path.glob("outputs/predictions/*/predictions.csv"))) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_that_leads_nowhere_is_named_where_a_folder_of_ours_would_lie_below_it(tmp_path: Path) -> None:
+    (tmp_path / "outputs").symlink_to(tmp_path / "gone" / "disk")
+    for below in ("runs/a", "a"):
+        with pytest.raises(RequestError, match="outputs is a link that leads nowhere: choose another folder with"):
+            files.take_folder(tmp_path / "outputs" / below)
