@@ -125,6 +125,7 @@ TRIED_BY = {
     "leave adapt out": "commands/test_evaluate.py::test_other_tiles_calibrated",
     "and these are its own: leave {} out": "commands/test_evaluate.py::test_its_own_parts_have_exactly_the_figures_of_the_training",
     "was chosen on the same tiles flatter; give others": "commands/test_evaluate.py::test_levels_are_chosen_on_an_earlier_evaluation",
+    "choose a threshold on labelled tiles of a like share": "commands/test_evaluate.py::test_levels_are_chosen_on_an_earlier_evaluation",
     "give tiles of that size": "inference/test_networks.py::test_logits_of_an_ensemble_are_those_of_each_member_in_the_order_of_the_rows",
     "; if that is gone, delete {}": f"{_PROSE}test_a_marker_whose_holder_is_gone_is_deleted_as_the_message_says",
     "choose another network": "models/test_backbones.py::test_every_network_of_torchvision_gives_one_logit_or_says_that_it_cannot",
