@@ -178,6 +178,8 @@ def main() -> None:
     parser.add_argument("--shares", action="store_true")
     options = parser.parse_args()
     target = runs.read_predictions(options.target)
+    if options.shares and not options.choosers:
+        parser.error("--shares needs CHOSEN.csv, the tiles that calibrate")
     if options.shares:
         print_shares(options.recipe, target, runs.read_predictions(Path(options.choosers[0])))
     else:
