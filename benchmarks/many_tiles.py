@@ -1,7 +1,7 @@
 """Say how good trainings of one configuration are on other slides, each alone and together: benchmarks/many_tiles.csv.
 
-Takes runs whose validation tiles are of other slides, or evaluations of such runs (`histolight evaluate run=RUN
-tta=dihedral`): a row for each and one for the mean of their logits. Threshold and line (slope
+Takes runs whose validation tiles are of other slides, evaluations of such runs (`histolight evaluate run=RUN
+tta=dihedral`), or evaluations on tiles of other slides (`data=folder data.root=FOLDER`): a row for each and one for the mean of their logits. Threshold and line (slope
 and intercept) of each half of the tiles are chosen on the other half, as ``levels.py`` cuts them; the interval of the
 AUROC is over components of overlapping tiles.
 
@@ -40,7 +40,10 @@ def main() -> None:
     )
     tables, rows = [], []
     for directory in options.runs:
-        table = runs.read_predictions(directory / "predictions" / "val.csv").sort_values("id").reset_index(drop=True)
+        val, test = (
+            directory / "predictions" / f"{part}.csv" for part in ("val", "test")
+        )  # of other tiles there is test
+        table = runs.read_predictions(val if val.is_file() else test).sort_values("id").reset_index(drop=True)
         run = Path(runs.read_metrics(directory).get("run", directory))
         tables.append(table)
         rows.append(measured(table))
