@@ -1,9 +1,9 @@
 """Say how good trainings of one configuration are on other slides, each alone and together: benchmarks/many_tiles.csv.
 
 Takes runs whose validation tiles are of other slides, evaluations of such runs (`histolight evaluate run=RUN
-tta=dihedral`), or evaluations on tiles of other slides (`data=folder data.root=FOLDER`): a row for each and one for the mean of their logits. Threshold and line (slope
-and intercept) of each half of the tiles are chosen on the other half, as ``levels.py`` cuts them; the interval of the
-AUROC is over components of overlapping tiles.
+tta=dihedral`), or evaluations on tiles of other slides (`data=folder data.root=FOLDER`): a row for each and one for the
+mean of their logits. Threshold and line (slope and intercept) of each half of the tiles are chosen on the other half,
+as ``levels.py`` cuts them; the interval of the AUROC is over components of overlapping tiles.
 
     python benchmarks/many_tiles.py NETWORK VIEWS RUN RUN … >> benchmarks/many_tiles.csv
 """
