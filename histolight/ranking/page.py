@@ -135,7 +135,7 @@ def ranking_figures(ranking: Ranking) -> Iterator[tuple[str, Figure, str]]:
     if curves := _curves(ranking):
         shown = "those of the first rows coloured" if count > len(figures.COLOURS) else "a line for each run"
         caption = (
-            f"Validation AUROC after each epoch: {shown}, dashed where a run is not ranked (not completed, or cut)."
+            f"Validation AUROC after each epoch: {shown}, grey dashes where one is not ranked (not completed, or cut)."
         )
         yield "curves", figures.curves_figure(ranking, names, curves), caption
     swept = ranked_keys(ranking)

@@ -237,7 +237,7 @@ def test_curves_are_read_of_every_run_with_two_epochs_or_more(tmp_path: Path, mo
         captions = {name: caption for name, _, caption in ranking_figures(ranking)}
         assert list(captions)[2] == "curves"
         shown = "those of the first rows coloured" if count > 5 else "a line for each run"
-        assert captions["curves"].startswith(f"Validation AUROC after each epoch: {shown}, dashed where")
+        assert captions["curves"].startswith(f"Validation AUROC after each epoch: {shown}, grey dashes where")
         assert captions["roc"].startswith(f"ROC of {'the first 5 of 6' if count > 5 else 'all'} rows on")
     assert {path.name: values.tolist() for path, values in seen[-1].items()} == {
         "two 5": [0.7, 0.8],
