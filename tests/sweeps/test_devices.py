@@ -13,12 +13,15 @@ import torch
 from histolight import runs
 from histolight.cli import main
 from histolight.config.compose import compose_config
+from histolight.config.hydra_adapter import Job
 from histolight.config.schema import Config
 from histolight.data.datamodule import TileDataModule
+from histolight.errors import RequestError
 from histolight.models.classifier import Classifier
 from histolight.ranking.page import notes
 from histolight.ranking.ranking import compare_runs
 from histolight.sweeps import devices, launch, pages
+from histolight.sweeps.points import Point
 
 
 class StandIn:
@@ -88,6 +91,24 @@ def test_where_ray_chose_the_gpu_a_worker_keeps_within_its_share_from_its_first_
         devices.take_share("0", 2)
         gpus.free = 0.1  # its own tiles: not waited for
     assert gpus.limits == pytest.approx([0.475])
+
+
+@pytest.mark.parametrize(
+    ("launcher", "limits"),
+    [
+        ("hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher", [0.475]),
+        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", [0.475]),
+        ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", []),
+    ],
+)
+def test_a_point_takes_its_share_before_anything_else(
+    launcher: str, limits: list[float], gpus: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(launch.hydra, "running_job", lambda: Job(tmp_path, tmp_path, launcher))
+    with pytest.raises(RequestError, match="max_epochs"):  # what is wrong is seen afterwards
+        launch._train(compose_config(["trainer.max_epochs=0"]), Point((), tmp_path), True, 2, None)
+    assert gpus.limits == pytest.approx(limits)
 
 
 def test_a_point_waits_for_a_gpu_that_others_take(
