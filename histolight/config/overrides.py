@@ -13,8 +13,9 @@ from histolight.errors import RequestError
 
 Overrides = Sequence[str] | Mapping[str, Any] | Config
 
-# Keys whose value is a list itself, not one value for each point of a sweep.
-LISTS = ("data.classes", "data.slides.positive")
+# Keys whose value is a list itself, not one value for each point of a sweep; and mappings, whose values may be lists.
+LISTS = ("data.classes", "data.slides.positive", "model.mean", "model.std")
+_MAPPINGS = ("model.kwargs.", "model.card.")
 
 
 def as_words(overrides: Overrides) -> list[str]:
@@ -53,7 +54,7 @@ def _words(key: str, value: Any) -> list[str]:
         return [word for name, inner in value.items() for word in _words(f"{key}.{name}", inner)]
     if isinstance(value, list | tuple):
         text = ",".join(_text(one) for one in value)
-        return [f"{key}=[{text}]" if key in LISTS else f"{key}={text}"]
+        return [f"{key}=[{text}]" if key in LISTS or key.startswith(_MAPPINGS) else f"{key}={text}"]
     return [f"{key}={_text(value)}"]
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histolight.config.compose import compose_config, typed
-from histolight.config.overrides import as_words
-from histolight.config.schema import Config
+from histolight.config.compose import compose_config, config_groups, typed
+from histolight.config.overrides import LISTS, as_words
+from histolight.config.schema import Config, valid_keys
+from histolight.config.texts import kinds
 from histolight.errors import RequestError
 
 
@@ -44,6 +45,16 @@ def test_a_configuration_comes_back_as_it_was(tmp_path: Path) -> None:
     config = typed(compose_config([*words, "augment=strong", "loss.pos_weight=null"]))
     assert typed(compose_config(as_words(config))) == config
     assert typed(compose_config(as_words(Config()))) == Config()
+
+
+@pytest.mark.parametrize("model", [*config_groups()["model"], "timm model.kwargs.blocks=[1,2]"])
+def test_a_configuration_of_any_network_comes_back_as_it_was(model: str) -> None:
+    config = typed(compose_config(f"model={model}".split()))
+    assert typed(compose_config(as_words(config))) == config
+
+
+def test_every_list_of_the_schema_is_known() -> None:
+    assert {key for key in valid_keys() if kinds(key)[0] in (list[str], list[float])} == set(LISTS)
 
 
 @pytest.mark.parametrize("wrong", ["data=kaggle", [1], {"seed": object()}, {"seed": [{}]}])
