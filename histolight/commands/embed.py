@@ -15,7 +15,9 @@ from histolight.progress import waiting
 USAGE = """\
 keys (KEY=VALUE):
   data=SOURCE data.root=DIR data.limit=N data.groups=FILE data.image_size=N data.stain=none
-                     the labelled tiles: synthetic, kaggle, pcam or folder
+                     the labelled tiles: synthetic, kaggle, pcam, folder, parquet, wilds or several
+  data=slides data.root=DIR slides.KEY=VALUE
+                     annotated slides (docs/slides.md)
   model=NAME         the network, such as phikon_v2, dinov2_s, resnet18; its weights must be known
   model.features=cls model.weights=FILE model.input_size=N
                      and the other keys of model, as in a training
@@ -35,10 +37,9 @@ def main(overrides: list[str], multirun: bool = False) -> int:
     if multirun:
         raise RequestError("-m sweeps over trainings: use it with histolight train")
     config, directory = parse_request(overrides)
-    from histolight.data.sources import check_source, data_root
+    from histolight.data.sources import check_labelled
 
-    if check_source(config.data).needs_root:
-        data_root(config.data)
+    check_labelled(config.data)
     check_weights_file(config.model.weights)
     with waiting("starting PyTorch"):
         from histolight.training.embed import embed
@@ -63,9 +64,9 @@ def parse_request(overrides: Sequence[str]) -> tuple[Config, Path]:
     composed = compose_config(overrides)
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
     for key in keys:
-        if key not in (*GROUPS, *KEYS) and not key.startswith(("data.", "model.")):
+        if key not in (*GROUPS, *KEYS) and not key.startswith(("data.", "model.", "slides.")):
             raise RequestError(
-                f"{key}= has no place in histolight embed; it takes data, data.*, model, model.*, trainer, "
+                f"{key}= has no place in histolight embed; it takes data, data.*, slides.*, model, model.*, trainer, "
                 f"{', '.join(KEYS)}"
             )
     config = typed(composed)

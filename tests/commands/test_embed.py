@@ -75,12 +75,23 @@ def test_a_training_reads_what_was_embedded(request_words, undrawn, tmp_path: Pa
     assert train(config, prepare(config.data), tmp_path / "run")["status"] == "completed"
 
 
+def test_the_tiles_of_several_data_sets_are_embedded(request_words, tile_folder: Path, tmp_path: Path) -> None:
+    words, _ = request_words
+    root = tmp_path / "several.csv"
+    root.write_text(f"source,root,name\nfolder,{tile_folder},a\nfolder,{tile_folder},b\n")
+    kept = [word for word in words if not word.startswith(("data=", "data.root="))]
+    assert main(["embed", *kept, "data=several", f"data.root={root}", f"hydra.run.dir={tmp_path / 'out'}"]) == 0
+    table = pd.read_parquet(tmp_path / "out" / "features.parquet")
+    assert table["id"].str[:2].value_counts().to_dict() == {"a/": 60, "b/": 60}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["optimizer.lr=1"], "optimizer.lr= has no place in histolight embed"),
         (["model.weights=null", "model.name=squeezenet1_1"], "has no features in front of one last layer"),
         (["data.root=/nowhere"], "/nowhere"),
+        (["data=slides", "slides.stride=0"], "data.slides.stride=0 is out of range"),
         (["model.weights=/nowhere"], "model.weights=/nowhere is not a file"),
     ],
 )
