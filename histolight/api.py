@@ -259,7 +259,7 @@ def predict(
     members = prediction.members_of(_paths(folders), best)
     request = prediction.predict_config(members, as_words(overrides), tta, mean, place, adapt)
     written = prediction.predict(request, progress=False)
-    table = pd.read_csv(written[0], dtype={"id": str})
+    table = pd.read_csv(written[0], dtype={"id": str}, keep_default_na=False)  # a tile may be called NA
     return Prediction(request.directory, table, written[1] if len(written) > 1 else None)
 
 

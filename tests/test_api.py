@@ -3,7 +3,10 @@ from __future__ import annotations
 import doctest
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from odd_names import NAMES, overrides, write_tiles
+from untrained_runs import untrained_run
 
 import histolight
 from histolight.errors import RequestError
@@ -48,3 +51,12 @@ def test_a_wrong_request_is_the_commands_line(tmp_path, monkeypatch) -> None:
     with pytest.raises(RequestError, match="seed=1,2 is several values"):
         histolight.train({"seed": [1, 2]})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prediction_has_every_tile_under_its_own_name(tmp_path: Path) -> None:
+    tiles = write_tiles(tmp_path / "tiles")
+    run = untrained_run(tmp_path / "run", overrides(tiles, tmp_path / "cache"))
+    found = histolight.predict(run, [f"data.root={tiles / '0'}"], directory=tmp_path / "out")
+    assert {"NA", "null", "nan", "None"} < set(NAMES) & set(found.table["id"])
+    assert found.table["id"].notna().all()
+    assert pd.api.types.is_float_dtype(found.table["logit"])
