@@ -72,7 +72,7 @@ def read_metrics(directory: Path) -> dict[str, Any]:
             if not path.is_file():
                 raise RequestError(f"{directory} is not a run directory: it has no metrics.json")
             metrics = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is damaged: {error}") from error
     if not isinstance(metrics, dict) or "status" not in metrics:
         raise RequestError(f"{path} is damaged: it has no status")
@@ -300,6 +300,6 @@ def _git_commit() -> str | None:
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None

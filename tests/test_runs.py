@@ -44,7 +44,7 @@ def test_how_the_work_ended_is_recorded(error: BaseException, status: str, reaso
     assert (runs.read_metrics(tmp_path)["status"], runs.read_metrics(tmp_path)["reason"]) == ("completed", None)
 
 
-@pytest.mark.parametrize("content", ["", '{"status": "compl', "[]", "{}"])
+@pytest.mark.parametrize("content", ["", '{"status": "compl', "[]", "{}", pytest.param("[" * 200_000, id="deep")])
 def test_a_damaged_record_is_one_line(content: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(RequestError, match=r"metrics.json is damaged"):
@@ -71,6 +71,14 @@ def test_versions_and_commit_are_recorded() -> None:
     found = runs.provenance()
     assert set(runs.PACKAGES) < set(found["versions"])
     assert found["git_commit"] is None or len(found["git_commit"].removesuffix("-dirty")) == 40
+
+
+def test_a_git_that_takes_too_long_ends_no_run(monkeypatch) -> None:
+    def too_long(command: list[str], **options: object) -> None:
+        raise subprocess.TimeoutExpired(command, 10)
+
+    monkeypatch.setattr(subprocess, "run", too_long)
+    assert runs.provenance()["git_commit"] is None
 
 
 def test_a_claimed_folder_is_held_and_an_unused_one_goes_again(tmp_path: Path) -> None:

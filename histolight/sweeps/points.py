@@ -212,7 +212,7 @@ def read_index(directory: Path) -> dict[str, Any]:
     try:
         index = json.loads(content)
         index = {"base": dict(index["base"]), "swept": list(index["swept"]), "points": dict(index["points"])}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(f"{path} is damaged: choose another name=NAME") from error
     for folder in index["points"].values():
         if not _stays_inside(folder):
