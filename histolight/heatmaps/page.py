@@ -152,7 +152,7 @@ def methods(report: SlideReport) -> list[str]:
 def area(mm2: float) -> str:
     """Write an area.
 
-    >>> area(12.345), area(0.0123), area(0.0)
-    ('12.3 mm²', '0.0123 mm²', '0 mm²')
+    >>> area(1234.5), area(12.345), area(0.0123), area(0.0)
+    ('1,234 mm²', '12.3 mm²', '0.0123 mm²', '0 mm²')
     """
-    return f"{mm2:.3g} mm²"
+    return f"{mm2:,.0f} mm²" if mm2 >= 100 else f"{mm2:.3g} mm²"
