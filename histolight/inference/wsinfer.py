@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
 
 from histolight import files
 from histolight.data.datamodule import to_floats
 from histolight.errors import HistolightError, RequestError, cannot_write
 from histolight.inference.export import BATCH, TOLERANCE
-from histolight.models.classifier import Classifier
+from histolight.models.classifier import Classifier, enlarge
 
 NAMES = ("torchscript_model.pt", "config.json")
 
@@ -37,12 +36,12 @@ class TwoLogits(nn.Module):
         self.backbone = classifier.backbone
         self.register_buffer("mean", classifier.mean)
         self.register_buffer("std", classifier.std)
-        self.input_size = classifier.input_size
+        self.input_size, self.interpolation = classifier.input_size, classifier.model_config.interpolation
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         """Map tiles ``(N, 3, S, S)``, floats in [0, 1], to logits of benign, which is 0, and tumour, ``(N, 2)``."""
         if tiles.shape[-1] != self.input_size:
-            tiles = interpolate(tiles, size=self.input_size, mode="bilinear")
+            tiles = enlarge(tiles, self.input_size, self.interpolation)
         logits = self.backbone((tiles - self.mean) / self.std).squeeze(1)
         return torch.stack([torch.zeros_like(logits), logits], 1)
 

@@ -54,6 +54,13 @@ class Seen:
         return taken
 
 
+def enlarge(tiles: torch.Tensor, size: int, interpolation: str) -> torch.Tensor:
+    """Enlarge tiles ``(N, 3, S, S)``, floats in [0, 1], to ``size`` pixels, as Pillow does."""
+    if interpolation == "bicubic":  # Pillow's kernel is that of antialias=True, and its pixels stay pixels
+        return interpolate(tiles, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    return interpolate(tiles, size=size, mode="bilinear")
+
+
 class Classifier(L.LightningModule):
     """One logit per tile; positive means tumour in the centre.
 
@@ -160,11 +167,7 @@ class Classifier(L.LightningModule):
 
     def _network_input(self, tiles: torch.Tensor) -> torch.Tensor:
         if self.input_size != self.image_size:
-            # Enlarged as Pillow does, whose bicubic kernel is that of antialias=True, and whose pixels stay pixels.
-            if self.model_config.interpolation == "bicubic":
-                tiles = interpolate(tiles, size=self.input_size, mode="bicubic", antialias=True).clamp(0, 1)
-            else:
-                tiles = interpolate(tiles, size=self.input_size, mode="bilinear")
+            tiles = enlarge(tiles, self.input_size, self.model_config.interpolation)
         return (tiles - self.mean) / self.std
 
     def features(self, tiles: torch.Tensor) -> torch.Tensor:
