@@ -58,16 +58,16 @@ def one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+", " ", text)
 
 
-def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:
-    """Name the valid names closest to ``name``, or all of them when none is close.
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Name the valid names closest to ``name``, three at most, or all of them when none is close.
 
-    >>> nearest("densnet121", ["densenet121", "densenet169", "resnet18"], count=1)
-    'did you mean densenet121?'
+    >>> nearest("densnet121", ["densenet121", "densenet169", "vgg11"])
+    'did you mean densenet121 or densenet169?'
     >>> nearest("xyz", ["adam", "sgd"])
     'valid: adam, sgd'
     """
     valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid, n=count)
+    close = difflib.get_close_matches(name, valid)
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"valid: {', '.join(valid)}"

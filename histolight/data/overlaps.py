@@ -39,6 +39,7 @@ QUALITY = 75  # of PCam's JPEGs on the Hugging Face hub
 
 _CANDIDATES = 2**22  # candidates in memory before they are joined: 32 MB
 _BATCH = 1024  # pairs whose pixels are compared together: at most 57 MB at 96x96
+_WORKERS = 2  # threads that compare
 
 Pairs = npt.NDArray[np.int32]
 
@@ -98,7 +99,6 @@ def find_overlaps(
     read: Callable[[np.ndarray], np.ndarray],
     least: int = 1,
     across: int | None = None,
-    workers: int = 2,
 ) -> Pairs:
     """Find the tiles that share pixels, each pair proven.
 
@@ -108,7 +108,6 @@ def find_overlaps(
         read: Gives the pixels of int64 ``(n,)`` rows, uint8 ``(n, S, S, C)`` or ``(n, S, S)``; called from threads.
         least: Blocks that two tiles must share: 1, or 2 for the luma of JPEGs, of which fewer values are possible.
         across: Only pairs of a row below this number with one from it on.
-        workers: Threads that compare.
 
     Returns:
         int32 ``(P, 4)``: ``row_1, row_2, dy, dx`` as the module describes, in that order.
@@ -128,7 +127,7 @@ def find_overlaps(
     pairs[:, :2] = firsts[pairs[:, :2]]
     pairs = pairs[_hashes_agree(blocks, pairs, least)]
     batches = (pairs[start : start + _BATCH] for start in range(0, len(pairs), _BATCH))
-    with ThreadPoolExecutor(workers, thread_name_prefix="overlaps") as pool:
+    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="overlaps") as pool:
         proven = list(pool.map(lambda batch: _proven(batch, read), batches))
     pairs = np.concatenate([copies, *proven])
     return pairs[np.lexsort(pairs.T[::-1])]

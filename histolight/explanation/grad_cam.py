@@ -250,18 +250,17 @@ def centre_share(maps: npt.NDArray[np.floating], image_size: int) -> npt.NDArray
     return np.divide(centre, total, out=np.full(len(maps), np.nan), where=total > 0)
 
 
-def mean_share(shares: npt.NDArray[np.float64], groups: npt.ArrayLike, level: float = 0.95) -> Interval:
+def mean_share(shares: npt.NDArray[np.float64], groups: npt.ArrayLike) -> Interval:
     """Mean share inside the centre, with its interval over slides (over tiles where none is known).
 
     Args:
         shares: ``(N,)``; NaN is left out.
         groups: ``(N,)``: slide of each tile, or missing.
-        level: Confidence level.
     """
     known = np.isfinite(shares)
     if not known.any():
         return Interval(np.nan, np.nan, np.nan, "none", "no tile")
-    return mean_interval(shares[known], np.asarray(groups, dtype=object)[known], level)
+    return mean_interval(shares[known], np.asarray(groups, dtype=object)[known])
 
 
 def pick_tiles(predictions: pd.DataFrame, threshold: float, count: int) -> dict[str, npt.NDArray[np.int64]]:

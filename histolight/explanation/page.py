@@ -15,12 +15,10 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from histolight.config.schema import CENTRE
 from histolight.explanation.grad_cam import GROUPS, Explanation
 from histolight.files import write_atomically, write_csv
-from histolight.reports.figures import ACCENT, INK, figure_text
+from histolight.reports.figures import ACCENT, INK, figure_text, frame_centre
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
 from histolight.reports.parts import interval_text, save_figure
 from histolight.statistics.intervals import Interval
@@ -194,16 +192,16 @@ def _plain(share: Interval) -> dict[str, Any]:
     return {name: None if value != value else value for name, value in asdict(share).items()}
 
 
-def tiles_figure(explanation: Explanation, group: str, pairs: int = 2) -> Figure:
+def tiles_figure(explanation: Explanation, group: str) -> Figure:
     """Draw each tile of a group beside its map, with label, score, share and id, two pairs a line."""
     rows = np.flatnonzero(_shown(explanation, group))
     table = explanation.table.iloc[rows]
     order = np.argsort(-table["score"].to_numpy(), kind="stable")
-    lines = -(-len(rows) // pairs)
-    figure = Figure(figsize=(3.4 * pairs, 2.05 * lines + 0.35))
+    lines = -(-len(rows) // 2)
+    figure = Figure(figsize=(6.8, 2.05 * lines + 0.35))
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.05, wspace=0.02, hspace=0.03)
     figure.suptitle(f"The {group} calls", fontsize=11, fontweight="bold", color=INK)
-    parts = figure.subfigures(lines, pairs, squeeze=False).flat
+    parts = figure.subfigures(lines, 2, squeeze=False).flat
     for part, place in zip(parts, order, strict=False):
         tile, row = table.iloc[place], rows[place]
         share = "" if math.isnan(tile["share"]) else f", centre {_percent(tile['share'])}"
@@ -211,7 +209,8 @@ def tiles_figure(explanation: Explanation, group: str, pairs: int = 2) -> Figure
         left.imshow(explanation.tiles[row])
         _overlay(right, explanation.tiles[row], explanation.maps[row])
         for axes in (left, right):
-            _frame(axes, explanation.tiles.shape[1])
+            axes.set_axis_off()
+            frame_centre(axes, explanation.tiles.shape[1])
         part.suptitle(f"{NAMES[tile['label']]}, score {tile['score']:.3f}{share}", fontsize=9, color=INK)
         part.supxlabel(figure_text(str(tile["id"])), fontsize=6.5, color="#5b6672")
     return figure
@@ -231,7 +230,8 @@ def centre_figure(explanation: Explanation) -> Figure:
             mean = (maps / maps.sum(axis=(1, 2), keepdims=True)).mean(axis=0)
             size = explanation.tiles.shape[1]
             axes.imshow(mean, cmap=HEAT, vmin=0, extent=(-0.5, size - 0.5, size - 0.5, -0.5))
-        _frame(axes, explanation.tiles.shape[1])
+        axes.set_axis_off()
+        frame_centre(axes, explanation.tiles.shape[1])
     axes = below.subplots()
     axes.hist(table["share"].to_numpy()[drawn], bins=40, range=(0, 1), color=ACCENT, alpha=0.85)
     axes.axvline(explanation.chance, color=INK, linewidth=1, linestyle="--", label="the centre's part of the area")
@@ -248,13 +248,6 @@ def _overlay(axes: Axes, tile: np.ndarray, heat: np.ndarray) -> None:
     smooth = F.interpolate(torch.from_numpy(heat)[None, None], (size, size), mode="bilinear")[0, 0].numpy()
     axes.imshow(tile.mean(axis=2), cmap="gray", vmin=0, vmax=255)
     axes.imshow(smooth, cmap=HEAT, vmin=0, vmax=max(float(smooth.max()), 1e-12), alpha=0.55)
-
-
-def _frame(axes: Axes, size: int) -> None:
-    corner = (size - CENTRE) / 2 - 0.5
-    axes.set_axis_off()
-    for colour, width in ((INK, 2.2), ("white", 1.1)):
-        axes.add_patch(Rectangle((corner, corner), CENTRE, CENTRE, fill=False, edgecolor=colour, linewidth=width))
 
 
 def _shown(explanation: Explanation, group: str) -> np.ndarray:

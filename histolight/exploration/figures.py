@@ -17,6 +17,7 @@ COLOURS = ("#1f6f8b", ACCENT)
 NAMED_SLIDES = 40  # slides whose names have room below their bars
 LONGEST = 20  # characters of a name
 BINS = 64
+PAIRS = 4  # of copies a line
 
 
 def plain(name: str) -> str:
@@ -110,17 +111,16 @@ def mean_tiles_figure(means: np.ndarray) -> Figure:
     return figure
 
 
-def pairs_figure(tiles: np.ndarray, captions: Sequence[str], columns: int = 4) -> Figure:
+def pairs_figure(tiles: np.ndarray, captions: Sequence[str]) -> Figure:
     """Draw tiles and their copies side by side.
 
     Args:
         tiles: uint8 ``(P, 2, S, S, 3)``, at least one pair.
         captions: One for each pair.
-        columns: Pairs a line.
     """
-    lines = -(-len(tiles) // columns)
-    figure = Figure(figsize=(2.7 * columns, 1.65 * lines), layout="constrained")
-    for number, axes in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
+    lines = -(-len(tiles) // PAIRS)
+    figure = Figure(figsize=(2.7 * PAIRS, 1.65 * lines), layout="constrained")
+    for number, axes in enumerate(figure.subplots(lines, PAIRS, squeeze=False).flat):
         axes.set_axis_off()
         if number < len(tiles):
             gap = np.full((tiles.shape[2], 4, 3), 255, np.uint8)

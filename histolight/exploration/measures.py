@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.fft import dct
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from histolight.config.schema import DataConfig
 from histolight.data.checks import NEAR_BLANK_CONTRAST
+from histolight.data.overlaps import find_components
 from histolight.data.pack import Pack, Tiles
 from histolight.data.sources import find_kind
 
@@ -242,8 +241,7 @@ def duplicate_sets(table: pd.DataFrame, hashes: np.ndarray, near: pd.DataFrame) 
     """
     first = pd.Series(np.arange(len(table))).groupby(hashes).transform("first").to_numpy()
     edges = np.concatenate([np.column_stack([np.arange(len(table)), first]), near[["place_1", "place_2"]].to_numpy()])
-    graph = coo_array((np.ones(len(edges), bool), tuple(edges.T)), shape=(len(table), len(table)))
-    sets = connected_components(graph, directed=False)[1]
+    sets = find_components(len(table), edges)
     copies = table[["id", "label", "group"]].assign(
         set=sets, exact=pd.Series(hashes, table.index).duplicated(keep=False)
     )

@@ -109,9 +109,7 @@ def check_both_classes(
     return slope, intercept
 
 
-def adapt_batch_norm(
-    classifier: Classifier, tiles: Tiles, rows: np.ndarray, settings: TrainerConfig, batch_size: int = BATCH
-) -> Adapted:
+def adapt_batch_norm(classifier: Classifier, tiles: Tiles, rows: np.ndarray, settings: TrainerConfig) -> Adapted:
     """Replace the means and variances of batch normalisation by those of unlabelled tiles, in place.
 
     Li, Wang, Shi, Liu and Hou, "Revisiting batch normalization for practical domain adaptation", 2016. The tiles come
@@ -122,7 +120,6 @@ def adapt_batch_norm(
         tiles: The tile store.
         rows: ``(N,)`` int64: which of them.
         settings: The device.
-        batch_size: Tiles per batch.
 
     Raises:
         RequestError: The network has no batch normalisation.
@@ -138,9 +135,9 @@ def adapt_batch_norm(
         layer.momentum = None  # the plain mean over batches
         layer.train()
     order = np.random.default_rng(0).permutation(rows)
-    whole = len(order) - len(order) % batch_size or len(order)  # a smaller batch would weigh as much as the others
+    whole = len(order) - len(order) % BATCH or len(order)  # a smaller batch would weigh as much as the others
     with torch.no_grad():
-        for batch in TileLoader(tiles, order[:whole], np.zeros(whole), batch_size, pin=device.type == "cuda"):
+        for batch in TileLoader(tiles, order[:whole], np.zeros(whole), BATCH, pin=device.type == "cuda"):
             classifier(to_floats(batch.tiles.to(device, non_blocking=True), classifier.stain))
     classifier.eval()
     return Adapted("batch_norm", whole)
