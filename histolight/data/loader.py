@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from histolight.data.pack import Tiles
+from histolight.threads import map_ahead
 
 _AHEAD = 3  # batches gathered in the background while one is computed on
 _BLOCK = 1024  # tiles moved to the device at once: 28 MB at 96x96
@@ -96,23 +95,14 @@ class TileLoader:
         if self.pin:
             labels, rows = labels.pin_memory(), rows.pin_memory()
         parts = zip(labels.split(self.batch_size), rows.split(self.batch_size), strict=True)
-        yield from self._prefetched((epoch, step, *part) for step, part in zip(range(len(self)), parts, strict=False))
+        steps = zip(range(len(self)), parts, strict=False)
+        yield from map_ahead(lambda step: self._batch(epoch, step[0], *step[1]), steps, 1, _AHEAD)
 
     def _resident(self, tiles: DeviceRows, epoch: int, labels: torch.Tensor, rows: torch.Tensor) -> Iterator[Batch]:
         """Gather on the device; what says which tiles is copied there once an epoch, not batch by batch."""
         whole = (part.to(tiles.device).split(self.batch_size) for part in (labels, rows, tiles.places(rows)))
         for step, (some, which, places) in zip(range(len(self)), zip(*whole, strict=True), strict=False):
             yield Batch(tiles.at(places), some, which, self._seed(epoch, step))
-
-    def _prefetched(self, steps: Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]) -> Iterator[Batch]:
-        with ThreadPoolExecutor(1, thread_name_prefix="gather") as pool:
-            waiting: deque[Future[Batch]] = deque()
-            for step in steps:
-                waiting.append(pool.submit(self._batch, *step))
-                if len(waiting) > _AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
 
     def _batch(self, epoch: int, step: int, labels: torch.Tensor, rows: torch.Tensor) -> Batch:
         assert isinstance(self.tiles, Tiles)

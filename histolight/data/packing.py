@@ -8,12 +8,10 @@ import math
 import os
 import sys
 import zlib
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +25,7 @@ from histolight.data.store import UNREADABLE, Tiles, create_array, save_array
 from histolight.data.table import PACK_FORMAT, Source, TileError
 from histolight.errors import DataError, HistolightError
 from histolight.progress import waiting
+from histolight.threads import map_ahead
 
 MEASURES = {
     "checksums": np.uint32,
@@ -38,9 +37,6 @@ MEASURES = {
 }
 
 _BLOCK = 256  # tiles decoded, written and journaled together: 7 MB at 96x96
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def pack_index(source: Source, folder: Path, image_size: int) -> dict[str, Any]:
@@ -164,7 +160,7 @@ def _stored(tiles: Tiles, starts: Iterable[int], workers: int) -> Iterator[_Bloc
         luma = jpeg_luma(pixels)
         return _Block(start, pixels, luma, _measure(pixels, luma), [])
 
-    return _ahead(read, starts, workers)
+    return map_ahead(read, starts, workers, 2 * workers)
 
 
 def _decoded(
@@ -204,7 +200,7 @@ def _decoded(
             luma_store = _opened(opened, path.with_name("luma.npy"), "r+b")
             luma_first = luma_store.seek(0, os.SEEK_END) - math.prod(shape[:3])
         first = path.stat().st_size - math.prod(shape)
-        for block in _ahead(read, starts, workers):
+        for block in map_ahead(read, starts, workers, 2 * workers):
             if not block.done and not block.problems:
                 _write(store, first + block.start * math.prod(shape[1:]), block.pixels)
                 with files.named(journal_path):
@@ -277,18 +273,3 @@ def _measure(pixels: np.ndarray, luma: np.ndarray) -> dict[str, np.ndarray]:
         "luma_blocks": block_hashes(luma),
         "contrast": np.sqrt(np.maximum(variance, 0)) / 3,
     }
-
-
-def _ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Map in threads and in order, with only a few results waiting, so that memory does not grow with the items."""
-    waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="pack")
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from histolight.slides.reader import Slide, SlideError
+from histolight.threads import map_ahead
 
 OVERVIEW = 8.0  # microns per pixel of the overview, about
 BLOCK = 16  # tiles along each side of a block that is read at once
 READ = 1536  # pixels along each side of what is read at once for the overview
 THREADS = min(4, os.cpu_count() or 1)
 AHEAD = THREADS + 1  # blocks read or waiting while one is computed on
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -123,7 +118,7 @@ def read_overview(slide: Slide, pixel: float) -> np.ndarray:
         w, h = min(side, width - x), min(side, height - y)
         overview[y : y + h, x : x + w] = read_scaled(slide, level, scale, x, y, w, h)
 
-    for _ in read_ahead(read, parts):
+    for _ in map_ahead(read, parts, THREADS, AHEAD):
         pass
     return overview
 
@@ -178,7 +173,8 @@ def tile_batches(slide: Slide, grid: Grid, cells: np.ndarray, batch_size: int, f
     ends = np.flatnonzero(np.diff(cells // BLOCK, axis=0).any(axis=1)) + 1
     waiting: list[np.ndarray] = []
     count = 0
-    for tiles in read_ahead(lambda block: read_block(slide, grid, block), np.split(cells, ends) if len(cells) else []):
+    blocks = np.split(cells, ends) if len(cells) else []
+    for tiles in map_ahead(lambda block: read_block(slide, grid, block), blocks, THREADS, AHEAD):
         waiting.append(tiles)
         count += len(tiles)
         if count >= batch_size:
@@ -205,19 +201,3 @@ def read_block(slide: Slide, grid: Grid, cells: np.ndarray) -> np.ndarray:
     for tile, (top, left) in zip(tiles, places - [y, x], strict=True):
         tile[:] = pixels[top : top + grid.tile, left : left + grid.tile]
     return tiles
-
-
-def read_ahead(read: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """Map a function over items by threads, in order, a few results ahead of who takes them."""
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="slide") as pool:
-        waiting: deque[Future[_Result]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(read, item))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

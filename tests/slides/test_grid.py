@@ -13,7 +13,6 @@ from histolight.slides.grid import (
     Grid,
     in_blocks,
     lay_grid,
-    read_ahead,
     read_overview,
     read_scaled,
     tile_batches,
@@ -133,18 +132,3 @@ def test_cells_lie_where_the_centres_of_the_tiles_are() -> None:
     grid = Grid(level=0, scale=2, pixel=2, mpp=1, tile=96, stride=32, columns=5, rows=5, overview=8)
     np.testing.assert_array_equal(grid.corner(np.array([0, 1])), [64, 128])  # full-resolution pixels
     assert grid.cell_mm2 == pytest.approx(0.032**2)
-
-
-def test_reading_ahead_keeps_the_order_and_hands_on_what_failed() -> None:
-    assert list(read_ahead(lambda item: item * 2, range(50))) == [item * 2 for item in range(50)]
-
-    def fail(item: int) -> int:
-        if item == 7:
-            raise SlideError("damaged")
-        return item
-
-    seen = []
-    with pytest.raises(SlideError, match="damaged"):
-        for item in read_ahead(fail, range(1000)):
-            seen.append(item)
-    assert seen == list(range(7))
