@@ -176,7 +176,6 @@ def _picture(slide: Slide, grid: grids.Grid, overview: np.ndarray) -> np.ndarray
 def _row(
     path: Path, slide: Slide, grid: grids.Grid, mask: np.ndarray, scores: np.ndarray, regions: list[maps.Region]
 ) -> dict[str, Any]:
-    highest = np.sort(scores)[::-1][: max(1, round(TOP * len(scores)))]
     return {
         "slide": slide.name,
         "file": path.name,
@@ -184,11 +183,17 @@ def _row(
         "tissue_mm2": float(mask.mean()) * slide.sizes[0][0] * slide.sizes[0][1] * (slide.mpp / 1000) ** 2,
         "tumour_mm2": sum(region.tiles for region in regions) * grid.cell_mm2,
         "regions": len(regions),
-        "highest_score": float(highest[0]),
-        "mean_of_top_1_percent": float(highest.mean(dtype=np.float64)),
+        "highest_score": float(scores.max()),
+        "mean_of_top_1_percent": top_score(scores),
         "mpp": slide.mpp,
         "tile_mpp": grid.mpp,
     }
+
+
+def top_score(scores: np.ndarray) -> float:
+    """Return the mean score of the highest-scoring 1 % of a slide's tiles, (N,), of one tile at least."""
+    highest = np.sort(scores)[::-1][: max(1, round(TOP * len(scores)))]
+    return float(highest.mean(dtype=np.float64))
 
 
 def _identity(path: Path, settings: SlideSettings) -> dict[str, Any]:

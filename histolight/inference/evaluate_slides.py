@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 
 from histolight.config.schema import DataConfig
+from histolight.heatmaps.score import top_score
 from histolight.statistics.intervals import Interval, auroc_interval
-
-TOP = 0.01  # part of a slide's tiles whose mean score is the slide's
 
 
 def slide_scores(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -20,8 +19,8 @@ def slide_scores(predictions: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for slide, tiles in predictions.groupby("group"):
-        highest = np.sort(tiles["score"].to_numpy(np.float64))[::-1][: max(1, round(TOP * len(tiles)))]
-        rows.append({"slide": slide, "label": int(tiles["label"].max()), "score": float(highest.mean())})
+        score = top_score(tiles["score"].to_numpy())
+        rows.append({"slide": slide, "label": int(tiles["label"].max()), "score": score})
     return pd.DataFrame(rows, columns=["slide", "label", "score"])
 
 

@@ -21,7 +21,9 @@ from histolight.heatmaps.score import Batches, Predict, SlideSettings, score_sli
 from histolight.inference import networks
 from histolight.inference.predict import PARTIAL, PredictConfig
 from histolight.models.classifier import Classifier
+from histolight.slides.grid import check_stride
 from histolight.slides.reader import check_packages, list_slides
+from histolight.slides.tissue import find_masks
 
 
 def predict_slides(request: PredictConfig, options: SlidesConfig) -> tuple[list[Path], dict[str, str]]:
@@ -73,20 +75,8 @@ def predict_slides(request: PredictConfig, options: SlidesConfig) -> tuple[list[
 
 
 def _settings(request: PredictConfig, options: SlidesConfig, classifiers: Sequence[Classifier]) -> SlideSettings:
-    data = request.config.data
-    if options.stride > data.image_size:
-        size = data.image_size
-        raise RequestError(
-            f"slides.stride={options.stride} leaves gaps between tiles of {size} pixels: use at most {size}"
-        )
-    tissue = options.tissue
-    if tissue not in ("otsu", "none"):
-        folder = Path(tissue).expanduser().absolute()
-        if not folder.is_dir():
-            raise RequestError(
-                f"slides.tissue={tissue} is not known: otsu, none, or a folder with a mask NAME.png for each slide"
-            )
-        tissue = str(folder)
+    data, tissue = request.config.data, find_masks(options.tissue)
+    check_stride(options.stride, data.image_size)
     threshold = options.threshold
     if threshold is None:
         chosen = np.array([runs.completed_metrics(run)["threshold"] for run in request.runs])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from histolight.errors import RequestError
 from histolight.slides.reader import Slide, SlideError
 from histolight.threads import map_ahead
 
@@ -59,6 +60,12 @@ class Grid:
     def corner(self, index: np.ndarray) -> np.ndarray:
         """Map a column or row of the map to where its cell begins, in pixels at full resolution."""
         return (index * self.stride + (self.tile - self.stride) / 2) * self.pixel
+
+
+def check_stride(stride: int, tile: int) -> None:
+    """Raise :class:`RequestError` for a ``slides.stride`` that leaves gaps between tiles."""
+    if stride > tile:
+        raise RequestError(f"slides.stride={stride} leaves gaps between tiles of {tile} pixels: use at most {tile}")
 
 
 def lay_grid(slide: Slide, mpp: float, tolerance: float, tile: int, stride: int) -> Grid:

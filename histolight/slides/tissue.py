@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from histolight.config.schema import CENTRE
-from histolight.errors import system_reason
+from histolight.errors import RequestError, system_reason
 from histolight.slides.grid import Grid, in_blocks
 from histolight.slides.reader import Slide, SlideError
 
@@ -48,6 +48,20 @@ def find_tissue(overview: np.ndarray, mpp: float) -> np.ndarray:
     pixels = SMALLEST * (1000 / mpp) ** 2
     mask = _without_small(mask, pixels)
     return ~_without_small(~mask, pixels)
+
+
+def find_masks(kind: str) -> str:
+    """Return ``slides.tissue``: ``otsu``, ``none``, or the absolute path of a folder of masks.
+
+    Raises:
+        RequestError: It is none of these.
+    """
+    if kind in ("otsu", "none"):
+        return kind
+    folder = Path(kind).expanduser().absolute()
+    if not folder.is_dir():
+        raise RequestError(f"slides.tissue={kind} is not known: otsu, none, or a folder of masks NAME.png")
+    return str(folder)
 
 
 def tissue_mask(slide: Slide, grid: Grid, overview: np.ndarray, kind: str) -> np.ndarray:

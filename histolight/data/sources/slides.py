@@ -148,13 +148,8 @@ def _check_options(config: DataConfig) -> None:
     options = config.slides
     if options.model_mpp is None:
         raise RequestError("at which pixel size the slides are cut is unknown: give slides.model_mpp=MICRONS")
-    if options.stride > config.image_size:
-        size = config.image_size
-        raise RequestError(
-            f"slides.stride={options.stride} leaves gaps between tiles of {size} pixels: use at most {size}"
-        )
-    if options.tissue not in ("otsu", "none") and not Path(options.tissue).expanduser().is_dir():
-        raise RequestError(f"slides.tissue={options.tissue} is not known: otsu, none, or a folder of masks NAME.png")
+    grids.check_stride(options.stride, config.image_size)
+    tissue.find_masks(options.tissue)
     if options.annotations is not None and not Path(options.annotations).expanduser().is_dir():
         raise RequestError(f"slides.annotations={options.annotations} is not a folder")
     if options.units not in ("px", "um"):
@@ -193,9 +188,8 @@ def _label_slide(path: Path, annotation: Path | None, label: int | None, config:
         assert options.model_mpp is not None
         grid = grids.lay_grid(slide, options.model_mpp, config.mpp_tolerance, config.image_size, options.stride)
         overview = grids.read_overview(slide, grid.overview_pixel)
-        kind = options.tissue
-        kind = kind if kind in ("otsu", "none") else str(Path(kind).expanduser().absolute())
-        cells = tissue.tissue_cells(tissue.tissue_mask(slide, grid, overview, kind), grid)
+        mask = tissue.tissue_mask(slide, grid, overview, tissue.find_masks(options.tissue))
+        cells = tissue.tissue_cells(mask, grid)
         if not len(cells):
             raise SlideError(f"{path.name} shows no tissue: slides.tissue=none takes all of it")
         tumour, classes = Tumour(), dict[str, int]()
