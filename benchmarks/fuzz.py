@@ -285,7 +285,7 @@ def overrides(chance: random.Random, place: Path) -> None:
             lambda: explore.parse_request(words),
             lambda: predict.parse_request(words),
             lambda: evaluate.parse_request(words),
-            lambda: keys.read_run_and_folder("explain", words, ("run", "tiles", "part", "hydra.run.dir"), False),
+            lambda: keys.read_run_and_folder("explain", words, ("run", "tiles", "part", "hydra.run.dir")),
         ]
     )
     parse()

@@ -120,12 +120,14 @@ def _run(arguments: list[str]) -> int:
         raise RequestError(f"--cfg takes job, hydra or all, not {options.cfg}")
     if options.help:
         return _print_command_help(command)
+    if options.multirun and command != "train":
+        raise RequestError(f"-m sweeps over trainings: histolight {command} takes no -m, use it with histolight train")
     if options.cfg and command != "train":
         raise RequestError(f"--cfg prints the configuration of a training; see histolight {command} --help")
     if options.cfg:
         return _print_config(options.cfg, overrides)
     module = importlib.import_module(f"histolight.commands.{command}")
-    return int(module.main(overrides, multirun=options.multirun))
+    return int(module.main(overrides, multirun=True) if options.multirun else module.main(overrides))
 
 
 def _print_command_help(command: str) -> int:

@@ -65,14 +65,9 @@ def _no_message(node: ast.AST) -> Iterator[ast.AST]:
 # Part of a message; a request that prints it; the same request with what the message names. TILES are class folders,
 # RUN is a completed run. ``test_every_remedy.py`` gives both requests.
 TRIED = [
-    ("run histolight bench once for each", "bench -m seed=0,1", "train -m seed=0,1"),
     ("to take that of a run use like=DIR", "bench run=RUN", "train like=RUN hydra.run.dir=new"),
     ("use trainer=cpu, gpu or auto with trainer.devices=1", "bench trainer.devices=2", "train trainer=cpu trainer.devices=1"),
-    ("use it with histolight train, and compare", "compare -m seed=0,1", "train -m seed=0,1"),
-    ("use it with histolight train, and evaluate", "evaluate -m seed=0,1", "train -m seed=0,1"),
-    ("use it with histolight train, and predict", "predict -m seed=0,1", "train -m seed=0,1"),
-    ("use it with histolight train, and {}", "export -m seed=0,1", "train -m seed=0,1"),
-    ("-m sweeps over trainings: use it with histolight train", "doctor -m seed=0,1", "train -m seed=0,1"),
+    ("-m, use it with histolight train", "doctor -m seed=0,1", "train -m seed=0,1"),
     ("it takes run, runs, data, data.*", "explore model=resnet18", "explore data=synthetic"),
     ("give the network by its name, model.name={}", "train model=resnet50", "train model.name=resnet50"),
     ("run= and runs= {}", "predict data=folder data.root=TILES", "predict run=RUN data=folder data.root=TILES"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from histolight.cli import main
+from histolight.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,6 +88,12 @@ def test_a_wrong_request_is_one_line_and_status_2(
     assert message in captured.err
     assert len(captured.err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"train"}))
+def test_only_train_sweeps(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "-m", "seed=0,1"]) == 2
+    assert f"-m sweeps over trainings: histolight {command} takes no -m" in capsys.readouterr().err
 
 
 def test_it_runs_as_a_module_from_any_folder(tmp_path: Path) -> None:

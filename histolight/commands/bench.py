@@ -44,10 +44,8 @@ SECTIONS = {
 UNITS = {"tiles_per_second": "tiles/s", "ratios": "ratio", "memory_mb": "MB", "seconds": "s"}
 
 
-def main(overrides: list[str], multirun: bool = False) -> int:
+def main(overrides: list[str]) -> int:
     """Run the command; return the exit status."""
-    if multirun:
-        raise RequestError("-m sweeps over trainings: run histolight bench once for each configuration")
     values, others = own_keys(overrides, KEYS)
     before = read_figures(read_path(values["against"])) if "against" in values else None
     if any(override.startswith(("run=", "sweep=")) for override in others):

@@ -41,10 +41,8 @@ class CompareConfig:
     directory: Path
 
 
-def main(overrides: list[str], multirun: bool = False) -> int:
+def main(overrides: list[str]) -> int:
     """Run the command; return the exit status."""
-    if multirun:
-        raise RequestError("-m sweeps over trainings: use it with histolight train, and compare what it made")
     if plan := parse_plan(overrides):
         from histolight.ranking.plan import plan_table
         from histolight.reports.page import as_text

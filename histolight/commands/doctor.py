@@ -21,10 +21,8 @@ working, or makes them unsafe.
 """
 
 
-def main(overrides: list[str], multirun: bool = False) -> int:
+def main(overrides: list[str]) -> int:
     """Run the command; return the exit status."""
-    if multirun:
-        raise RequestError("-m sweeps over trainings: use it with histolight train")
     values, others = own_keys(overrides, KEYS)
     if others:
         key = others[0].partition("=")[0]

@@ -14,9 +14,9 @@ histolight download kaggle DIR
 """
 
 
-def main(overrides: list[str], multirun: bool = False) -> int:
+def main(overrides: list[str]) -> int:
     """Run the command; return the exit status."""
-    if multirun or len(overrides) != 2:
+    if len(overrides) != 2:
         raise RequestError("give the data set and the folder: histolight download pcam DIR")
     name, folder = overrides[0], read_path(overrides[1])
     if name == "kaggle":

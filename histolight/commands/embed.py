@@ -32,10 +32,8 @@ GROUPS = ("data", "model", "trainer")
 KEYS = ("trainer.accelerator", "trainer.precision", "seed", "name", "hydra.run.dir")
 
 
-def main(overrides: list[str], multirun: bool = False) -> int:
+def main(overrides: list[str]) -> int:
     """Run the command; return the exit status."""
-    if multirun:
-        raise RequestError("-m sweeps over trainings: use it with histolight train")
     config, directory = parse_request(overrides)
     from histolight.data.sources import check_labelled
 

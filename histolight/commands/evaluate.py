@@ -38,10 +38,8 @@ keys (KEY=VALUE):
 """
 
 
-def main(overrides: list[str], multirun: bool = False) -> int:
+def main(overrides: list[str]) -> int:
     """Run the command; return the exit status."""
-    if multirun:
-        raise RequestError("-m sweeps over trainings: use it with histolight train, and evaluate what it made")
     request = parse_request(overrides)
     with waiting("starting PyTorch"):
         from histolight.inference.evaluate import evaluate

@@ -17,9 +17,9 @@ keys (KEY=VALUE):
 """
 
 
-def main(overrides: list[str], multirun: bool = False) -> int:
+def main(overrides: list[str]) -> int:
     """Run the command; return the exit status."""
-    run, directory, values = read_run_and_folder("explain", overrides, KEYS, multirun)
+    run, directory, values = read_run_and_folder("explain", overrides, KEYS)
     part, count = values.get("part", "val"), values.get("tiles", "8")
     if not count.isdecimal():
         raise RequestError(f"tiles={count} is out of range: it is a whole number, such as tiles=8")

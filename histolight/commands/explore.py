@@ -30,10 +30,8 @@ exit status: 2 also where tiles are damaged or labels wrong: then the page shows
 """
 
 
-def main(overrides: list[str], multirun: bool = False) -> int:
+def main(overrides: list[str]) -> int:
     """Run the command; return the exit status."""
-    if multirun:
-        raise RequestError("-m sweeps over trainings: use it with histolight train")
     request = parse_request(overrides)
     with files.claimed(request.directory):
         sentences = explore(request)

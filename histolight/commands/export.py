@@ -20,9 +20,9 @@ keys (KEY=VALUE):
 """
 
 
-def main(overrides: list[str], multirun: bool = False) -> int:
+def main(overrides: list[str]) -> int:
     """Run the command; return the exit status."""
-    run, directory, values = read_run_and_folder("export", overrides, KEYS, multirun)
+    run, directory, values = read_run_and_folder("export", overrides, KEYS)
     kind = choice(values, "format", "onnx", "wsinfer")
     options = typed_section(SlidesConfig, values, "slides.")
     if kind == "onnx" and options.model_mpp is not None:

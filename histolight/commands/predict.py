@@ -38,10 +38,8 @@ keys (KEY=VALUE):
 """
 
 
-def main(overrides: list[str], multirun: bool = False) -> int:
+def main(overrides: list[str]) -> int:
     """Run the command; return the exit status."""
-    if multirun:
-        raise RequestError("-m sweeps over trainings: use it with histolight train, and predict with what it made")
     request, slides = parse_request(overrides)
     problems: dict[str, str] = {}
     try:

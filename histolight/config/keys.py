@@ -173,7 +173,7 @@ def choice(values: Mapping[str, str], key: str, *valid: str) -> str:
 
 
 def read_run_and_folder(
-    command: str, overrides: Sequence[str], keys: Sequence[str], multirun: bool
+    command: str, overrides: Sequence[str], keys: Sequence[str]
 ) -> tuple[Path, Path, dict[str, str]]:
     """Read ``run=…`` and ``hydra.run.dir=…``.
 
@@ -181,7 +181,6 @@ def read_run_and_folder(
         command: The command's name.
         overrides: As on the command line.
         keys: All the command's keys.
-        multirun: Whether ``-m`` was given.
 
     Returns:
         The run, an unused folder (``outputs/COMMAND/RUN-TIME`` unless given), and the values of all keys.
@@ -189,11 +188,9 @@ def read_run_and_folder(
     Raises:
         RequestError: A key is unknown, ``run`` is missing, or the folder holds something already.
 
-    >>> read_run_and_folder("export", ["run=a b", "hydra.run.dir=out"], ["run", "hydra.run.dir"], False)[:2]
+    >>> read_run_and_folder("export", ["run=a b", "hydra.run.dir=out"], ["run", "hydra.run.dir"])[:2]
     (PosixPath('a b'), PosixPath('out'))
     """
-    if multirun:
-        raise RequestError(f"-m sweeps over trainings: use it with histolight train, and {command} what it made")
     values, others = own_keys(overrides, keys)
     if others:
         key = others[0].partition("=")[0]

@@ -124,11 +124,6 @@ def test_a_run_directory_is_not_written_into(sweep: Path) -> None:
         main([f"runs={sweep}", f"hydra.run.dir={sweep}/0_resnet18"])
 
 
-def test_multirun_is_refused(sweep: Path) -> None:
-    with pytest.raises(RequestError, match="-m sweeps over trainings"):
-        main([f"runs={sweep}"], multirun=True)
-
-
 @pytest.mark.slow
 def test_it_does_without_torch_and_lightning(sweep: Path) -> None:
     code = (

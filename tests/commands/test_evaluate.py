@@ -265,11 +265,6 @@ def test_predictions_that_say_nothing_are_not_calibrated(trained, here) -> None:
     assert not Path("outputs").exists()
 
 
-def test_multirun_is_refused() -> None:
-    with pytest.raises(RequestError, match="-m sweeps over trainings"):
-        main(["run=x"], multirun=True)
-
-
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_tiles_that_trained_are_recognised_under_any_name_and_as_jpegs(trained, here, undrawn, capsys, suffix) -> None:
     splits = pd.read_csv(trained / "splits.csv").set_index("id")["split"]

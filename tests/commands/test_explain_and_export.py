@@ -112,7 +112,6 @@ def test_a_wrong_request_is_refused(command: str, run: Path) -> None:
     assert f"rum is not a key of histolight {command}: did you mean run" in refused(command, "rum=x")
     assert "nowhere is not a folder" in refused(command, "run=nowhere")
     assert "is not a run directory" in refused(command, "run=.")
-    assert "-m sweeps over trainings" in refused(command, f"run={run}", "-m")
     line = refused(command, f"run={run}", f"hydra.run.dir={run}")
     assert "holds files already (" in line
     Path("file").touch()

@@ -178,11 +178,6 @@ def test_an_output_below_a_file_is_one_line(request_of: list[str], tmp_path: Pat
         main([*request_of, "hydra.run.dir=file/out"])
 
 
-def test_multirun_is_refused() -> None:
-    with pytest.raises(RequestError, match="-m sweeps over trainings"):
-        main([], multirun=True)
-
-
 def test_the_folder_is_named_by_source_and_time() -> None:
     request = parse_request([])
     assert (request.data.source, request.title) == ("synthetic", "Tiles of synthetic")

@@ -270,8 +270,3 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
 
     assert re.search(message, line), line
     assert sorted(sweep.rglob("*")) + sorted(here.rglob("*")) == before
-
-
-def test_multirun_is_refused() -> None:
-    with pytest.raises(RequestError, match="-m sweeps over trainings"):
-        main(["run=x"], multirun=True)

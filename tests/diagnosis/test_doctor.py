@@ -97,7 +97,6 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     ("arguments", "message"),
     [
         (["dat.cache=x"], "dat.cache is not a key of histolight doctor: did you mean data.cache?"),
-        (["-m"], "-m sweeps over trainings"),
         (["data.cache"], "data.cache is not KEY=VALUE"),
     ],
 )

@@ -14,6 +14,7 @@ import remedies
 from remedies import PACKAGE, messages
 from untrained_runs import untrained_run
 
+from histolight import cli
 from histolight.config.compose import compose_config, typed
 from histolight.config.request import training_request
 from histolight.data.prepare import prepare
@@ -70,15 +71,14 @@ def ask(request: str) -> None:
         find_runs(Path(words[0]))
     elif command == "train" and multirun:
         plan_sweep(words)
+    elif multirun:
+        cli._run([command, "-m", *words])
     elif command == "train":
         config, _, _ = training_request(words)
         check_request(config)
     else:
         module = importlib.import_module(f"histolight.commands.{command}")
-        if multirun or not hasattr(module, "parse_request"):
-            module.main(words, multirun=multirun)
-        else:
-            module.parse_request(words)
+        getattr(module, "parse_request", module.main)(words)
 
 
 @pytest.mark.parametrize(("part", "request_", "remedy"), TRIED)
