@@ -105,6 +105,11 @@ def _check_together(config: Config) -> None:
         check_range("loss.pos_weight", weight, {"above": 0})
     if trainer.ema is not None and trainer.swa is not None:
         raise RequestError("trainer.ema and trainer.swa are two averages of the same weights: set one of them")
+    if trainer.compile == "reduce-overhead" and trainer.accumulate > 1:  # which overwrite them with each batch
+        raise RequestError(
+            f"trainer.compile=reduce-overhead can't add up the gradients of trainer.accumulate={trainer.accumulate} "
+            "batches in its CUDA graphs: use trainer.compile=default"
+        )
     if config.model.input_size is not None and config.model.input_size < data.image_size:
         raise RequestError(
             f"model.input_size={config.model.input_size} is smaller than the tiles, data.image_size={data.image_size}: "

@@ -163,7 +163,9 @@ class Classifier(L.LightningModule):
         """Map tiles ``(N, 3, S, S)``, floats in [0, 1], or their :meth:`features`, to logits ``(N,)``."""
         if tiles.ndim == 2:
             return self.backbone.get_submodule(self.head)(tiles).squeeze(1)
-        return self.backbone(self._network_input(tiles)).squeeze(1)
+        # Only training is compiled: evaluation, whose last batch is smaller, would compile three times more.
+        network = self.backbone if self.training else self.backbone.forward
+        return network(self._network_input(tiles)).squeeze(1)
 
     def _network_input(self, tiles: torch.Tensor) -> torch.Tensor:
         if self.input_size != self.image_size:

@@ -123,6 +123,7 @@ def train_and_record(
 def _train(config: DictConfig, point: Point, drawn: bool, points_per_gpu: int, watched: Watcher | None) -> None:
     """Train a point, and once more with half the batch where the first time runs out of memory."""
     from histolight.training.fit import check_request, prepare_data, train
+    from histolight.training.memory import halved
 
     job = hydra.running_job()
     if config.trainer.accelerator != "cpu" and "joblib" in job.launcher:
@@ -159,16 +160,6 @@ def _begin_anew(config: Config, point: Point) -> None:
     runs.clear_attempt(point.directory)
     runs.update_metrics(point.directory, status="running", reason=None, out_of_memory=asked)
     _free_memory()
-
-
-def halved(config: Config) -> Config:
-    """Take half the batch and twice as many batches a step, which is about the same training in half the memory."""
-    batch, accumulate = config.data.batch_size, config.trainer.accumulate
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, batch_size=batch // 2),
-        trainer=dataclasses.replace(config.trainer, accumulate=2 * accumulate),
-    )
 
 
 _shared: dict[tuple[int, str], PreparedData] = {}  # the data of the point before in this process

@@ -46,6 +46,7 @@ from histolight.training.callbacks import Speed, flops_per_tile, peak_memory_mb
 from histolight.training.continuing import check_continuable
 from histolight.training.kept_features import kept_features
 from histolight.training.learning_rates import range_test, show_learning_rates
+from histolight.training.memory import out_of_memory
 from histolight.training.probes import check_probe, fit_probe
 from histolight.training.trainer import build_trainer, check_tasks, quiet_lightning
 
@@ -145,7 +146,7 @@ def train(
     """
     if resume:
         check_continuable(config, data, directory)
-    with runs.recorded(directory), _faults_in_one_line(directory), loggers.closed_at_the_end() as opened:
+    with runs.recorded(directory), _faults_in_one_line(config, directory), loggers.closed_at_the_end() as opened:
         _write_beginning(config, data, directory)
         training = build(config, data, directory, progress, watched)
         opened += training.trainer.loggers
@@ -262,7 +263,7 @@ def _interruption_names_its_epoch(training: Training) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _faults_in_one_line(directory: Path) -> Iterator[None]:
+def _faults_in_one_line(config: Config, directory: Path) -> Iterator[None]:
     """Say in our words what a machine's limits end a training with."""
     again = command_line("histolight", "train", f"run={directory}")
     try:
@@ -270,9 +271,14 @@ def _faults_in_one_line(directory: Path) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit) as error:  # the one outside Lightning, the other in its learning rate finder
         raise InterruptionError(f"interrupted: continue with {again}") from error
     except torch.OutOfMemoryError as error:
+        raise HistolightError(out_of_memory(config)) from error
+    except RuntimeError as error:
+        name, alert, _ = str(error).partition(" does not have a deterministic implementation")
+        if not alert:
+            raise
         raise HistolightError(
-            "out of GPU memory: use a smaller data.batch_size (trainer.accumulate makes up for it) "
-            "or data.residency=memmap"
+            f"trainer.deterministic=true: PyTorch's {name} has no deterministic implementation on this device: use "
+            "trainer.deterministic=false or another network"
         ) from error
     except OSError as error:
         if error.errno is None:

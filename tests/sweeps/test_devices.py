@@ -217,7 +217,7 @@ def test_a_point_that_runs_out_of_memory_is_trained_once_more_with_half_the_batc
     assert metrics["out_of_memory"] == {"data.batch_size": 8, "trainer.accumulate": 1}
     assert (config["data"]["batch_size"], config["trainer"]["accumulate"]) == (4, 2)
     assert runs.read_metrics(sixteen)["status"] == "failed"
-    assert runs.read_metrics(sixteen)["reason"].startswith("out of GPU memory: use a smaller data.batch_size")
+    assert runs.read_metrics(sixteen)["reason"].startswith("out of GPU memory with data.batch_size=8: use")
 
     ranking = compare_runs([Path("outputs/sweeps/X")])
     assert sorted(row.config["data.batch_size"] for row in ranking.rows) == [4, 8]

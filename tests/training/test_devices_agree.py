@@ -138,7 +138,7 @@ def test_out_of_gpu_memory_is_one_line(
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
     [said] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("histolight:")]
-    assert "out of GPU memory: use a smaller data.batch_size" in said
+    assert "out of GPU memory with data.batch_size=40: use data.batch_size=20 trainer.accumulate=2" in said
 
 
 WORKER = """

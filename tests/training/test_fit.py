@@ -257,6 +257,25 @@ def test_paths_are_saved_so_that_they_hold_from_anywhere(monkeypatch, tmp_path: 
     assert config.data.groups == str(Path.home() / "a.csv")
 
 
+def test_a_training_compiles_once_and_computes_the_same(small: list[str], tmp_path: Path, monkeypatch) -> None:
+    compiled: list[bool] = []
+
+    def eager(graph: torch.fx.GraphModule, _: list[torch.Tensor]):  # a backend that only counts
+        compiled.append(torch.is_grad_enabled())
+        return graph.forward
+
+    monkeypatch.setattr(
+        "histolight.training.fit.compile_module", lambda module, mode, device: module.compile(backend=eager)
+    )
+    torch.compiler.reset()
+    overrides = [*small, "data.batch_size=5", "trainer.max_epochs=1"]
+    found = run([*overrides, "trainer.compile=default"], tmp_path / "run")
+    torch.compiler.reset()
+    assert sum(found["tiles"]["val"].values()) % 5  # a last batch of another size
+    assert compiled == [True]
+    assert found["val"] == run(overrides, tmp_path / "plain")["val"]
+
+
 def test_without_a_compiler_training_goes_on_with_a_warning(
     small: list[str], tmp_path: Path, monkeypatch, caplog
 ) -> None:
@@ -332,6 +351,25 @@ def test_the_fast_path_has_the_losses_of_a_plain_loop(
     expected = plain_losses(typed(compose_config(overrides)), data, "cuda" if device == "gpu" else "cpu")
     np.testing.assert_allclose(losses, expected, rtol=tolerance, atol=tolerance)
     assert len(set(losses)) == 4
+
+
+def test_what_has_no_deterministic_implementation_is_named(small: list[str], tmp_path: Path, monkeypatch) -> None:
+    original = Classifier.training_step
+
+    def unpooling(self: Classifier, batch, batch_idx: int):  # as average pooling of VGG on a GPU
+        pooled, places = torch.nn.functional.max_pool2d(batch.tiles, 2, return_indices=True)
+        torch.nn.functional.max_unpool2d(pooled, places, 2)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", unpooling)
+    try:
+        with pytest.raises(
+            HistolightError, match=r"PyTorch's max_unpool\w+ has no deterministic implementation on this"
+        ):
+            run([*small, "trainer.deterministic=true"], tmp_path / "run")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    run([*small, "trainer.deterministic=false", "trainer.max_epochs=1"], tmp_path / "again")
 
 
 def test_another_seed_trains_another_network_on_the_same_tiles(
