@@ -56,7 +56,7 @@ def write_atomically(path: Path, content: str | memoryview) -> None:
     beside = temporary_path(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        beside.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         beside.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -144,6 +144,7 @@ TRIED_BY = {
     "put the folder itself there, or delete the link": "reliability/test_foreign_files.py::test_a_point_that_is_a_link_or_holds_files_of_others_is_refused",
     "or choose another logger": "training/test_loggers.py::test_csv_logs_curves_and_final_figures",
     "leave model.freeze and freeze_epochs out": "training/test_lora.py::test_adapters_alone_learn_and_are_merged",
+    "that is not UTF-8: rename that folder or file": "config/test_compose.py::test_a_path_that_no_configuration_can_hold_is_refused",
     "leaves gaps between tiles of {} pixels: use at most {}": "heatmaps/test_score.py::test_a_denser_stride_gives_a_finer_map",
 }  # fmt: skip
 

@@ -24,11 +24,25 @@ def check_weights_file(weights: str | None) -> None:
         )
 
 
+def absolute_path(path: str) -> str:
+    """Make a path hold from any working directory, so that a configuration can be read again anywhere.
+
+    Raises:
+        RequestError: A name in it is not UTF-8, and no configuration can hold it.
+    """
+    whole = os.path.abspath(os.path.expanduser(path))
+    try:
+        whole.encode()
+    except UnicodeEncodeError:
+        raise RequestError(f"{whole} has a name in it that is not UTF-8: rename that folder or file") from None
+    return whole
+
+
 def absolute_paths(data: DataConfig) -> DataConfig:
-    """Make the paths hold from any working directory."""
+    """Make the paths hold from any working directory, as :func:`absolute_path` does."""
 
     def absolute(path: str | None, *words: str) -> Any:
-        return path if path is None or path in words else os.path.abspath(os.path.expanduser(path))
+        return path if path is None or path in words else absolute_path(path)
 
     slides = dataclasses.replace(
         data.slides,

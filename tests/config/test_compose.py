@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -12,11 +13,13 @@ from omegaconf import OmegaConf
 
 from histolight.augment.registry import augmentations
 from histolight.config import hydra_adapter
+from histolight.config.checks import absolute_paths
 from histolight.config.compose import compose_config, conf_directory, config_groups, like_config, to_yaml, typed
 from histolight.config.schema import AugmentConfig, Config, augmentation_keys, valid_keys
 from histolight.errors import RequestError
 from histolight.ranking.runs import with_defaults
 
+NOT_UTF8 = b"tiles-\xff"
 FILES = [(group, name) for group, names in config_groups().items() for name in names]
 
 
@@ -30,6 +33,12 @@ def test_every_file_of_conf_composes_and_passes_the_checks(group: str, name: str
         assert getattr(config, group).name == name
     if group == "data":
         assert config.data.source == name
+
+
+def test_a_path_that_no_configuration_can_hold_is_refused(tmp_path: Path) -> None:
+    config = typed(compose_config(["data=folder", f"data.root={tmp_path / os.fsdecode(NOT_UTF8)}"]))
+    with pytest.raises(RequestError, match="has a name in it that is not UTF-8"):
+        absolute_paths(config.data)
 
 
 def test_conf_has_files_and_every_file_is_in_a_group() -> None:

@@ -11,13 +11,12 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import os
 import pkgutil
 
 import torch
 from torch import nn
 
-from histolight.config.checks import check_weights_file
+from histolight.config.checks import absolute_path, check_weights_file
 from histolight.config.schema import ModelConfig
 from histolight.errors import RequestError, nearest
 from histolight.models.backbones.family import IMAGENET, PIXELS, Backbone, Family, TooSmallError, too_small
@@ -95,7 +94,7 @@ def resolve_model(config: ModelConfig, image_size: int) -> ModelConfig:
     check_weights(config.name, config.weights)
     prefix, folder, path = config.name.partition("/local-dir:")
     if folder:
-        config = dataclasses.replace(config, name=f"{prefix}{folder}{os.path.abspath(os.path.expanduser(path))}")
+        config = dataclasses.replace(config, name=f"{prefix}{folder}{absolute_path(path)}")
     config = family.resolve(config)
     for key in ("mean", "std"):
         if len(getattr(config, key) or [0] * 3) != 3:
@@ -113,7 +112,7 @@ def resolve_model(config: ModelConfig, image_size: int) -> ModelConfig:
         backbone = build_backbone(config, size)
     state = read_weights(family, config)
     log_taken(state, fitted_state(family, backbone.network, backbone.head, state, config, size), config.weights)
-    return dataclasses.replace(config, weights=os.path.abspath(os.path.expanduser(str(config.weights))))
+    return dataclasses.replace(config, weights=absolute_path(str(config.weights)))
 
 
 def _check_size(config: ModelConfig, size: int) -> None:
