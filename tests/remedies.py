@@ -150,6 +150,7 @@ TRIED = [
     ("that of a sweep is hydra.sweep.dir=FOLDER", "train -m seed=0,1 hydra.run.dir=new", "train -m seed=0,1 hydra.sweep.dir=new"),
     ("{}={} is not used: a search is sweep=optuna", "train -m hydra/sweeper=ax seed=0,1", "train -m sweep=optuna"),
     ("hydra/sweeper is Hydra's own: a search is", "train -m hydra.sweeper._target_=other.Sweeper seed=0,1", "train -m sweep=asha optimizer.weight_decay=0 data.batch_size=8"),
+    ("set sweep.n_trials and the other sweep.* keys", "train -m hydra.sweeper.n_trials=5 seed=0,1", "train -m sweep=optuna sweep.n_trials=5"),
     ("a search needs an axis, such as", "train -m sweep.pruner=asha", "train -m sweep.pruner=asha optimizer.lr=1e-4,1e-3"),
     ("can't be searched, as its values are equally good", "train -m sweep=optuna seed=0,1", "train -m sweep=optuna seed=0 sweep.seeds=3"),
     ("give one value, or sweep.pruner=none", "train -m sweep.pruner=asha trainer.max_epochs=3,9", "train -m sweep.pruner=none trainer.max_epochs=3,9"),

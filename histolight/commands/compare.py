@@ -19,7 +19,7 @@ keys (KEY=VALUE):
   runs=DIR           a sweep, a folder of runs, a run, or a list of these: runs=[DIR,DIR]
   by=KEY             show each value of this key of the configuration at its own best point: by=model.name
   among=A,B,C        compare only these rows, named before anyone saw figures: row names or run folders
-  plan=DIR           before a sweep: how many tiles, slides and seeds tell a difference, from earlier runs
+  plan=DIR           before a sweep: how many tiles, slides and seeds detect a difference, from earlier runs
   hydra.run.dir=DIR  where the comparison goes; outputs/compare/NAME-TIME unless given
 """
 

@@ -271,9 +271,7 @@ def _unknown_key(key: str, override: str = "") -> str:
         inner = re.findall(r"[{,]\s*(\w+)\s*:", override)
         key = next((f"{key}.{name}" for name in inner if f"{key}.{name}" not in _keys()), key)
     if key.startswith("hydra.sweeper."):
-        return (
-            f"{key} is not a key of Hydra's own sweeper: a search is told by sweep.n_trials and the other sweep.* keys"
-        )
+        return f"{key} is not a key of Hydra's own sweeper: set sweep.n_trials and the other sweep.* keys for a search"
     if key.startswith("hydra"):
         return f"{key} is not a key of Hydra: histolight train --cfg hydra shows what there is"
     group = key.rpartition(".")[0]

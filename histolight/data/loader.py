@@ -41,7 +41,7 @@ class TileLoader:
         labels: ``(N,)``, 0 or 1.
         batch_size: Tiles per batch.
         epoch: Says which epoch begins whenever an iteration does.
-        order: Says for an epoch in which order the N tiles come: places in ``rows``. None keeps theirs.
+        order: Says for an epoch in which order the N tiles come: places in ``rows``. None keeps that of ``rows``.
         seed: First part of each batch's own seed.
         share: (process, processes): each process iterates over its own share of the order.
         drop_last: Leave out a last, smaller batch; where processes share, also what would make them uneven.

@@ -19,7 +19,7 @@ WIDTH = 900  # pixels of a picture on the page; the files beside it have more
 
 @dataclass(frozen=True)
 class SlideReport:
-    """What the page tells.
+    """What the page shows.
 
     Attributes:
         runs: Names of the runs.

@@ -1,4 +1,4 @@
-"""Before a sweep: how many tiles, slides and seeds tell a difference, judged by what earlier runs vary."""
+"""Before a sweep: how many tiles, slides and seeds detect a difference, from the variance of earlier runs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ CORRELATION = 0.5  # of two rows' AUROCs over other tiles, where there is one ea
 
 
 def plan_of(ranking: Ranking) -> Plan:
-    """Read the variances off ranked rows; what one row or one seed can't tell is assumed.
+    """Estimate the variances from ranked rows; what one row or one seed can't show is assumed.
 
     Raises:
-        RequestError: The tiles do not tell a variance.
+        RequestError: No variance can be estimated from the tiles.
     """
     covariance, rows = ranking.covariance, len(ranking.rows)
     if covariance is None or covariance.lack:
         reason = covariance.lack if covariance else "no row can be ranked"
-        raise RequestError(f"these runs tell no variance to plan with ({reason}): give runs on more tiles or slides")
+        raise RequestError(f"these runs give no variance to plan with ({reason}): give runs on more tiles or slides")
     if rows == 1:
         seeds = covariance.aurocs.reshape(1, -1)
         variance = 2 * (1 - CORRELATION) * float(covariance.covariance.diagonal().mean())
@@ -41,13 +41,13 @@ def plan_of(ranking: Ranking) -> Plan:
 
 
 def plan_table(folders: Sequence[Path]) -> tuple[Table, list[str]]:
-    """Lay out what tells a difference of 0.01 and of 0.03 with power 0.8, and what that takes for granted.
+    """Lay out what detects a difference of 0.01 and of 0.03 with power 0.8, and what that assumes.
 
     Args:
         folders: Earlier runs: one, or those of a sweep.
 
     Raises:
-        RequestError: There are no runs, or their tiles do not tell a variance.
+        RequestError: There are no runs, or no variance can be estimated from their tiles.
     """
     ranking = compare_runs(folders)
     earlier = plan_of(ranking)
@@ -94,12 +94,12 @@ def _notes(ranking: Ranking) -> list[str]:
     ]
     if len(ranking.rows) == 1:
         notes.append(
-            f"One configuration cannot tell how alike two are: assumed that the AUROCs of two rows correlate at "
+            f"One configuration cannot show how alike two are: assumed that the AUROCs of two rows correlate at "
             f"{CORRELATION:g} over other tiles."
         )
     if ranking.unit == "training":
         notes.append(
-            "Fewer than three seeds cannot tell how seeds differ: assumed a standard deviation in AUROC of "
+            "Fewer than three seeds cannot show how seeds differ: assumed a standard deviation in AUROC of "
             f"{SEED_SD:g}."
         )
     notes.append("Fewer than three seeds compare trainings, not configurations.")

@@ -20,7 +20,7 @@ NAMED = 3  # tiles named of each kind of finding
 
 
 def interval_text(low: float | None, high: float | None, digits: int = 4) -> str:
-    """Write an interval; its ends are None or NaN where the tiles do not tell how sure the figure is.
+    """Write an interval; its ends are None or NaN where none can be estimated from the tiles.
 
     >>> interval_text(0.5, 0.75), interval_text(None, None)
     ('[0.5000, 0.7500]', '[no interval]')

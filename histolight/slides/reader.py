@@ -164,7 +164,7 @@ def _named_in(index: Path) -> set[str]:
     try:
         with index.open("rb") as file:
             lines = file.read(LONGEST_INDEX).decode(errors="replace").splitlines()
-    except OSError:  # told where the slide is opened
+    except OSError:  # reported where the slide is opened
         return set()
     return {value.strip() for _, found, value in (line.partition("=") for line in lines) if found}
 

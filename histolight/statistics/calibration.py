@@ -103,8 +103,8 @@ def fit_line(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float
     slope, intercept = (float(number) for number in found.x)
     apart = values[positive].min() >= values[~positive].max()  # the steeper the better, without end
     if apart or slope < 1 / LARGEST:
-        why = "apart by their logits" if apart else "told by their logits no better than by chance"
-        raise RequestError(f"no calibration is best: the classes of the {len(values)} tiles are {why}")
+        how = "completely" if apart else "no better than chance"
+        raise RequestError(f"no calibration is best: the logits separate the classes of the {len(values)} tiles {how}")
     return slope, intercept
 
 
@@ -140,7 +140,7 @@ def estimate_prior(logits: npt.ArrayLike, prior: float) -> float:
 
 
 def speaks_for_both(logits: npt.ArrayLike, prior: float, groups: npt.ArrayLike | None = None) -> bool:
-    """Say whether unlabelled tiles show that there are some of both classes, as far as calibrated logits tell.
+    """Say whether unlabelled tiles show that there are some of both classes, as far as calibrated logits show it.
 
     By a likelihood-ratio test of :func:`estimate_prior` against a share of 0, and against 1, each at 5 %: of tiles of
     one class it finds both in one set of twenty at most, as 0 and 1 lie at the border (Self and Liang, Journal of the

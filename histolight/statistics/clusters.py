@@ -73,12 +73,12 @@ def effective_clusters(codes: npt.NDArray[np.int64]) -> float:
 
 
 def scarcer_clusters(positive: npt.NDArray[np.bool_], clusters: Clusters) -> float:
-    """Effective number of clusters of the class that has fewer; it limits what any figure of both classes can tell."""
+    """Effective number of clusters of the class that has fewer; it limits how precise a figure of both is."""
     return min(effective_clusters(clusters.codes[members]) for members in (positive, ~positive))
 
 
 def lack_of_clusters(positive: npt.NDArray[np.bool_], clusters: Clusters) -> str:
-    """Say why these tiles cannot tell how sure a figure of both classes is, or return an empty string."""
+    """Say why a figure of both classes has no interval on these tiles, or return an empty string."""
     for name, members in (("positive", positive), ("negative", ~positive)):
         if lack := lack_of(name, clusters.codes[members], clusters):
             return lack
@@ -86,7 +86,7 @@ def lack_of_clusters(positive: npt.NDArray[np.bool_], clusters: Clusters) -> str
 
 
 def lack_of(name: str, codes: npt.NDArray[np.int64], clusters: Clusters) -> str:
-    """Say why the tiles of these codes cannot tell how sure a figure of them is, or return an empty string."""
+    """Say why a figure of the tiles of these codes has no interval, or return an empty string."""
     if len(np.unique(codes)) < 2:
         where = "one slide holds every {name} tile" if clusters.slides else "there is one {name} tile"
         return f"no interval: {where}".format(name=name).replace("  ", " ")

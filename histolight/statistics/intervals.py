@@ -41,7 +41,7 @@ class Interval:
         high: Upper end; NaN where no interval can be given.
         method: ``delong``, ``obuchowski``, ``clopper-pearson``, ``korn-graubard``, ``mover`` (of the two before),
             ``linearised``, ``gamma``, ``woodruff``, ``mover-ratio``,
-            or ``none`` where the tiles do not tell how sure the figure is.
+            or ``none`` where no interval can be estimated from the tiles.
         note: What a reader must hear of beside the interval, or why there is none, or empty.
     """
 

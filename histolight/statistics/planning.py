@@ -1,4 +1,4 @@
-"""Before a sweep: how many tiles (or slides) and seeds tell a difference of a given size."""
+"""Before a sweep: how many tiles (or slides) and seeds it takes to detect a difference of a given size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from histolight.statistics.verdict import FEW_ROWS, FEWEST_DEGREES_OF_FREEDOM, F
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides which differences a comparison can tell.
+    """What decides which differences a comparison can detect.
 
     Attributes:
         rows: Rows compared, at least 2.

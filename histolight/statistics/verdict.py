@@ -382,7 +382,7 @@ def _reason(rows: int, nu1: float, variance: Array) -> str:
     if rows < 2:
         return "there is one row: nothing to compare"
     if not nu1 > 0 or not np.isfinite(variance).all():
-        return "these tiles do not tell how sure a difference is"
+        return "the variance of a difference can't be estimated from these tiles"
     if rows > FEW_ROWS and nu1 < FEWEST_DEGREES_OF_FREEDOM:
         return (
             f"{nu1 + 1:.1f} effective clusters of the scarcer class cannot rank {rows} rows: add slides (or tiles) of "

@@ -290,7 +290,7 @@ def test_a_plan_needs_a_variance() -> None:
         (None, "no row can be ranked"),
         (replace(ranking.covariance, lack="one slide"), "one slide"),
     ):
-        with pytest.raises(RequestError, match=rf"tell no variance to plan with \({why}\): give runs on more tiles"):
+        with pytest.raises(RequestError, match=rf"give no variance to plan with \({why}\): give runs on more tiles"):
             plan_of(replace(ranking, covariance=covariance))
 
 

@@ -89,14 +89,16 @@ def test_the_line_is_that_of_an_unpenalised_logistic_regression() -> None:
 @pytest.mark.parametrize(
     ("logits", "words"),
     [
-        ([2.0, 2.0, -2.0, -2.0], "apart by their logits"),
-        ([2.0, 1.0, 1.0, -2.0], "apart by their logits"),  # but for a tie at the border
-        ([-2.0, -2.0, 2.0, 2.0], "told by their logits no better than by chance"),
-        ([-1.0, -2.0, 2.0, 1.0], "told by their logits no better than by chance"),
+        ([2.0, 2.0, -2.0, -2.0], "completely"),
+        ([2.0, 1.0, 1.0, -2.0], "completely"),  # but for a tie at the border
+        ([-2.0, -2.0, 2.0, 2.0], "no better than chance"),
+        ([-1.0, -2.0, 2.0, 1.0], "no better than chance"),
     ],
 )
 def test_where_no_line_is_best_it_says_so(logits: list[float], words: str) -> None:
-    with pytest.raises(RequestError, match=f"no calibration is best: the classes of the 4 tiles are {words}"):
+    with pytest.raises(
+        RequestError, match=f"no calibration is best: the logits separate the classes of the 4 tiles {words}"
+    ):
         fit_line(logits, [1, 1, 0, 0])
 
 

@@ -238,7 +238,7 @@ def test_too_few_clusters_rank_three_rows_but_not_four():
     assert verdict.ranks.tolist() == [[1, 4]] * 4
     assert verdict_of_trainings(np.linspace(0.6, 0.99, 4), np.eye(4) * 1e-9, 5.0).reason == ""
     assert verdict_of_trainings([0.9, 0.8], np.eye(2) * 1e-9, 0.5).reason == ""
-    assert "do not tell how sure" in verdict_of_trainings([0.9, 0.8], np.eye(2) * 1e-9, 0.0).reason
+    assert "can't be estimated from these tiles" in verdict_of_trainings([0.9, 0.8], np.eye(2) * 1e-9, 0.0).reason
 
 
 def test_six_tiles_tell_nothing():
@@ -381,7 +381,7 @@ def test_lack_is_passed_on():
     result = auroc_covariance([[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]], [0, 1, 0])
     assert "one positive tile" in result.lack
     verdict = verdict_of_trainings(result.aurocs, result.covariance, result.degrees_of_freedom)
-    assert "do not tell" in verdict.reason
+    assert "can't be estimated" in verdict.reason
     assert verdict.best.all()
 
 

@@ -262,7 +262,7 @@ def test_leaders_of_a_plain_grid(curves: Curves) -> None:
         ([*PAIR, "sweep.seeds=3", "data.fold=0,1"], "give data.fold one value"),
         (
             ["sweep=optuna", "hydra.sweeper.n_trials=5"],
-            "hydra.sweeper.n_trials is not a key of Hydra's own sweeper: a search is told by sweep.n_trials",
+            "hydra.sweeper.n_trials is not a key of Hydra's own sweeper: set sweep.n_trials",
         ),
         ([*PAIR, "sweep=optuna", "hydra/launcher=submitit_local"], "sweep.workers=NUMBER is missing"),
     ],
