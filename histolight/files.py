@@ -64,6 +64,27 @@ def write_atomically(path: Path, content: str | memoryview) -> None:
         raise HistolightError(cannot_write(path, error)) from error
 
 
+def link_atomically(path: Path, existing: Path) -> None:
+    """Give a file that is only ever replaced a second name; copy it where the file system knows no such links.
+
+    Of several processes that share a training only the main one does.
+    """
+    if not is_main_process():
+        return
+    beside = temporary_path(path.parent)
+    try:
+        try:
+            os.link(existing, beside)
+        except OSError:
+            shutil.copyfile(existing, beside)
+        beside.replace(path)
+    except OSError as error:
+        raise HistolightError(cannot_write(path, error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)  # also left where both names were of one file already
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Say of a file, or a folder, why the operating system does not give it.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+from collections.abc import Iterator
 
 import torch
 
@@ -23,6 +26,22 @@ def free_memory(device: torch.device) -> float:
     free, total = torch.cuda.mem_get_info(device)
     share = torch.cuda.get_per_process_memory_fraction(device) * total
     return min(free, share - torch.cuda.memory_reserved(device))
+
+
+@contextlib.contextmanager
+def quick_look_for_gpus() -> Iterator[None]:
+    """Where there is no GPU, let PyTorch ask CUDA whether there is one, as it does in each step of Adam.
+
+    Lightning has it ask NVML instead, which keeps CUDA from being initialised, and which takes a tenth of the step of a
+    linear probe where the library is looked for in vain each time.
+    """
+    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    asked = None if torch.cuda.device_count() else os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[name] = asked
 
 
 def compile_module(module: torch.nn.Module, mode: str, device: torch.device) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -56,6 +57,32 @@ def test_nothing_is_left_beside_a_file_that_could_not_be_written(tmp_path: Path)
     with pytest.raises(HistolightError, match="can't be written"):
         files.write_atomically(tmp_path / "metrics.json", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_second_name_stays_when_the_first_gets_another_file(links: bool, tmp_path: Path, monkeypatch) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuses)
+    best, last = tmp_path / "best.ckpt", tmp_path / "last.ckpt"
+    last.write_text("before")
+    files.write_atomically(best, "epoch 1")
+    for _ in range(2):  # the second time both names are of one file already
+        files.link_atomically(last, best)
+        assert (last.read_text(), os.path.samefile(last, best)) == ("epoch 1", links)
+    files.write_atomically(best, "epoch 2")
+    assert last.read_text() == "epoch 1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_second_name_that_cannot_be_given_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").mkdir()
+    (tmp_path / "best.ckpt").touch()
+    with pytest.raises(HistolightError, match=r"last.ckpt can't be written"):
+        files.link_atomically(tmp_path / "last.ckpt", tmp_path / "best.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 def test_float32_figures_read_back_exactly(tmp_path: Path) -> None:

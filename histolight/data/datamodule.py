@@ -60,6 +60,12 @@ class TileDataModule(L.LightningDataModule):
         """Test tiles, in the order of the table."""
         return self._loader("test")
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch, unless it was gathered there."""
+        return (
+            batch if batch.tiles.device == device else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        )
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Turn uint8 NHWC into floats in [0, 1], NCHW in channels_last memory, and augment training tiles."""
         trainer = self.trainer

@@ -112,7 +112,10 @@ class TileLoader:
         return Batch(tiles, labels, rows, self._seed(epoch, step))
 
     def _seed(self, epoch: int, step: int) -> int:
-        return int(np.random.SeedSequence([self.seed, epoch, step, self.share[0]]).generate_state(1)[0])
+        entropy = np.array(
+            [self.seed, epoch, step, self.share[0]], dtype=np.uint32
+        )  # NumPy takes a list five times as long
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 class DeviceRows:

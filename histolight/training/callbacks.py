@@ -1,10 +1,8 @@
-"""What is shown, recorded and kept while Lightning trains: progress, speed, checkpoints; and that all is finite."""
+"""What is shown and recorded while Lightning trains: progress, speed, averaged weights; and that all is finite."""
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -14,15 +12,13 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 from histolight.data.loader import Batch
 from histolight.errors import HistolightError
-from histolight.files import write_atomically
 from histolight.models.classifier import Classifier
 from histolight.training.loggers import log_tiles
 
@@ -238,31 +234,6 @@ class Patience(EarlyStopping):
             trainer.should_stop = True
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """One of Lightning's checkpoints, which also in a run directory that was moved remembers which epoch it kept."""
-
-    def __init__(self, folder: Path, filename: str, monitor: str | None = None, mode: str = "min") -> None:
-        super().__init__(
-            folder,
-            filename=filename,
-            monitor=monitor,
-            mode=mode,
-            # Once the epoch is counted, so that its number is right in a resumed training.
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put this folder in the place of the one that the state was saved in."""
-
-        def here(path: str) -> str:  # whatever name the state holds: Lightning deletes the file of the epoch before
-            return os.path.join(str(self.dirpath), f"{self.filename}{self.FILE_EXTENSION}") if path else path
-
-        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict({**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": scores})
-
-
 class AveragedWeights(WeightAveraging):
     """Lightning's averaging of weights and batch-norm statistics, for validation and checkpoints.
 
@@ -343,16 +314,6 @@ def _values(module: torch.nn.Module) -> Values:
         [values for values in every if values.is_floating_point()],
         [values for values in every if not values.is_floating_point()],
     )
-
-
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place; Lightning's own may copy it there from another disk, which can be cut."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the file, or leave the one before it."""
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_atomically(Path(path), buffer.getbuffer())
 
 
 class TileGrid(L.Callback):

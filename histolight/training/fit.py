@@ -31,7 +31,7 @@ from histolight.errors import (
     command_line,
     system_reason,
 )
-from histolight.hardware import compile_module
+from histolight.hardware import compile_module, quick_look_for_gpus
 from histolight.models.backbones import check_name, resolve_model
 from histolight.models.classifier import Classifier
 from histolight.models.lora import check_lora
@@ -241,7 +241,8 @@ def fit(training: Training, checkpoint: str | None) -> dict[str, Any]:
         return fit_probe(training)
     if (mode := training.config.trainer.compile) != "none":
         compile_module(classifier.backbone, mode, trainer.strategy.root_device)
-    trainer.fit(classifier, training.datamodule, ckpt_path=checkpoint, weights_only=True)
+    with quick_look_for_gpus():
+        trainer.fit(classifier, training.datamodule, ckpt_path=checkpoint, weights_only=True)
     # Now: measuring loads the best epoch, and with it that epoch's totals.
     return {
         "seconds": speed.elapsed,

@@ -24,6 +24,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torchvision.utils import make_grid
 
 from histolight import files
@@ -62,7 +63,7 @@ def build_logger(config: Config, directory: Path) -> Logger:
     if name == "csv":
         return _csv(directory)
     if name == "tensorboard":
-        return TensorBoardLogger(directory, name="tensorboard", version="", default_hp_metric=False)
+        return _TensorBoard(directory, name="tensorboard", version="", default_hp_metric=False)
     server = _server(config.logger)
     away = _away(server) if server else ""
     if away and name == "mlflow":
@@ -129,6 +130,14 @@ def _kept_here(directory: Path, server: str, reason: str) -> Logger:
     logger = _csv(directory)
     log.warning("logger=mlflow: %s is away (%s); the curves are kept in %s", server, reason, logger.log_dir)
     return logger
+
+
+class _TensorBoard(TensorBoardLogger):
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write the figures of a step as one event: one for each figure would wake the writing thread each time."""
+        values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
+        self.experiment._get_file_writer().add_summary(Summary(value=values), step)
 
 
 class _Csv(CSVLogger):

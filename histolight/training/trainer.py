@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.profilers import Profiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from histolight import files
 from histolight.config.schema import Config, TrainerConfig
@@ -20,16 +21,15 @@ from histolight.errors import RequestError
 from histolight.hardware import resolve_precision
 from histolight.training import loggers
 from histolight.training.callbacks import (
-    AtomicCheckpoints,
     AveragedWeights,
     EpochLines,
     Patience,
     Progress,
-    RunCheckpoint,
     Speed,
     TileGrid,
     Watched,
 )
+from histolight.training.checkpoints import AtomicCheckpoints, RunCheckpoint
 
 
 def build_trainer(
@@ -49,9 +49,7 @@ def build_trainer(
         *([Watched(watched)] if watched else []),
         *([AveragedWeights(settings.ema)] if settings.ema is not None else []),
         *([AveragedWeights(None, settings.swa)] if settings.swa is not None else []),
-        # Two, as save_last=True of one saves the last epoch only where it is the best: a kill would lose the others.
-        RunCheckpoint(directory / "checkpoints", filename="best", monitor="val/auroc", mode="max"),
-        RunCheckpoint(directory / "checkpoints", filename="last"),
+        RunCheckpoint(directory / "checkpoints"),
     ]
     if settings.patience is not None:
         callbacks.append(Patience("val/auroc", mode="max", patience=settings.patience))
@@ -104,10 +102,20 @@ def check_tasks(settings: TrainerConfig) -> None:
         )
 
 
-def _build_profiler(name: str, directory: Path) -> Profiler | None:
+class NoProfiler(PassThroughProfiler):
+    """Nothing around what is done: Lightning's own enters a generator there, about thirty times a step."""
+
+    nothing = contextlib.nullcontext()
+
+    def profile(self, action_name: str) -> contextlib.AbstractContextManager[Any]:
+        """Return a context that does nothing."""
+        return self.nothing
+
+
+def _build_profiler(name: str, directory: Path) -> Profiler:
     """Build the profiler that writes its table of each stage into the run directory."""
     if name == "none":
-        return None
+        return NoProfiler()
     return {"simple": SimpleProfiler, "pytorch": PyTorchProfiler}[name](dirpath=directory, filename="profile")
 
 

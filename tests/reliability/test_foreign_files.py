@@ -20,7 +20,7 @@ from histolight.errors import RequestError
 from histolight.sweeps import launch
 from histolight.sweeps.points import Point
 from histolight.sweeps.sweep import run_sweep
-from histolight.training.callbacks import RunCheckpoint
+from histolight.training.checkpoints import RunCheckpoint
 
 OneLine = Callable[..., str]
 Picture = dict[str, tuple[int, str | bytes]]
@@ -304,7 +304,7 @@ def test_points_do_not_leave_their_sweep(subdir: str, untrained: set[int]) -> No
 
 
 def test_a_checkpoint_of_others_names_no_file_that_is_deleted(tmp_path: Path) -> None:
-    checkpoint = RunCheckpoint(tmp_path, "best", monitor="val/auroc", mode="max")
+    checkpoint = RunCheckpoint(tmp_path)
     state = checkpoint.state_dict() | {"best_model_path": "/a/thesis.tex", "kth_best_model_path": "thesis.tex"}
     checkpoint.load_state_dict({**state, "best_k_models": {"/a/thesis.tex": 0.5}})
     assert checkpoint.best_model_path == checkpoint.kth_best_model_path == str(tmp_path / "best.ckpt")

@@ -196,10 +196,14 @@ def test_a_run_that_was_moved_still_knows_its_best_epoch(small: list[str], tmp_p
     with pytest.raises(InterruptionError):
         run(overrides, tmp_path / "here")
     best = (tmp_path / "here/checkpoints/best.ckpt").read_bytes()
+    assert (tmp_path / "here/checkpoints/best.ckpt").samefile(
+        tmp_path / "here/checkpoints/last.ckpt"
+    )  # the last epoch so far is the best
     (tmp_path / "here").rename(tmp_path / "there")
     interrupted = -1
     assert run(overrides, tmp_path / "there", resume=True)["epochs"] == 3
     assert (tmp_path / "there/checkpoints/best.ckpt").read_bytes() == best
+    assert torch.load(tmp_path / "there/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
 
 
 def test_seconds_count_what_was_before_an_interruption(small: list[str], tmp_path: Path, monkeypatch) -> None:

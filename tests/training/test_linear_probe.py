@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning import seed_everything
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.models import ResNet
 
 from histolight.config.compose import compose_config, typed
@@ -21,6 +24,8 @@ from histolight.training.fit import check_request, train
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 Outcome = tuple[list[float], list[torch.Tensor], int]  # loss of each step, logits of each validation, tiles computed
+
+PROBE = ["model.name=resnet18", "model.freeze=backbone", "augment=none", "optimizer.lr=0.03"]
 
 
 @pytest.fixture
@@ -50,8 +55,7 @@ def probe(small: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ou
             computed += len(tiles)
             return forward(self, tiles)
 
-        options = ["model.name=resnet18", "model.freeze=backbone", "augment=none", "optimizer.lr=0.03", *overrides]
-        config = check_request(typed(compose_config([*small, *options])))
+        config = check_request(typed(compose_config([*small, *PROBE, *overrides])))
         with monkeypatch.context() as patch:
             patch.setattr(Classifier, "training_step", watched_step)
             patch.setattr(Classifier, "_measure", watched_measure)
@@ -87,6 +91,49 @@ def test_features_computed_once_change_nothing(overrides: tuple[str, ...], probe
     for part in ("val", "test") if "data.test_fraction=0.2" in overrides else ("val",):
         tables = [pd.read_csv(folder / "predictions" / f"{part}.csv") for folder in folders]
         pd.testing.assert_frame_equal(*tables, rtol=0, atol=1e-4)
+
+
+def test_a_probe_is_the_plain_loop_of_pytorch_bit_for_bit(probe, small: list[str], tmp_path: Path) -> None:
+    losses, validated, _ = probe(tmp_path / "run", "model.dropout=0.3", "optimizer=adamw", "model.weights=null")
+    config = check_request(
+        typed(compose_config([*small, *PROBE, "model.dropout=0.3", "optimizer=adamw", "model.weights=null"]))
+    )
+    data = prepare(config.data)
+    train_part, val_part = data.part("train"), data.part("val")
+    labels = torch.tensor(train_part["label"].to_numpy(), dtype=torch.float32)
+    seed_everything(config.seed)
+    balanced = float((labels == 0).sum() / (labels == 1).sum())
+    classifier = Classifier.from_config(config, balanced).train()
+
+    def features(part: pd.DataFrame) -> torch.Tensor:
+        tiles = torch.from_numpy(data.tiles.gather(part["row"].to_numpy())).permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad():
+            tiles = tiles.contiguous(memory_format=torch.channels_last)
+            return torch.cat([classifier.features(some) for some in tiles.split(config.data.batch_size)])
+
+    head = classifier.backbone.get_submodule(classifier.head)
+    size, epochs, lr = config.data.batch_size, config.trainer.max_epochs, config.optimizer.lr
+    decay = config.optimizer.weight_decay
+    groups = [
+        {"params": [it for it in head.parameters() if it.ndim == n], "weight_decay": decay * (n == 2)} for n in (2, 1)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * (len(labels) // size))
+    inputs, expected = features(train_part), []
+    for epoch in range(epochs):
+        order = torch.from_numpy(np.random.default_rng([config.seed, epoch]).permutation(len(labels)))
+        for step, rows in enumerate(order.split(size)[: len(labels) // size]):
+            torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, step, 0]).generate_state(1)[0]))
+            logits = head(inputs[rows]).squeeze(1)
+            loss = binary_cross_entropy_with_logits(logits, labels[rows], pos_weight=torch.tensor(balanced))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            expected.append(loss.item())
+    assert losses == expected
+    head.eval()
+    assert torch.equal(validated[-1], head(features(val_part)).squeeze(1).detach())
 
 
 @pytest.mark.slow
