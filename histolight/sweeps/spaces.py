@@ -87,13 +87,16 @@ def _interval(axis: hydra.Override) -> FloatDistribution | IntDistribution:
 
 
 def ends_of(space: dict[str, BaseDistribution]) -> list[list[str]]:
-    """List overrides that reach every value of every list, and both ends of every interval."""
+    """List points that reach every value of every list, and both ends of every interval."""
     from optuna.distributions import CategoricalDistribution
 
-    return [
-        [f"{key}={value}"]
+    values: dict[str, tuple[Any, ...]] = {
+        key: kind.choices if isinstance(kind, CategoricalDistribution) else (kind.low, kind.high)  # type: ignore[attr-defined]
         for key, kind in space.items()
-        for value in (kind.choices if isinstance(kind, CategoricalDistribution) else (kind.low, kind.high))  # type: ignore[attr-defined]
+    }
+    return [
+        overrides_of({key: some[number % len(some)] for key, some in values.items()})
+        for number in range(max(map(len, values.values())))
     ]
 
 

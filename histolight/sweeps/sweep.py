@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from omegaconf import DictConfig, open_dict
 
 from histolight import files, runs
 from histolight.config import hydra_adapter as hydra
+from histolight.config.checks import check_weights_file
 from histolight.config.compose import compose_config, sweep_settings, typed
-from histolight.config.schema import SweepConfig
+from histolight.config.schema import Config, SweepConfig
 from histolight.config.texts import as_typed
+from histolight.data.sources import check_labelled
 from histolight.errors import InterruptionError, RequestError, command_line
 from histolight.interrupts import signals_interrupt
 from histolight.sweeps.devices import share_out
@@ -31,6 +33,7 @@ from histolight.sweeps.points import Point, Sweep, shown
 from histolight.sweeps.progress import live_line
 from histolight.sweeps.search import check_folder, check_search, count_trials, search
 from histolight.sweeps.seeds import check_seeds, train_leaders
+from histolight.sweeps.spaces import ends_of, space_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,15 +157,13 @@ def _refuse_one_fault_of_all(sweep: Sweep, plan: SweepPlan) -> None:
     Raises:
         RequestError: The reason.
     """
-    if plan.searched or "Basic" not in str(plan.master.hydra.launcher._target_):
-        return  # the points are not known yet, or this process has no other use for PyTorch
-    from histolight.training.fit import check_request
-
-    points = zip(plan.grid, plan.configs, strict=True)
+    launcher = str(plan.master.hydra.launcher._target_)
+    if "Basic" not in launcher and "Joblib" not in launcher:
+        return  # the machines of a cluster may have other folders
     first = None
-    for config in (config for values, config in points if sweep.point(values).status != "completed"):
+    for config in _to_train(sweep, plan):
         try:
-            check_request(typed(config))
+            _check_point(typed(config), trains_here="Basic" in launcher)
             return
         except RequestError as error:
             if first is not None and str(error) != str(first):
@@ -170,6 +171,25 @@ def _refuse_one_fault_of_all(sweep: Sweep, plan: SweepPlan) -> None:
             first = error
     if first is not None:
         raise first
+
+
+def _check_point(config: Config, trains_here: bool) -> None:
+    """Refuse a point as its training would, where that takes PyTorch only in the process that trains it."""
+    check_labelled(config.data)
+    check_weights_file(config.model.weights)
+    if trains_here:
+        from histolight.training.fit import check_request
+
+        check_request(config)
+
+
+def _to_train(sweep: Sweep, plan: SweepPlan) -> Iterator[DictConfig]:
+    """Compose the points that are not completed; of a search that has chosen none yet, some that reach every value."""
+    if not plan.searched:
+        points = zip(plan.grid, plan.configs, strict=True)
+        yield from (config for values, config in points if sweep.point(values).status != "completed")
+    elif not sweep.current():
+        yield from (compose_config([*plan.fixed, *values]) for values in ends_of(space_of(plan.axes)))
 
 
 def open_sweep(plan: SweepPlan) -> Sweep:

@@ -107,7 +107,7 @@ class NoProfiler(PassThroughProfiler):
 
     nothing = contextlib.nullcontext()
 
-    def profile(self, action_name: str) -> contextlib.AbstractContextManager[Any]:
+    def profile(self, action_name: str) -> Any:
         """Return a context that does nothing."""
         return self.nothing
 

@@ -174,6 +174,7 @@ def test_a_failed_point_starts_afresh_and_a_cut_off_one_keeps_its_files(training
 
 def test_points_are_matched_by_configuration_never_by_number(trainings: Trainings, tmp_path: Path) -> None:
     tiles = "data=folder"
+    (tmp_path / "tiles").mkdir()
     run_sweep(["name=X", CPU, tiles, "data.root=tiles", "optimizer.lr=1e-3,1e-2"])
     assert trainings.take() == ["0_lr=0.001", "1_lr=0.01"]
     again = ["name=X", CPU, tiles, f"data.root={tmp_path}/tiles", "data.cache=elsewhere", "data.residency=memmap"]
@@ -352,6 +353,11 @@ def test_any_fault_fails_its_point_only_and_is_recorded(
     [
         (["model.name=alexnet", "optimizer.lr=1e-3,1e-4"], "can't work on 32x32 tiles: add model.input_size=64"),
         (["model.weights=missing.pth", "seed=1,2"], "model.weights=missing.pth is not a file"),
+        (["model.weights=missing.pth", "seed=1,2", "hydra/launcher=joblib"], "model.weights=missing.pth is not a file"),
+        (["data.root=/nowhere", "seed=1,2", "hydra/launcher=joblib"], "data.root=/nowhere is not a folder"),
+        (["data.root=/nowhere", "sweep=asha", "sweep.n_trials=2"], "data.root=/nowhere is not a folder"),
+        (["data.root=/nowhere", "sweep=optuna", "hydra/launcher=joblib"], "data.root=/nowhere is not a folder"),
+        (["model.weights=a.pth,a.pth", "sweep=optuna"], "model.weights=a.pth is not a file"),
     ],
 )
 def test_one_fault_of_all_points_refuses_the_sweep_before_any_work(
