@@ -49,6 +49,7 @@ def csv_printer(*fields: str, file: TextIO | None = None, machine: str | None = 
     writer = csv.writer(target, lineterminator="\n")
     if file is None or not file.seekable() or file.seek(0, os.SEEK_END) == 0:
         writer.writerow([*fields, *PROVENANCE])
+        target.flush()
     machine = machine or f"{os.cpu_count()} cores, {_processor()}, {platform.system()}"
     where = (date.today().isoformat(), machine, _commit())
 

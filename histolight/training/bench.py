@@ -211,7 +211,7 @@ def training_rates(config: Config, data: PreparedData, trainer: L.Trainer, speed
     datamodule.trainer = trainer
     batch: Batch = next(iter(datamodule.train_dataloader()))
     batch = batch._replace(tiles=batch.tiles.to(device), labels=batch.labels.to(device))
-    steps = _bare_steps(config, augmented(batch, config.augment, config.data.stain), weight, device)
+    steps = bare_steps(config, augmented(batch, config.augment, config.data.stain), weight, device)
 
     classifier = Classifier.from_config(config, weight)
     if config.trainer.compile != "none":
@@ -224,7 +224,7 @@ def training_rates(config: Config, data: PreparedData, trainer: L.Trainer, speed
     return {name: statistics.median(rates) for name, rates in watched.items()}
 
 
-def _bare_steps(config: Config, batch: Batch, weight: float, device: torch.device) -> Iterator[torch.Tensor]:
+def bare_steps(config: Config, batch: Batch, weight: float, device: torch.device) -> Iterator[torch.Tensor]:
     """Train on one batch for ever, in plain PyTorch: what Lightning and the input path are measured against."""
     classifier = Classifier.from_config(config, weight).to(device)
     if config.trainer.compile != "none":
@@ -237,7 +237,8 @@ def _bare_steps(config: Config, batch: Batch, weight: float, device: torch.devic
     )
     scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
     for number in itertools.count(1):
-        with torch.autocast(device.type, half, enabled=half is not None):
+        # Without the cache, as in Lightning: where it is compiled, another setting would be compiled anew.
+        with torch.autocast(device.type, half, cache_enabled=False) if half else contextlib.nullcontext():
             logits = classifier(batch.tiles)
         loss = binary_loss(logits, batch.labels, weight, config.loss.label_smoothing)
         scaler.scale(loss / config.trainer.accumulate).backward()
