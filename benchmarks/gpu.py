@@ -39,7 +39,7 @@ from histolight.config.schema import Config
 from histolight.data.datamodule import TileDataModule, compute_features
 from histolight.data.loader import Batch
 from histolight.data.prepare import PreparedData, prepare
-from histolight.hardware import compile_module, resolve_precision
+from histolight.hardware import compile_module, prepare_matrix_products, resolve_precision
 from histolight.models.classifier import Classifier
 from histolight.training import bench
 from histolight.training.callbacks import Speed, flops_per_tile
@@ -216,7 +216,7 @@ def measure_ready(measurement: Measurement) -> None:
 
 def first_step(config: Config, device: torch.device) -> float:
     """Compile a network as a training does, which leaves it in the compiler's cache; return the seconds it takes."""
-    torch.set_float32_matmul_precision("high")  # which it is compiled for
+    prepare_matrix_products()
     size, count = config.data.image_size, config.data.batch_size
     tiles = torch.zeros(count, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(count, device=device)

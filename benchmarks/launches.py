@@ -5,7 +5,8 @@
 A fake tensor has a device, a shape and no values: every operation that would start there is seen, and one that mixes
 devices fails. Counted are operations that compute; views, empty tensors and what the caching allocator does are not. A
 wait is a copy between host and device that blocks, or an operation whose result the host must know. PyTorch runs no
-backward pass on a fake CUDA device: the backbone's own work is left out, which is the same in any training loop.
+backward pass on a fake CUDA device without a real one, whose streams it asks for: the backbone's own work is left out,
+which is the same in any training loop.
 """
 
 from __future__ import annotations
@@ -102,6 +103,22 @@ def fake_cuda() -> Iterator[None]:
     kept = mock.patch.multiple(constants, _COPIES={}, _lasts=lambda copy: True)
     with kept, FakeTensorMode(allow_non_fake_inputs=True):
         yield
+
+
+@contextmanager
+def half_precision() -> Iterator[None]:
+    """Do what ``torch.autocast("cuda", torch.bfloat16)`` does, which without a GPU does nothing."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])
 
 
 def on_fake_cuda(module: nn.Module) -> None:

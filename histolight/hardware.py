@@ -21,6 +21,16 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
+def prepare_matrix_products() -> None:
+    """Let float32 products be fast, and all of them repeatable where a training of this process asks for it.
+
+    PyTorch looks at cuBLAS's setting once, at the first product on a GPU: ``trainer.deterministic=true`` fails where a
+    training or a prediction without it came before.
+    """
+    torch.set_float32_matmul_precision("high")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def free_memory(device: torch.device) -> float:
     """Return the bytes of a GPU that this process may still take: those free, within its own share of the GPU."""
     free, total = torch.cuda.mem_get_info(device)

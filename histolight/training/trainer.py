@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from histolight import files
 from histolight.config.schema import Config, TrainerConfig
 from histolight.errors import RequestError
-from histolight.hardware import resolve_precision
+from histolight.hardware import prepare_matrix_products, resolve_precision
 from histolight.training import loggers
 from histolight.training.callbacks import (
     AveragedWeights,
@@ -53,7 +52,7 @@ def build_trainer(
     ]
     if settings.patience is not None:
         callbacks.append(Patience("val/auroc", mode="max", patience=settings.patience))
-    torch.set_float32_matmul_precision("high")
+    prepare_matrix_products()
     with quiet_lightning():
         return L.Trainer(
             max_epochs=settings.max_epochs,

@@ -146,7 +146,9 @@ def test_a_parallel_sweep_gives_what_the_serial_one_gives(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
+@pytest.mark.parametrize(
+    "launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "sweep.points_per_gpu=2"]]
+)
 def test_a_sweep_on_the_gpu(
     launcher: list[str], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
