@@ -112,11 +112,12 @@ def largest_mosaics(shared: Shared, table: pd.DataFrame, pack: Pack, count: int,
         largest: Tiles of a component at most; of a larger one those are shown that are the fewest overlaps away from
             its first tile.
     """
-    beside = shared.pairs[~shared.copies]
+    beside = shared.components[shared.pairs[~shared.copies, 0]]
     numbers, sizes = np.unique(shared.components, return_counts=True)
-    chosen = [number for number in numbers[np.argsort(-sizes, kind="stable")] if number in set(beside[:, 0])][:count]
+    ordered = numbers[np.argsort(-sizes, kind="stable")]
     return [
-        stitch(np.flatnonzero(shared.components == number), shared.pairs, table, pack, largest) for number in chosen
+        stitch(np.flatnonzero(shared.components == number), shared.pairs, table, pack, largest)
+        for number in ordered[np.isin(ordered, beside)][:count]
     ]
 
 

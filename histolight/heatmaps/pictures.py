@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -57,9 +58,8 @@ def heat_figure(picture: np.ndarray, scored: np.ndarray, regions: list[Region], 
     upper, lower = grid.corner(np.array([0, grid.rows])) / pixel - 0.5
     extent = (left, right, lower, upper)
     heat = axes.imshow(np.ma.masked_invalid(scored), cmap=HEAT, vmin=0, vmax=1, alpha=0.6, extent=extent)
-    for region in regions:
-        for ring in region.rings:
-            axes.plot(*(ring.T / pixel - 0.5), color=OUTLINE, linewidth=0.8)
+    rings = [ring / pixel - 0.5 for region in regions for ring in region.rings]
+    axes.add_collection(LineCollection(rings, colors=OUTLINE, linewidths=0.8))
     axes.set_xlim(-0.5, picture.shape[1] - 0.5)
     axes.set_ylim(picture.shape[0] - 0.5, -0.5)
     bar = figure.colorbar(heat, ax=axes, fraction=0.04, pad=0.02, aspect=30)
