@@ -43,7 +43,7 @@ TRIED = [
     ("is not a file: give a CSV id,<{} column>", "tiles data=folder data.root=TILES data.image_size=32 data.groups=none.csv", "tiles data=folder data.root=TILES data.image_size=32 data.groups=GROUPS"),
     ("is not a file: give auto, random or a CSV id,split", "tiles data=folder data.root=TILES data.image_size=32 data.split=none.csv", "tiles data=folder data.root=TILES data.image_size=32 data.split=random"),
     ("gives the part {} to {}: write train, val or test", "tiles data=folder data.root=TILES data.image_size=32 data.split=WRONG", "tiles data=folder data.root=TILES data.image_size=32 data.split=PARTS"),
-    ("adapt=prior calibrates the scores already: leave calibrate out", "evaluate run=RUN adapt=prior calibrate=true data=folder data.root=TILES", "evaluate run=RUN adapt=prior data=folder data.root=TILES"),
+    ("adapt=prior calibrates the scores already: leave calibrate out", "evaluate run=RUN adapt=prior calibrate=true data=folder data.root=TILES", "evaluate run=RUN adapt=prior +data=folder ++data.root=TILES"),  # plus signs change nothing
     ("is not a folder: give a run directory such as", "evaluate run=nowhere", "evaluate run=RUN"),
     ("can't be swept: give one value", "train -m name=a,b seed=0,1", "train -m name=a seed=0,1"),
     ("chooses leaders among points of one seed and split: give {} one value", "train -m sweep.seeds=3 seed=0,1 optimizer.lr=1e-3,1e-4", "train -m sweep.seeds=3 seed=0 optimizer.lr=1e-3,1e-4"),

@@ -81,7 +81,7 @@ TRIED = [
         "predict runs=[RUN,RUN2,RUN3] best=0 data=folder data.root=TILES",
         "predict runs=[RUN,RUN2,RUN3] best=3 data=folder data.root=TILES",
     ),
-    ("data.root= is missing: give the folder", "predict run=RUN", "predict run=RUN data.root=TILES"),
+    ("data.root= is missing: give the folder", "predict run=RUN", "predict run=RUN ++data.root=TILES"),  # a plus sign changes nothing
     (
         "is for whole slides: add data=slides",
         "predict run=RUN data=folder data.root=TILES slides.stride=32",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from histolight.config.checks import check_weights_file
 from histolight.config.compose import compose_config, typed
-from histolight.config.keys import new_folder
+from histolight.config.keys import key_of, new_folder
 from histolight.config.schema import Config
 from histolight.errors import InterruptionError, RequestError, command_line
 from histolight.progress import waiting
@@ -60,7 +60,7 @@ def parse_request(overrides: Sequence[str]) -> tuple[Config, Path]:
         RequestError: A key is unknown or has no place here, a value is wrong, or the folder holds files.
     """
     composed = compose_config(overrides)
-    keys = [override.partition("=")[0].lstrip("+") for override in overrides]
+    keys = [key_of(override) for override in overrides]
     for key in keys:
         if key not in (*GROUPS, *KEYS) and not key.startswith(("data.", "model.", "slides.")):
             raise RequestError(

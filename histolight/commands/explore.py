@@ -8,7 +8,7 @@ from pathlib import Path
 
 from histolight import files, runs
 from histolight.config.compose import compose_config, typed
-from histolight.config.keys import new_folder, own_keys, read_path, read_paths, run_config
+from histolight.config.keys import key_of, new_folder, own_keys, read_path, read_paths, run_config
 from histolight.config.schema import DataConfig
 from histolight.errors import DataError, RequestError
 
@@ -83,7 +83,7 @@ def parse_request(overrides: Sequence[str]) -> ExploreConfig:
         directory = new_folder(values.get("hydra.run.dir"), "explore", f"labels-{name}")
         return ExploreConfig(config.data, f"Doubtful labels: {name}", directory, judges=judges)
     composed = compose_config(overrides)
-    keys = [override.partition("=")[0].lstrip("+") for override in overrides]
+    keys = [key_of(override) for override in overrides]
     for key in keys:
         if key not in ("data", "name", "hydra.run.dir") and not key.startswith(("data.", "slides.")):
             raise RequestError(

@@ -23,6 +23,7 @@ from omegaconf.errors import (
 from histolight import runs
 from histolight.config import hydra_adapter as hydra
 from histolight.config.checks import check_values
+from histolight.config.keys import key_of
 from histolight.config.overrides import quoted
 from histolight.config.schema import Config, RequestedConfig, SweepConfig, conf_directory, valid_keys
 from histolight.config.texts import OPEN_KEYS, as_typed, kinds
@@ -160,15 +161,16 @@ def _translate(error: Exception, overrides: Sequence[str]) -> str:
         return _unknown_choice(error.missing_cfg_file, error.options or [])
     fault = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     key = getattr(fault, "full_key", None) or ""
-    given = next((word for word in overrides if word.lstrip("+").partition("=")[0] == key), "")
+    given = next((word for word in overrides if key_of(word) == key), "")
     if isinstance(fault, InterpolationKeyError):
         missing = next((name for name in re.findall(r"\$\{([^{}:]+)\}", given) if name not in _keys()), "")
         return f"{key} refers to ${{{missing}}}, which is not there: {_unknown_key(missing)}"
     if isinstance(
         fault, ConfigKeyError | ConfigAttributeError
     ):  # its key ends where the configuration does, and the override may go on
-        longer = (word.lstrip("+").partition("=")[0] for word in overrides)
-        return _unknown_key(next((word for word in longer if f"{word}.".startswith(f"{key}.")), key), given)
+        return _unknown_key(
+            next((word for word in map(key_of, overrides) if f"{word}.".startswith(f"{key}.")), key), given
+        )
     if isinstance(fault, ValidationError) and key:
         typed_in = given.partition("=")[2]
         value = typed_in or ("null" if fault.value is None else fault.value)
@@ -186,7 +188,7 @@ def _translate(error: Exception, overrides: Sequence[str]) -> str:
             return f"{override} is several values: give one, or sweep over them with `histolight train -m`" + (
                 _one_value(key, value)
             )
-        if key := _not_known(override.lstrip("+").partition("=")[0]):
+        if key := _not_known(key_of(override)):
             return _unknown_key(key)
     return " ".join(f"{error} {error.__cause__ or ''}".split())
 

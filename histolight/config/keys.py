@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("histolight")
 
 
+def key_of(override: str) -> str:
+    """Return the key of an override, without a plus sign.
+
+    >>> key_of("++data.root=a=b")
+    'data.root'
+    """
+    return override.lstrip("+").partition("=")[0]
+
+
 def own_keys(overrides: Sequence[str], keys: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Take a command's own keys out of its overrides.
 
@@ -93,7 +102,7 @@ def run_config(run: Path, overrides: Sequence[str], own: Sequence[str], taken: S
     from histolight.config.compose import config_groups, like_config, saved_config, typed
     from histolight.config.schema import RESAMPLED, tile_mpp, valid_keys
 
-    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    given = set(map(key_of, overrides))
     for key in sorted(given - set(taken)):
         if key in (*valid_keys(), *config_groups()):
             raise RequestError(

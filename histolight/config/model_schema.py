@@ -25,7 +25,8 @@ class ModelConfig:
         features: What enters the last layer: ``pooled`` as the network itself pools; of a transformer also ``cls``,
             ``mean`` (of the patches), or ``cls+mean``. Register tokens are in none of them.
         trust_remote_code: Run the code that a model of ``hf/`` brings along.
-        card: Of the pretrained backbone, for pages and exports: ``url``, ``licence``, ``gate``, ``citation``, ``mpp``.
+        card: Of the pretrained backbone, for pages and exports: ``url``, ``width`` of
+            its features, ``licence``, ``gate``, ``citation``, ``mpp``.
         freeze: ``backbone`` trains the last layer only: with ``augment=none``, and where one process trains, on
             features that are computed once.
         probe: A last layer on a frozen backbone that is fitted at once, without optimizer and epochs: ``linear`` is a

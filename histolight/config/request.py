@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from histolight import files, runs
 from histolight.config.compose import compose_config, like_config, saved_config, typed
+from histolight.config.keys import key_of
 from histolight.config.schema import Config
 from histolight.errors import RequestError
 
@@ -44,9 +45,10 @@ def training_request(overrides: Sequence[str]) -> tuple[Config, Path, bool]:
         RequestError: As :func:`requested_config`, or the run is completed, or the folder holds another one.
     """
     composed = requested_config(overrides)
-    for override in overrides:
-        if override.lstrip("+").startswith("sweep."):
-            raise RequestError(f"{override.partition('=')[0].lstrip('+')} is about a sweep: add -m")
+    keys = [key_of(override) for override in overrides]
+    for key in keys:
+        if key.startswith("sweep."):
+            raise RequestError(f"{key} is about a sweep: add -m")
     config = typed(composed)
     if "hydra" not in composed:  # it is a saved one
         directory = Path(compose_config(overrides).run).expanduser()
@@ -56,9 +58,9 @@ def training_request(overrides: Sequence[str]) -> tuple[Config, Path, bool]:
     if not composed.hydra.run.dir:
         raise RequestError("hydra.run.dir is empty: give the folder for this run")
     directory = Path(composed.hydra.run.dir).expanduser()
-    if any(override.lstrip("+").startswith("hydra.sweep.") for override in overrides):
+    if any(key.startswith("hydra.sweep.") for key in keys):
         raise RequestError("hydra.sweep.dir is the folder of a sweep, with -m: that of a run is hydra.run.dir=FOLDER")
-    named = any(override.lstrip("+").startswith("hydra.run.dir=") for override in overrides)
+    named = "hydra.run.dir" in keys
     begun = all(os.path.exists(directory / name) for name in ("metrics.json", "config.yaml"))
     if named and begun and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
         return training_request([f"run={directory}"])  # a job that SLURM requeued gives its command again

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from histolight.config.keys import choice, new_folder, run_config
+from histolight.config.keys import choice, key_of, new_folder, run_config
 from histolight.config.schema import ColumnsConfig, Config, SlideTilesConfig, valid_keys
 from histolight.errors import RequestError
 
@@ -88,7 +88,7 @@ def evaluate_config(
     """
     config = run_config(run, overrides, KEYS, TAKEN, "evaluate")
     directory = new_folder(place, "evaluations", run.resolve().name)
-    given = {override.partition("=")[0] for override in overrides}
+    given = set(map(key_of, overrides))
     if {"data", "data.root"} & given and "slides.tiles_per_slide" not in given:
         slides = dataclasses.replace(config.data.slides, tiles_per_slide=None)  # drawn tiles train; all are measured
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, slides=slides))

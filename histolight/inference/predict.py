@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histolight import files, runs
-from histolight.config.keys import check_pixel_size, choice, new_folder, run_config
+from histolight.config.keys import check_pixel_size, choice, key_of, new_folder, run_config
 from histolight.config.schema import Config, tile_mpp
 from histolight.errors import RequestError
 from histolight.progress import waiting
@@ -123,13 +123,12 @@ def predict_config(
     config = run_config(members[0], overrides, KEYS, TAKEN, "predict")
     for other in members[1:] if config.data.mpp is not None else []:
         check_pixel_size(config.data, tile_mpp(saved_config(other).data), other)
-    given = {override.partition("=")[0] for override in overrides}
     kind = check_source(config.data)
     choice({"adapt": adapt}, "adapt", "none", "prior", "batch_norm")
     if adapt != "none" and (len(members) > 1 or kind.whole_slides):
         what = "whole slides" if kind.whole_slides else f"an ensemble, and these are {len(members)} runs"
         raise RequestError(f"adapt={adapt} fits one network to tiles, not {what}: leave adapt out")
-    if kind.unlabelled_apart and "data.root" not in given:
+    if kind.unlabelled_apart and "data.root" not in map(key_of, overrides):
         raise RequestError("data.root= is missing: give the folder with what is to be predicted, data.root=FOLDER")
     # The limit was the training's: a prediction is of all tiles.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, limit=None))
