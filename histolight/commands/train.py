@@ -37,7 +37,8 @@ def summary(metrics: dict[str, Any], directory: Path) -> str:
     for part in PARTS:
         if part in metrics:
             auroc, count = metrics[part]["auroc"], sum(metrics["tiles"][part].values())
-            chosen = f", on which {what_was_chosen(metrics)} was chosen" if part == metrics["selected_on"] else ""
+            what = what_was_chosen(metrics) if part == metrics["selected_on"] else ""
+            chosen = f", on which {what} was chosen" if what else ""
             note = f"; {auroc['note']}" if auroc["note"] else ""
             over = {"delong": "95 % interval; ", "obuchowski": f"95 % interval over {clusters}; "}
             lines.append(

@@ -163,12 +163,7 @@ def _cautions(ranking: Ranking) -> list[str]:
     if not ranking.rows:
         return sentences
     if ranking.part == "val":
-        chosen = joined(sorted({what_was_chosen(run.metrics) for run in ranking.runs}))
-        sentences.append(
-            f"{chosen[0].upper()}{chosen[1:]} of each run {'were' if ' and ' in chosen else 'was'} chosen on these "
-            "validation tiles too: the figures are optimistic, and so are differences between rows that chose among "
-            "unequally many."
-        )
+        sentences += _choices(ranking)
     if ranking.split in SPLITS and ranking.split != "slide" and ranking.population == "tiles":
         note = split_note(ranking.runs[0].metrics)
         sentences.append(f"{note[0].upper()}{note[1:]}.")
@@ -176,6 +171,21 @@ def _cautions(ranking: Ranking) -> list[str]:
         sentences += _seeds(ranking)
     if ranking.split in ("slide", "given") and ranking.population == "tiles":
         sentences.append("Not every tile's slide is known: nothing is said here of other slides.")
+    return sentences
+
+
+def _choices(ranking: Ranking) -> list[str]:
+    """Say what each run chose on the tiles on which it is measured, and whom that favours."""
+    chosen = sorted({what_was_chosen(run.metrics) for run in ranking.runs} - {""})
+    if not chosen:
+        return []
+    what, were = joined(chosen), "were" if len(chosen) > 1 else "was"
+    sentences = [
+        f"{what[0].upper()}{what[1:]} of each run {were} chosen by the AUROC on these same validation tiles: all "
+        "AUROCs here are a little optimistic."
+    ]
+    if len({run.metrics.get("epochs") for run in ranking.runs}) > 1:
+        sentences.append("A run with more epochs to choose from gains more by it.")
     return sentences
 
 

@@ -73,7 +73,7 @@ def curves_figure(ranking: Ranking, names: Sequence[str], curves: dict[Path, pd.
         for number, path in enumerate(run.directory for run in row.runs if run.directory in curves):
             _draw_curve(axes, curves[path], color=colour, linestyle=style, label="" if number else name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower right", fontsize=8, frameon=False, reverse=True)
+    axes.legend(loc="best", fontsize=8, frameon=False, reverse=True)
     return figure
 
 

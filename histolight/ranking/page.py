@@ -47,11 +47,15 @@ def notes(ranking: Ranking) -> list[str]:
         f"{where(ranking)}.",
     ]
     if ranking.verdict is not None and len(ranking.rows) > 1:
+        verdict = (
+            ""
+            if ranking.verdict.best.all()
+            else " Verdict: how far below the highest row that is surely above it, with a simultaneous 95 % interval."
+        )
         paragraphs.append(
             "Rank: every rank that the row can have, all rows together with 95 % certainty. AUROC: with "
             "the row's own 95 % interval; intervals of two rows can overlap although one is surely better, as all "
-            "were measured on the same tiles. Verdict: how far below the highest row that is surely above it, with a "
-            "simultaneous 95 % interval."
+            f"were measured on the same tiles.{verdict}"
         )
     if ranking.uncounted:
         paragraphs.append(
@@ -78,7 +82,7 @@ def notes(ranking: Ranking) -> list[str]:
 def methods(ranking: Ranking) -> list[str]:
     """Say in plain words how everything was computed, and what it does not say."""
     text = [f"Method: {method(ranking)}."]
-    if len(ranking.rows) > 1:
+    if len(ranking.rows) > 1 and ranking.verdict is not None and not ranking.verdict.reason:
         text += [
             "The row with the highest AUROC was picked on the same tiles on which it is judged, and the highest of "
             "many is also the luckiest. So every row is compared with every other one, and a row is called worse only "
@@ -138,10 +142,11 @@ def ranking_figures(ranking: Ranking) -> Iterator[tuple[str, Figure, str]]:
             f"Validation AUROC after each epoch: {shown}, grey dashes where one is not ranked (not completed, or cut)."
         )
         yield "curves", figures.curves_figure(ranking, names, curves), caption
+    in_brackets = "" if len(ranking.best_set) == count else " (coloured: may be the best)"
     swept = ranked_keys(ranking)
     for key in [key for key in swept if figures.worth_an_axis(ranking, key)][:AXES]:
         label = short_key(key, swept)
-        caption = f"AUROC against {label}: a dot for each row (coloured: may be the best), and the mean of each value."
+        caption = f"AUROC against {label}: a dot for each row{in_brackets}, and the mean of each value."
         yield f"axis_{key}", figures.axis_figure(ranking, key, label), caption
     for vertical, horizontal in figures.heatmap_pairs(ranking, swept[:AXES])[:AXES]:
         labels = (short_key(vertical, swept), short_key(horizontal, swept))
@@ -153,7 +158,7 @@ def ranking_figures(ranking: Ranking) -> Iterator[tuple[str, Figure, str]]:
         )
     for cost, label in (("seconds", "training seconds"), ("parameters", "parameters (millions)")):
         if len({row.mean(cost) for row in ranking.rows if not math.isnan(row.mean(cost))}) > 1:
-            caption = f"AUROC against {label.partition(' (')[0]}; coloured: may be the best. Up and left is better."
+            caption = f"AUROC against {label.partition(' (')[0]}{in_brackets}. Up and left is better."
             yield f"cost_{cost}", figures.cost_figure(ranking, cost, label), caption
 
     yield from search_figures([run.directory for run in ranking.runs])

@@ -35,8 +35,8 @@ from histolight.statistics.verdict import (
 
 LEVEL = 0.95
 CHOSEN_HERE = (
-    "their points were chosen by these very validation tiles, which favours what was chosen, and most what was chosen "
-    "from most: give the runs a test part (data.test_fraction=0.2)"
+    "their points were chosen on these same validation tiles, which favours a row the more, the more points it was "
+    "chosen from: give the runs a test part (data.test_fraction=0.2)"
 )
 
 
@@ -143,7 +143,8 @@ def compare_runs(folders: Sequence[Path], by: str | None = None, among: str | Se
 
     Args:
         folders: Run directories, sweeps, or folders of these.
-        by: A configuration key, such as ``model.name``: each of its values is shown at its own best point.
+        by: A configuration key, such as ``model.name``: each of its values is shown at its own best point, where
+            it has several.
         among: Rows named beforehand, by their names or the folders of their runs; the others are left out.
 
     Raises:
@@ -163,6 +164,8 @@ def compare_runs(folders: Sequence[Path], by: str | None = None, among: str | Se
     if among is not None:
         rows = named_beforehand(rows, among)
     rows = on_the_same_tiles(rows, unranked)
+    if by is not None and len({row.config[by] for row in rows}) == len(rows):
+        by = None  # nothing to choose: every training counts
     before = {row.name: len(row.runs) for row in rows}
     if by is None:
         rows, chosen_by = without_choosing(rows, unranked)

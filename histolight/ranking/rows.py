@@ -311,10 +311,8 @@ def best_of_each(rows: Sequence[Row], key: str, unranked: list[Unranked]) -> tup
     left_over = {row.name for row in left}
     for row in chosen:
         if row.name not in left_over:
-            reason = (
-                f"no training but those that chose it, out of {row.chosen_from}, by a validation AUROC of "
-                f"{_validation_auroc(row, choosing):.4f}"
-            )
+            by = f"by a validation AUROC of {_validation_auroc(row, choosing):.4f}"
+            reason = f"chosen from {row.chosen_from} points {by}, and has no other training"
             unranked.append(Unranked(row.name, _directories(row), "chosen", reason))
     return on_shared_pairs(left, unranked), choosing
 

@@ -10,6 +10,7 @@ from typing import Any
 from histolight.data.sources import is_artificial
 from histolight.data.table import SPLITS
 from histolight.reports.page import Cell, Table
+from histolight.reports.parts import what_was_chosen
 from histolight.statistics.clusters import FEW_SLIDES
 
 POORLY_CALIBRATED = 0.05  # ECE
@@ -129,5 +130,6 @@ def known_limits(metrics: dict[str, Any], config: dict[str, Any]) -> list[str]:
     if adapted := metrics.get("adapted"):
         limits.append(f"The figures are of a network {adapted['sentence']}: on other tiles it must be adapted anew.")
     if lead == "val" and metrics.get("split") != "other":
-        limits.append("There is no test part: the figures are of the tiles on which the epoch was chosen.")
+        chosen = what_was_chosen(metrics) or "the threshold"
+        limits.append(f"There is no test part: the figures are of the tiles on which {chosen} was chosen.")
     return limits

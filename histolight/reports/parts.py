@@ -31,12 +31,16 @@ def interval_text(low: float | None, high: float | None, digits: int = 4) -> str
 
 
 def what_was_chosen(metrics: Mapping[str, Any]) -> str:
-    """Name what a run chose by its validation AUROC.
+    """Name what a run chose by its validation AUROC; empty where it trained one epoch, which leaves no choice.
 
     >>> what_was_chosen({}), what_was_chosen({"probe": {"chosen": {"penalty": 0.1, "val_auroc": 0.9}}})
     ('the epoch', 'the penalty of the probe')
+    >>> what_was_chosen({"epochs": 1})
+    ''
     """
-    return f"the {next(iter(metrics['probe']['chosen']))} of the probe" if "probe" in metrics else "the epoch"
+    if "probe" in metrics:
+        return f"the {next(iter(metrics['probe']['chosen']))} of the probe"
+    return "" if metrics.get("epochs") == 1 else "the epoch"
 
 
 def problem_table(problems: pd.DataFrame) -> Table:

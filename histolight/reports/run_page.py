@@ -124,6 +124,8 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
         sentences.append(
             f"{chosen[0].upper()}{chosen[1:]} was chosen by its AUROC on these same tiles, and so was the threshold: "
             "the figures are a little optimistic. A test part (data.test_fraction=0.2) has no part in any choice."
+            if chosen
+            else "The threshold was chosen on these same tiles: figures at it are a little optimistic."
         )
     elif metrics.get("seen"):
         sentences.append(
@@ -132,9 +134,9 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
         )
     else:
         but = "But for the adaptation, which saw no label, nothing" if stamp else "Nothing"
-        sentences.append(f"{but} was chosen on these tiles: neither {chosen} nor the threshold.")
+        sentences.append(f"{but} was chosen on these tiles: neither {chosen or 'the epoch'} nor the threshold.")
     sentences += [
-        f"On the {_count(metrics, part):,} {PARTS[part]} tiles, on which {chosen} was chosen, it is "
+        f"On the {_count(metrics, part):,} {PARTS[part]} tiles, on which {chosen or 'the threshold'} was chosen, it is "
         f"{_figure(metrics[part]['auroc'])}."
         for part in others
     ]

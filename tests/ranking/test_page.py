@@ -137,7 +137,7 @@ def test_curves_of_all_runs_are_one_picture_while_the_sweep_runs_too(tmp_path: P
 def test_a_single_row_and_no_row_have_a_page_too(three: Path, tmp_path: Path) -> None:
     write_report(compare_runs([three / "1_resnet34"]), tmp_path / "one", "one")
     assert "there is no other row to rank" in (tmp_path / "one" / "report.html").read_text()
-    write_report(compare_runs([three], by="model.name"), tmp_path / "none", "none")
+    write_report(compare_runs([three], by="optimizer.lr"), tmp_path / "none", "none")
     assert "Nothing can be ranked" in (tmp_path / "none" / "report.html").read_text()
     assert json.loads((tmp_path / "none" / "comparison.json").read_text())["rows"] == []
 
@@ -214,7 +214,7 @@ def test_figures_are_those_of_the_keys_that_differ_and_of_costs_that_do(monkeypa
     captions = dict(drawn)
     assert captions["axis_data.key3"].startswith("AUROC against key3: ")
     assert captions["heatmap_data.key0_data.key1"] == "Mean AUROC for each key0 and key1."
-    assert captions["cost_parameters"].startswith("AUROC against parameters; coloured")
+    assert captions["cost_parameters"].startswith("AUROC against parameters (coloured")
 
 
 def test_curves_are_read_of_every_run_with_two_epochs_or_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -347,7 +347,7 @@ def test_by_judges_each_value_at_its_best_point_on_seeds_that_did_not_choose_it(
     assert ranking.unit == "configuration"
     assert "chosen by the validation AUROC of seed 0, which the verdict does not count" in " ".join(answer(ranking))
     # The validation tiles chose one of three points for one row and none for the other: they do not judge them too.
-    assert "can't be ranked: their points were chosen by these very validation tiles" in answer(ranking)[0]
+    assert "can't be ranked: their points were chosen on these same validation tiles" in answer(ranking)[0]
     assert ranking.verdict is not None
     assert ranking.verdict.best.all()
     assert ranking.verdict.ranks.tolist() == [[1, 2]] * 2
@@ -378,7 +378,15 @@ def test_by_without_a_further_seed_has_no_verdict(tmp_path: Path) -> None:
     assert "those that chose them. Train each with three other seeds" in found.answer[0]
     chosen = {one["row"]: one["reason"] for one in found.not_ranked}
     assert set(chosen) == {"resnet18, lr 0.001", "resnet34, lr 0.0001"}
-    assert "out of 3, by a validation AUROC of 0.9" in chosen["resnet18, lr 0.001"]
+    assert "chosen from 3 points by a validation AUROC of 0.9" in chosen["resnet18, lr 0.001"]
+
+
+def test_by_counts_every_seed_where_no_value_has_a_second_point(tmp_path: Path) -> None:
+    for name, seed in itertools.product(("resnet18", "resnet34"), range(3)):
+        fake_run(tmp_path / f"{name}_{seed}", model__name=name, seed=seed)
+    ranking = compare_runs([tmp_path], by="model.name")
+    assert (ranking.pairs, ranking.chosen_by) == ([(None, 0), (None, 1), (None, 2)], [])
+    assert "own best point" not in " ".join(answer(ranking))
 
 
 def test_by_takes_further_seeds_of_the_chosen_points_from_another_folder(tmp_path: Path) -> None:

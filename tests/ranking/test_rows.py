@@ -273,7 +273,7 @@ def test_a_point_without_further_seeds_is_listed_as_chosen_and_one_without_the_f
     assert ([row.name for row in rows], chose) == (["b1"], seeds(0))
     assert reasons(unranked) == {
         "c1": ("incomplete", "it lacks 1 of the 1 trainings that the rows are compared on: seed 0"),
-        "a2": ("chosen", "no training but those that chose it, out of 2, by a validation AUROC of 0.9000"),
+        "a2": ("chosen", "chosen from 2 points by a validation AUROC of 0.9000, and has no other training"),
     }
 
 
@@ -397,7 +397,7 @@ def test_points_chosen_by_these_tiles_are_not_judged_by_them() -> None:
     rows = [replace(row_of("a", seeds(0)), chosen_from=2), row_of("b", seeds(0))]
     judgement = judged(Ranking(rows, None, None, "val", [], [])).verdict
     assert judgement is not None
-    assert judgement.reason.startswith("their points were chosen by these very validation tiles")
+    assert judgement.reason.startswith("their points were chosen on these same validation tiles")
     assert np.isnan([judgement.low, judgement.high]).all()
     assert (judgement.p.tolist(), judgement.better.any(), judgement.best.all()) == ([[1, 1], [1, 1]], False, True)
     assert judgement.ranks.tolist() == [[1, 2], [1, 2]]

@@ -26,6 +26,11 @@ from histolight.ranking.tables import (
 )
 from histolight.statistics.planning import power, tiles_needed
 
+CHOSEN = (
+    "The epoch of each run was chosen by the AUROC on these same validation tiles: all AUROCs here are a little "
+    "optimistic."
+)
+
 
 @pytest.mark.parametrize(
     ("aurocs", "pairs", "expected"),
@@ -82,6 +87,35 @@ def test_one_row_has_its_interval(pairs, begins) -> None:
     assert context(ranking)[0].startswith("The epoch of each run was chosen")
     assert main_table(ranking).columns == ["rank", "row", "AUROC"]
     assert main_table(ranking).marked == 0
+
+
+@pytest.mark.parametrize(
+    ("epochs", "said"),
+    [
+        ((1, 1), []),
+        ((5, 5), [CHOSEN]),
+        ((1, 5), [CHOSEN, "A run with more epochs to choose from gains more by it."]),
+    ],
+)
+def test_an_epoch_was_chosen_only_where_there_were_several(epochs: tuple[int, int], said: list[str]) -> None:
+    ranking = ranking_of([0.9, 0.8], 1e-4)
+    for row, count in zip(ranking.rows, epochs, strict=True):
+        row.runs[0].metrics["epochs"] = count
+    assert [sentence for sentence in context(ranking) if "epoch" in sentence] == said
+
+
+def test_what_was_not_tested_is_not_explained() -> None:
+    told, apart = ranking_of([0.9, 0.5], 1e-4), ranking_of([0.9, 0.9], 1e-4)
+    unranked = ranking_of([0.9, 0.8, 0.7, 0.6], 1e-4, freedom=2)
+    verdicts, sets = zip(
+        *(
+            ("Verdict:" in " ".join(notes(it)), "The set of the best" in " ".join(methods(it)))
+            for it in (told, apart, unranked)
+        ),
+        strict=True,
+    )
+    assert verdicts == (True, False, False)
+    assert sets == (True, True, False)
 
 
 def test_three_rows_are_said_to_be_worse_one_by_one_and_the_others_together() -> None:

@@ -155,6 +155,16 @@ def test_the_test_part_leads_and_slides_are_listed_worst_first(tmp_path: Path) -
     assert "test at 0.250" in words.text
 
 
+def test_a_single_epoch_was_not_chosen(tmp_path: Path) -> None:
+    one, more = (
+        read(write_run_report(measured(fake_run(tmp_path / f"run{count}"), epochs=count, selected_on="val"))).text
+        for count in (1, 2)
+    )
+    assert "The epoch was chosen by its AUROC on these same tiles" in more
+    assert "The threshold was chosen on these same tiles: figures at it are a little optimistic." in one
+    assert "The epoch was chosen" not in one
+
+
 @pytest.mark.parametrize("status", ["failed", "interrupted"])
 def test_a_run_without_figures_says_why(status: str, tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run", status=status, reason="out of GPU memory")
