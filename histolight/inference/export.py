@@ -82,29 +82,7 @@ def export_onnx(classifier: Classifier, tiles: npt.NDArray[np.uint8], path: Path
             "data.stain=reinhard or none"
         )
     scorer = TileScorer(classifier).eval()
-    example = torch.zeros(2, *tiles.shape[1:], dtype=torch.uint8)
-    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
-    try:
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                scorer,
-                (example,),
-                dynamo=True,
-                input_names=["tiles"],
-                output_names=scorer.outputs,
-                dynamic_shapes={"tiles": {0: torch.export.Dim("batch")}},
-                verbose=False,
-            )
-    except Exception as error:  # whatever the exporter meets in a network that it does not know
-        reason = " ".join(str(error).split())[:200]
-        raise HistolightError(f"this network can't be written as ONNX ({reason}): export another run") from error
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-    assert program is not None
+    program = _to_onnx(scorer, torch.zeros(2, *tiles.shape[1:], dtype=torch.uint8))
     for key, value in metadata.items():
         program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     try:
@@ -129,6 +107,33 @@ def export_onnx(classifier: Classifier, tiles: npt.NDArray[np.uint8], path: Path
     except OSError as error:
         raise HistolightError(cannot_write(path, error, files.ANOTHER_FOLDER)) from error
     return difference
+
+
+def _to_onnx(scorer: TileScorer, example: torch.Tensor) -> torch.onnx.ONNXProgram:
+    """Export a network for any number of tiles, without the exporter's warnings and messages."""
+    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                scorer,
+                (example,),
+                dynamo=True,
+                input_names=["tiles"],
+                output_names=scorer.outputs,
+                dynamic_shapes={"tiles": {0: torch.export.Dim("batch")}},
+                verbose=False,
+            )
+    except Exception as error:  # whatever the exporter meets in a network that it does not know
+        reason = " ".join(str(error).split())[:200]
+        raise HistolightError(f"this network can't be written as ONNX ({reason}): export another run") from error
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+    assert program is not None
+    return program
 
 
 def describe(classifier: Classifier, run: str, metrics: dict[str, Any]) -> dict[str, Any]:
