@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +110,7 @@ def read_tumour(path: Path, slide: Slide, positive: Sequence[str] | None, units:
         wanted = [value for value in present if (str(value) in values_given if values_given else value > 0)]
         return Tumour(picture=np.isin(values, wanted)), dict(zip(map(str, present), map(int, pixels), strict=True))
     outlines = _in_pixels(read_outlines(path), path, slide, units)
-    counts = {name: sum(outline.name == name for outline in outlines) for name in {o.name for o in outlines}}
-    return Tumour(area=tumour_area(outlines, positive)), counts
+    return Tumour(area=tumour_area(outlines, positive)), Counter(outline.name for outline in outlines)
 
 
 def tumour_area(outlines: Sequence[Outline], positive: Sequence[str] | None) -> BaseGeometry:
