@@ -3,9 +3,10 @@
 A validation for choosing a recipe where all tiles come from one place. Each of the run's validation tiles is shown by
 every one of a few imaginary scanners, the same for all runs: absorption that mixes between the colours and is stronger
 or weaker, another white balance and gamma, blur, JPEG. None of this is a function that `augment` has. The scores of all
-scanners are pooled, so that a scanner that moves all logits costs too.
+scanners are pooled, so that a scanner that moves all logits costs too. Beside them stand the AUROCs of evaluations of
+the run on other slides, with one view and with eight, where they are given.
 
-    python benchmarks/other_scanners.py RUN [RUN ...]
+    python benchmarks/other_scanners.py 'NAME=RUN[,EVALUATION[,EVALUATION]]' …
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from tables import csv_printer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from histolight import api
+from histolight import api, runs
 from histolight.data.datamodule import to_floats
 from histolight.data.prepare import prepare
 from histolight.models.classifier import Classifier
@@ -58,22 +59,22 @@ def logits(classifier: Classifier, tiles: np.ndarray) -> np.ndarray:
 def main() -> None:
     """Print one row a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    print_row = csv_printer(
-        "run", "own_validation", "other_scanners", "worst_scanner", "balanced_accuracy_other_scanners"
-    )
-    for directory in tqdm(parser.parse_args().runs, unit="run"):
+    parser.add_argument("runs", nargs="+", help="NAME=RUN[,EVALUATION[,EVALUATION]]")
+    print_row = csv_printer("run", "own_validation", "other_scanners", "worst_scanner", "other_slides", "eight_views")
+    for argument in tqdm(parser.parse_args().runs, unit="run"):
+        name, folders = argument.rsplit("=", 1)
+        directory, *evaluations = map(Path, folders.split(","))
         run = api.load_run(directory)
         data, classifier = prepare(run.config.data), run.classifier()
         part = data.table[data.table["split"] == "val"]
         tiles, labels = data.tiles.gather(part["row"].to_numpy()), part["label"].to_numpy()
         own = roc_auc_score(labels, logits(classifier, tiles))
         shown = np.stack([logits(classifier, other_scanner(tiles, seed)) for seed in range(SCANNERS)])
-        called = 1 / (1 + np.exp(-shown.ravel())) >= run.metrics["threshold"]
-        every = np.tile(labels, SCANNERS)
         worst = min(roc_auc_score(labels, row) for row in shown)
-        measured = (own, roc_auc_score(every, shown.ravel()), worst, balanced_accuracy_score(every, called))
-        print_row(directory.name, *(f"{value:.3f}" for value in measured))
+        pooled = roc_auc_score(np.tile(labels, SCANNERS), shown.ravel())
+        others = [runs.read_metrics(folder)["test"]["auroc"]["value"] for folder in evaluations]
+        blank = [""] * (2 - len(others))
+        print_row(name, *(f"{value:.3f}" for value in (own, pooled, worst, *others)), *blank)
 
 
 if __name__ == "__main__":
