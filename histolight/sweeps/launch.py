@@ -211,13 +211,13 @@ def _set_apart() -> None:
 
 def _free_memory() -> None:
     """Let the next point in this process begin as the first did."""
-    gc.collect()
-    if torch := sys.modules.get("torch"):
-        if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+    torch = sys.modules.get("torch")
+    if torch and "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+    gc.collect()  # now: CUDA graphs hold memory
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def is_held(directory: Path) -> bool:

@@ -167,7 +167,7 @@ def test_two_points_share_the_gpu_and_a_third_waits(tmp_path: Path) -> None:
     names = ["first", "second", "third"]
 
     def begin(name: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", WORKER, str(tmp_path), name, "0.3"]
+        command = [sys.executable, "-c", WORKER, str(tmp_path), name, "0.28"]
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     def appears(name: str, seconds: float) -> bool:
