@@ -60,10 +60,11 @@ run_tests() { # without the doctests of modules that need packages which this ma
   cd "$root" || return 2
   measure ready "$1" &
   local ready=$!
-  # Interrupted, pytest writes what it has seen. A test a worker at a time: a few take as long as all the others.
+  # Interrupted, also where this script runs in the background, pytest writes what it has seen. A test a worker at a time:
+  # a few take as long as all the others.
   # shellcheck disable=SC2046
-  timeout -s INT -k 10 "$1" "$python" -m pytest -o addopts= -o cache_dir="$scratch/pytest" --import-mode=importlib \
-    -ra -v --durations=5 -n "$workers" --maxschedchunk=1 -m gpu --junitxml="$out/tests.xml" \
+  timeout -s INT -k 10 "$1" env --default-signal=INT "$python" -m pytest -o addopts= -o cache_dir="$scratch/pytest" \
+    --import-mode=importlib -ra -v --durations=5 -n "$workers" --maxschedchunk=1 -m gpu --junitxml="$out/tests.xml" \
     $(grep -rl 'pytest\.mark\.gpu' tests --include='test_*.py')
   local status=$?
   [ -f "$out/tests.xml" ] && "$python" benchmarks/gpu.py tests "$out" "$scratch" $rehearse

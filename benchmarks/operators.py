@@ -31,7 +31,8 @@ SKIPPED, STEPS, ROWS = 10, 20, 25
 class Window(L.Callback):
     """Profile some steps of a training."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         self.profile = profile(activities=activities)
 
@@ -46,33 +47,33 @@ class Window(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """End, and the training with it."""
-        if batch_idx == SKIPPED + STEPS:
+        if batch_idx == SKIPPED + self.steps:
             self.profile.stop()
             trainer.should_stop = True
 
 
-def show_profile(overrides: list[str]) -> None:
+def show_profile(overrides: list[str], steps: int = STEPS) -> None:
     """Print the table of a training, and on a GPU for which part of the time a kernel ran."""
     config = check_request(typed(requested_config([*overrides, "trainer.max_epochs=1", "scheduler=constant"])))
     data = prepare(config.data)
-    if len(data.part("train")) // config.data.batch_size <= SKIPPED + STEPS:
-        raise SystemExit(f"an epoch must have more than {SKIPPED + STEPS} steps: use more tiles or a smaller batch")
+    if len(data.part("train")) // config.data.batch_size <= SKIPPED + steps:
+        raise SystemExit(f"an epoch must have more than {SKIPPED + steps} steps: use more tiles or a smaller batch")
     with tempfile.TemporaryDirectory() as folder, quiet_lightning():
         trainer = build_trainer(config, Path(folder), Speed(), progress=False)
-        trainer.callbacks.append(window := Window())  # type: ignore[attr-defined]  # a list, declared in a connector
+        trainer.callbacks.append(window := Window(steps))  # type: ignore[attr-defined]  # a list, declared in a connector
         classifier = Classifier.from_config(config, 1.0)
         if config.trainer.compile != "none":
             compile_module(classifier.backbone, config.trainer.compile, trainer.strategy.root_device)
         trainer.fit(classifier, TileDataModule(data, config))
     where = "self_cuda_time_total" if trainer.strategy.root_device.type == "cuda" else "self_cpu_time_total"
-    print(f"{config.model.name}, batch {config.data.batch_size}, {STEPS} steps, torch {torch.__version__}")
+    print(f"{config.model.name}, batch {config.data.batch_size}, {steps} steps, torch {torch.__version__}")
     averages = window.profile.key_averages()
     print(averages.table(sort_by=where, row_limit=ROWS, max_name_column_width=50))
     kernels = [event.time_range for event in window.profile.events() if event.device_type == DeviceType.CUDA]
     if kernels:
         span = max(kernel.end for kernel in kernels) - min(kernel.start for kernel in kernels)
         busy = sum(kernel.elapsed_us() for kernel in kernels)
-        print(f"{len(kernels) / STEPS:.0f} kernels a step; they ran for {busy / span:.1%} of {span / 1000:.0f} ms")
+        print(f"{len(kernels) / steps:.0f} kernels a step; they ran for {busy / span:.1%} of {span / 1000:.0f} ms")
 
 
 def main() -> None:
