@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -123,4 +124,5 @@ def command_line(*words: str) -> str:
     "tensorboard --logdir 'my runs'"
     """
     started_by_uv = "UV_RUN_RECURSION_DEPTH" in os.environ  # then the environment's commands are not on the path
-    return shlex.join(["uv", "run", *words] if started_by_uv else words)
+    words = ("uv", "run", *words) if started_by_uv else words
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,10 +27,8 @@ from histolight.locks import HeldError, Lock, is_of_lock
 if TYPE_CHECKING:
     import pandas as pd  # half a second, which --help and --cfg need not pay
 
-
 ANOTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER"
-
-
+ATTEMPTS = 40  # to replace a file that is read: two seconds
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # environment variables
 
 
@@ -57,7 +56,7 @@ def write_atomically(path: Path, content: str | memoryview) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
-        beside.replace(path)
+        _replace(beside, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
@@ -83,6 +82,16 @@ def link_atomically(path: Path, existing: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)  # also left where both names were of one file already
+
+
+def _replace(beside: Path, path: Path) -> None:
+    """Rename a file over another one, which on Windows is refused for as long as anyone reads that."""
+    for _ in range(ATTEMPTS if os.name == "nt" else 0):
+        with contextlib.suppress(PermissionError):
+            beside.replace(path)
+            return
+        time.sleep(0.05)
+    beside.replace(path)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from histolight import files
 from histolight.cli import main
 from histolight.config.compose import compose_config, typed
+from histolight.errors import command_line
 
 # Windows neither renames nor deletes a file that is open or mapped, nor a folder above one, nor truncates a mapped one.
 LOCKING = """
@@ -84,6 +86,25 @@ def test_no_file_in_use_is_renamed_deleted_or_truncated(small: list[str], tmp_pa
 )
 def test_a_path_of_windows_arrives_as_it_was_given(path: str) -> None:
     assert typed(compose_config([f"data.root={path}"])).data.root == path
+
+
+def test_a_command_is_quoted_as_its_shell_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "name", "nt")
+    assert command_line("histolight", "train", r"run=C:\my runs\a").endswith(r'histolight train "run=C:\my runs\a"')
+
+
+def test_a_file_that_is_read_is_replaced_a_moment_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, refused = Path.replace, [PermissionError(13, "The process cannot access the file")]
+
+    def read_by_another(path: Path, target: Path) -> Path:
+        if refused:
+            raise refused.pop()
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", read_by_another)
+    monkeypatch.setattr(os, "name", "nt")
+    files.write_atomically(tmp_path / "metrics.json", "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 
 def test_a_lock_that_cannot_be_deleted_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
