@@ -26,7 +26,7 @@ keys (KEY=VALUE):
     data.mpp=MICRONS pixel size of the slides at full resolution, where the files have none or a wrong one
     slides.stride=32 pixels from one tile to the next, at the network's pixel size
     slides.tissue=otsu where to score: otsu finds the tissue, none scores all, or a FOLDER of masks NAME.png
-    slides.threshold=P score from which a tile counts as tumour; the run's own unless given
+    slides.threshold=P score above which a tile is called tumour; the run's own unless given
     slides.model_mpp=MICRONS
                      pixel size of the network, where the run does not say it
   tta=none           flips and dihedral average the logits of 4 and 8 views of each tile

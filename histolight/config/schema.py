@@ -252,8 +252,8 @@ class SlidesConfig:
             label speaks of, cover the slide once.
         tissue: ``otsu`` scores where the slide shows tissue, ``none`` all of it, a folder where its mask ``NAME.png``
             is not black.
-        threshold: Score from which a tile counts as tumour; null is the run's own, chosen on validation, or of an
-            ensemble the mean of theirs.
+        threshold: A tile is called tumour when its score is above it; null is the run's own, chosen on validation, or
+            of an ensemble the mean over the runs.
         model_mpp: Pixel size in microns of the tiles that the network was trained on; null is what the run says.
     """
 

@@ -23,7 +23,7 @@ TIFF_TILE = 256
 
 @dataclass(frozen=True)
 class Region:
-    """A connected region (by sides, not corners) of tiles at or above the threshold.
+    """A connected region (by sides, not corners) of tiles above the threshold.
 
     Attributes:
         rings: Its outline and its holes: (n, 2) x and y in pixels at full resolution, the last point being the first.
@@ -56,10 +56,10 @@ def write_scores(path: Path, grid: Grid, cells: np.ndarray, logits: np.ndarray, 
 
 
 def find_regions(grid: Grid, scored: np.ndarray, threshold: float) -> list[Region]:
-    """Outline what reaches the threshold, the square of ``stride`` pixels about each tile's centre being its own."""
+    """Outline what is above the threshold, the square of ``stride`` pixels about each tile's centre being its own."""
     import shapely
 
-    labels, _ = ndimage.label(scored >= np.float32(threshold))  # NaN is below
+    labels, _ = ndimage.label(scored > np.float32(threshold))  # NaN is not
     regions = []
     for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
         inside = labels[rows, columns] == label

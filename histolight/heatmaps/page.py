@@ -55,7 +55,7 @@ def write_report(report: SlideReport, directory: Path) -> None:
 
 
 NOTES = (
-    "Tumour: the area of the squares about the centres of the tiles whose score reaches the threshold. Top 1 %: the "
+    "Tumour: the area of the squares about the centres of the tiles whose score is above the threshold. Top 1 %: the "
     "mean score of the highest-scoring 1 % of the tiles.",
     "A slide has thousands of tiles: some score high by chance. The highest score alone is no diagnosis of a slide.",
 )
@@ -68,7 +68,7 @@ def answer(report: SlideReport) -> list[str]:
         lines.append(f"None of the {len(report.problems)} files could be scored.")
     else:
         with_tumour = [row for row in report.rows if row["tumour_mm2"] > 0]
-        line = f"{len(with_tumour)} of {len(report.rows)} slides have tiles that reach the threshold"
+        line = f"{len(with_tumour)} of {len(report.rows)} slides have tiles above the threshold"
         if with_tumour:
             most = max(with_tumour, key=lambda row: row["tumour_mm2"])
             line += (
@@ -112,7 +112,7 @@ def slides_table(report: SlideReport) -> Table:
 
 def _slide_section(row: dict[str, Any], settings: SlideSettings, place: Path) -> Section:
     tissue = "Scored everywhere." if settings.tissue == "none" else "The tissue that was scored; the rest is pale."
-    heat = f"Scores over the slide; outlined where they reach {settings.threshold:.3f}."
+    heat = f"Scores over the slide; outlined where they are above {settings.threshold:.3f}."
     return Section(
         row["slide"],
         [f"slides/{row['slide']}: scores.parquet, heatmap.png, heatmap.ome.tif, regions.geojson"],

@@ -48,7 +48,7 @@ def heat_figure(picture: np.ndarray, scored: np.ndarray, regions: list[Region], 
     Args:
         picture: uint8 (H, W, 3).
         scored: float32 (rows, columns), NaN where no tile was scored.
-        regions: What reaches the threshold.
+        regions: What is above the threshold.
         grid: Where the tiles lie.
         pixel: Pixels at full resolution per pixel of the picture.
     """

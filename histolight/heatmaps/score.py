@@ -50,7 +50,7 @@ class SlideSettings:
         tile: Pixels along each side of a tile.
         stride: Pixels from one tile to the next.
         tissue: ``otsu``, ``none`` (score everything), or a folder with a mask for each slide.
-        threshold: Score from which a tile counts as tumour.
+        threshold: A tile is called tumour when its score is above it.
         batch_size: Tiles per batch.
     """
 
