@@ -157,7 +157,8 @@ def test_a_sweep_on_the_gpu(
     monkeypatch.chdir(tmp_path)
     points = ["name=X", "trainer=gpu", "optimizer.lr=1e-3,1e-2", "data.batch_size=8,16", *launcher]
     assert main(["train", "-m", *small, *points]) == 0
-    found = [metrics(point) for point in (tmp_path / "outputs" / "sweeps" / "X").glob("*_*")]
+    found = [metrics(point) for point in sorted((tmp_path / "outputs" / "sweeps" / "X").glob("*_*"))]
     assert [figures["status"] for figures in found] == ["completed"] * 4
     peaks = [figures["peak_memory_mb"] for figures in found]
-    assert max(peaks) < 2 * min(peaks)  # no point carries the memory of those before it
+    # No point carries the memory of those before it; the first ones of a batch size try cuDNN's algorithms too.
+    assert all(later < 1.5 * before for before, later in zip(peaks[:2], peaks[2:], strict=True))
