@@ -69,7 +69,7 @@ def test_an_earlier_bench_is_compared(measured: Path, tmp_path: Path) -> None:
         (["trainer.devices=2"], "histolight bench measures one device"),
         (["trainer=ddp"], "histolight bench measures one device"),
         (["run=somewhere"], "to take that of a run use like=DIR"),
-        (["-m", "seed=1,2"], "run histolight bench once for each configuration"),
+        (["-m", "seed=1,2"], "histolight bench takes no -m"),
         (["optimizer.lr=-1"], "optimizer.lr=-1"),
     ],
 )
