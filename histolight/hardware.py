@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 
 import torch
@@ -29,6 +30,13 @@ def prepare_matrix_products() -> None:
     """
     torch.set_float32_matmul_precision("high")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Say whether a GPU's memory was too small: PyTorch's own error, or what CUDA, cuBLAS or cuDNN say."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and re.search("CUDA error: out of memory|ALLOC_FAILED", str(error)) is not None
+    )
 
 
 def free_memory(device: torch.device) -> float:

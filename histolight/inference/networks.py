@@ -21,7 +21,7 @@ from histolight.data.datamodule import to_floats
 from histolight.data.loader import TileLoader
 from histolight.data.pack import Tiles
 from histolight.errors import NO_ROOM, HistolightError, RequestError, system_reason, unreadable_reason
-from histolight.hardware import prepare_matrix_products, resolve_precision
+from histolight.hardware import is_out_of_memory, prepare_matrix_products, resolve_precision
 from histolight.models.classifier import Classifier
 
 # Transposed or not, then mirrored or not along each axis: all eight are the symmetries of the square.
@@ -176,7 +176,9 @@ def tile_scorer(
                     for network in networks
                 ]
             logits: np.ndarray = torch.stack(members, 1).cpu().numpy()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise HistolightError(f"out of GPU memory: use data.batch_size={max(1, len(tiles) // 2)}") from error
         if not np.isfinite(logits).all():
             raise HistolightError(

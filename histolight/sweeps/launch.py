@@ -149,9 +149,9 @@ def _train(config: DictConfig, point: Point, drawn: bool, points_per_gpu: int, w
 
 
 def _may_be_halved(config: Config, error: HistolightError) -> bool:
-    import torch
+    from histolight.hardware import is_out_of_memory
 
-    return isinstance(error.__cause__, torch.OutOfMemoryError) and config.data.batch_size > 1
+    return is_out_of_memory(error.__cause__) and config.data.batch_size > 1
 
 
 def _begin_anew(config: Config, point: Point) -> None:

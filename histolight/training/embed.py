@@ -22,6 +22,7 @@ from histolight.data.datamodule import compute_features
 from histolight.data.prepare import load_tiles
 from histolight.data.sources import load_source
 from histolight.errors import HistolightError, RequestError, cannot_write
+from histolight.hardware import is_out_of_memory
 from histolight.inference.networks import inference_device, inference_precision
 from histolight.models.classifier import Classifier
 from histolight.training.fit import check_request
@@ -85,7 +86,9 @@ def embed(config: Config, directory: Path, progress: bool = True) -> Embedding:
     rows = packed.table["row"].to_numpy()
     try:
         values = kept.fill(rows, compute, "tiles", config.data.batch_size)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         half = max(1, config.data.batch_size // 2)
         raise HistolightError(f"out of GPU memory: use data.batch_size={half}") from error
     about = {

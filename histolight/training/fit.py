@@ -31,7 +31,7 @@ from histolight.errors import (
     command_line,
     system_reason,
 )
-from histolight.hardware import compile_module, quick_look_for_gpus
+from histolight.hardware import compile_module, is_out_of_memory, quick_look_for_gpus
 from histolight.models.backbones import check_name, resolve_model
 from histolight.models.classifier import Classifier
 from histolight.models.lora import check_lora
@@ -271,9 +271,9 @@ def _faults_in_one_line(config: Config, directory: Path) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit) as error:  # the one outside Lightning, the other in its learning rate finder
         raise InterruptionError(f"interrupted: continue with {again}") from error
-    except torch.OutOfMemoryError as error:
-        raise HistolightError(out_of_memory(config)) from error
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise HistolightError(out_of_memory(config)) from error
         name, alert, _ = str(error).partition(" does not have a deterministic implementation")
         if not alert:
             raise

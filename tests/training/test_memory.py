@@ -17,14 +17,21 @@ from histolight.models.classifier import Classifier
 from histolight.training.memory import halved, out_of_memory
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
 def test_out_of_memory_names_keys_that_help(
-    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], undrawn: None
+    error: RuntimeError, small: list[str], tmp_path: Path, monkeypatch, capsys, undrawn: None
 ) -> None:
     step = Classifier.training_step
 
     def limited(self: Classifier, batch, batch_idx: int):
         if len(batch.rows) > 6:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(Classifier, "training_step", limited)
