@@ -62,16 +62,9 @@ class TileLoader:
         drop_last: bool = False,
         pin: bool = False,
     ) -> None:
-        self.tiles, self.rows, self.batch_size = tiles, rows, batch_size
-        self.labels = labels.astype(np.float32)
-        self.epoch, self.order, self.seed, self.share, self.drop_last, self.pin = (
-            epoch,
-            order,
-            seed,
-            share,
-            drop_last,
-            pin,
-        )
+        self.tiles, self.rows, self.labels, self.batch_size = tiles, rows, labels.astype(np.float32), batch_size
+        self.epoch, self.order, self.seed = epoch, order, seed
+        self.share, self.drop_last, self.pin = share, drop_last, pin
 
     def __len__(self) -> int:
         process, processes = self.share

@@ -95,11 +95,7 @@ def build_pack(source: Source, folder: Path, image_size: int, workers: int) -> N
             problems += [(ids[row], error.problem, error.detail) for row, error in block.problems]
             bar.update(len(block.pixels))
     if problems:
-        for name in (
-            "tiles.npy",
-            "luma.npy",
-            "journal",
-        ):  # mending a file changes the fingerprint: nothing could resume from this
+        for name in ("tiles.npy", "luma.npy", "journal"):  # a mended file has another fingerprint: nothing could resume
             (partial / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty
             partial.rmdir()

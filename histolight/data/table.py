@@ -154,13 +154,7 @@ def sample(table: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
     from sklearn.utils import resample  # here: every source imports this module, and scikit-learn takes a second
 
     strata = ordered.groupby([name for name in ("label", "split") if name in ordered], dropna=False).ngroup()
-    drawn = resample(
-        np.arange(len(ordered)),
-        replace=False,
-        n_samples=limit,
-        stratify=strata,
-        random_state=seed + 1,
-    )
+    drawn = resample(np.arange(len(ordered)), replace=False, n_samples=limit, stratify=strata, random_state=seed + 1)
     return ordered.iloc[np.sort(drawn)].reset_index(drop=True)
 
 

@@ -30,16 +30,7 @@ log = logging.getLogger("histolight")
 
 OUTLINES = (".geojson", ".json", ".xml")
 PICTURES = (".png", ".tif", ".tiff")
-POSITIVE = (
-    "tumor",
-    "tumour",
-    "metastasis",
-    "metastases",
-    "cancer",
-    "carcinoma",
-    "_0",
-    "_1",
-)  # _0, _1: CAMELYON16
+POSITIVE = ("tumor", "tumour", "metastasis", "metastases", "cancer", "carcinoma", "_0", "_1")  # _0, _1: CAMELYON16
 UNCLASSIFIED = "unclassified"
 MOST_PIXELS = 2**26  # of a picture; of a pyramid the finest level with no more is taken
 LARGEST_FILE = 2**28  # bytes of outlines

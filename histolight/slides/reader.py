@@ -35,22 +35,8 @@ PARTS = (".jpg", ".ngr", ".opt")  # which are these
 LONGEST_INDEX = 2**16  # bytes; OpenSlide takes no longer one
 MASK = "_mask"  # a picture beside the slides with a slide's name and this shows where its tumour is
 COMPANIONS = (  # what people keep beside slides: annotations, labels, notes, and what desktops leave
-    *(
-        ".geojson",
-        ".json",
-        ".xml",
-        ".ndpa",
-        ".qpproj",
-        ".qpdata",
-        ".csv",
-        ".tsv",
-        ".txt",
-        ".md",
-        ".pdf",
-        ".xls",
-        ".xlsx",
-    ),
-    *(".yaml", ".yml", ".html", ".log", ".md5", ".sha256", ".ini", ".db"),
+    *(".geojson", ".json", ".xml", ".ndpa", ".qpproj", ".qpdata", ".csv", ".tsv", ".txt", ".md", ".pdf", ".xls"),
+    *(".xlsx", ".yaml", ".yml", ".html", ".log", ".md5", ".sha256", ".ini", ".db"),
 )
 TIFF = (".tif", ".tiff", ".btf")
 OME = (".ome.tif", ".ome.tiff", ".ome.btf")
