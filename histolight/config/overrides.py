@@ -52,15 +52,16 @@ def _words(key: str, value: Any) -> list[str]:
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return [word for name, inner in value.items() for word in _words(f"{key}.{name}", inner)]
-    if isinstance(value, list | tuple):
-        text = ",".join(_text(one) for one in value)
-        return [f"{key}=[{text}]" if key in LISTS or key.startswith(_MAPPINGS) else f"{key}={text}"]
+    if isinstance(value, list | tuple) and key not in LISTS and not key.startswith(_MAPPINGS):
+        return [f"{key}={','.join(map(_text, value))}"]
     return [f"{key}={_text(value)}"]
 
 
 def _text(value: Any) -> str:
     if value is None:
         return "null"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_text, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):

@@ -47,9 +47,9 @@ def test_a_configuration_comes_back_as_it_was(tmp_path: Path) -> None:
     assert typed(compose_config(as_words(Config()))) == Config()
 
 
-@pytest.mark.parametrize("model", [*config_groups()["model"], "timm model.kwargs.blocks=[1,2]"])
+@pytest.mark.parametrize("model", [*config_groups()["model"], "timm model.kwargs.blocks=[[1,2],[a b]]"])
 def test_a_configuration_of_any_network_comes_back_as_it_was(model: str) -> None:
-    config = typed(compose_config(f"model={model}".split()))
+    config = typed(compose_config(f"model={model}".split(maxsplit=1)))
     assert typed(compose_config(as_words(config))) == config
 
 
