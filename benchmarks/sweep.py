@@ -5,13 +5,15 @@ r"""What a point of a sweep costs beside its training, and how soon a wrong requ
         model.weights=FILE trainer=cpu trainer.max_epochs=1 >> sweep.csv
     OMP_NUM_THREADS=1 python benchmarks/sweep.py --probes data=parquet data.root=FOLDER data.limit=10000 \
         model=mobilenet_v2 model.weights=FILE trainer=cpu >> sweep.csv
+    OMP_NUM_THREADS=1 python benchmarks/sweep.py --epoch data=parquet data.root=FOLDER data.limit=10000 \
+        model=mobilenet_v2 model.weights=FILE trainer=cpu >> sweep.csv
 
 Points of hardly any work: 60 tiles of 32 pixels, one epoch, ShuffleNetV2 x0.5. What counts are processor seconds,
 which other work on the machine moves little; wall time stands beside them. With a launcher the cost of a further point
 is what ``POINTS`` of them take beyond ``FEW``, so that the start of its processes is left out. ``--grid`` measures the
 27 points of sweep=grid, one after another and two at a time; ``--probes`` those of experiment=linear_probe with three
 seeds, on features that an earlier run has kept, all of them together, from the start of the command to the end of
-``histolight compare``.
+``histolight compare``; ``--epoch`` an epoch of one of them, the least of five measurements.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from PIL import Image
 from tables import csv_printer
 
 from histolight.sweeps.sweep import run_sweep
+from histolight.training.run import train_run
 
 SIZE, FEW = 32, 8
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
@@ -82,6 +85,21 @@ def probes(overrides: list[str]) -> None:
         print_row("all linear probes, two at a time", len(done), f"{own:.0f}", "", f"{wall:.0f}")
 
 
+def epoch(overrides: list[str]) -> None:
+    """Measure an epoch of a linear probe on kept features: what forty of them take beyond one."""
+    print_row = printer()
+    with tempfile.TemporaryDirectory() as folder:
+
+        def trained(name: str, epochs: int) -> tuple[float, float, float]:
+            words = ["experiment=linear_probe", *overrides, f"trainer.max_epochs={epochs}"]
+            return cost(lambda: train_run([*words, f"hydra.run.dir={folder}/{name}"], progress=False))
+
+        trained("first", 1)  # imports, and keeps the features
+        few, many = ([trained(f"{number}-{epochs}", epochs) for number in range(5)] for epochs in (1, 40))
+        own, wall = ((min(each[of] for each in many) - min(each[of] for each in few)) / 39 for of in (0, 2))
+        print_row("an epoch of a linear probe", 1, f"{own:.3f}", "", f"{wall:.3f}")
+
+
 def printer() -> Callable[..., None]:
     columns = ("measured", "points", "cpu_seconds", "cpu_seconds_of_pages", "wall_seconds")
     return csv_printer(*columns, file=sys.stdout)
@@ -123,5 +141,7 @@ if __name__ == "__main__":
         grid(sys.argv[2:])
     elif "--probes" in sys.argv:
         probes(sys.argv[2:])
+    elif "--epoch" in sys.argv:
+        epoch(sys.argv[2:])
     else:
         main(*map(int, sys.argv[1:]))

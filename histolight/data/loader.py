@@ -105,9 +105,8 @@ class TileLoader:
         return Batch(tiles, labels, rows, self._seed(epoch, step))
 
     def _seed(self, epoch: int, step: int) -> int:
-        entropy = np.array(
-            [self.seed, epoch, step, self.share[0]], dtype=np.uint32
-        )  # NumPy takes a list five times as long
+        # As an array: a list of these numbers takes NumPy five times as long.
+        entropy = np.array([self.seed, epoch, step, self.share[0]], dtype=np.uint32)
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 

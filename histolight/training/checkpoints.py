@@ -16,9 +16,9 @@ from histolight.files import link_atomically, write_atomically
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """The best epoch's checkpoint and the last one's: one file with two names where they are of the same epoch.
+    """The checkpoints of the best epoch and of the last one: one file with two names where these are the same epoch.
 
-    It also in a run directory that was moved remembers which epoch it kept.
+    Which epoch is the best is remembered in a run directory that was moved, too.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -47,6 +47,7 @@ def test_order_and_seeds_are_functions_of_the_epoch_whatever_the_residency(tiles
     resident = DeviceTiles(tiles, rows, torch.device("cpu"))
     assert batches(tiles, 2) == batches(tiles, 2) == batches(resident, 2)
     assert batches(tiles, 2) != batches(tiles, 3)
+    assert batches(tiles, 2)[1][1] == np.random.SeedSequence([3, 2, 1, 0]).generate_state(1)[0]
     seeds = [seed for epoch in range(4) for _, seed in batches(tiles, epoch)]
     assert len(set(seeds)) == len(seeds)
 
