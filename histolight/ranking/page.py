@@ -175,10 +175,7 @@ def _curves(ranking: Ranking) -> dict[Path, pd.Series]:
 
 
 def _auroc_curve(directory: Path) -> pd.Series:
-    try:
-        return read_curves(directory).get("val/auroc", pd.Series(dtype=float))
-    except (ValueError, KeyError):  # a damaged log costs its line only
-        return pd.Series(dtype=float)
+    return read_curves(directory).get("val/auroc", pd.Series(dtype=float))
 
 
 def write_report(ranking: Ranking, directory: Path, title: str) -> None:

@@ -19,9 +19,13 @@ def read_curves(directory: Path) -> dict[str, pd.Series]:
         directory: The run directory, with ``tensorboard/`` or ``csv/metrics.csv``.
 
     Returns:
-        Of :data:`CURVES` those that there are: values by step, sorted; of a step that was repeated the last one.
+        Of :data:`CURVES` those that there are: values by step, sorted; of a step that was repeated the last one. None
+        of a damaged log.
     """
-    found = _from_tensorboard(directory / "tensorboard") or _from_csv(directory / "csv" / "metrics.csv")
+    try:
+        found = _from_tensorboard(directory / "tensorboard") or _from_csv(directory / "csv" / "metrics.csv")
+    except (ValueError, KeyError):
+        return {}
     curves = {name: values[~values.index.duplicated(keep="last")].sort_index() for name, values in found.items()}
     return {name: curves[name] for name in CURVES if name in curves}
 

@@ -37,6 +37,13 @@ def test_curves_come_from_a_csv_too(tmp_path: Path) -> None:
     assert read_curves(tmp_path / "nowhere") == {}
 
 
+@pytest.mark.parametrize("text", ["", "a,b\n1,2,3,4\n", "epoch,val/auroc\n0,0.5\n"])
+def test_a_damaged_log_has_no_curves(text: str, tmp_path: Path) -> None:
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv/metrics.csv").write_text(text)
+    assert read_curves(tmp_path) == {}
+
+
 def curve(*values: float) -> pd.Series:
     return pd.Series(values, index=np.arange(1, len(values) + 1) * 10)
 
