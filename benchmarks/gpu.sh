@@ -18,7 +18,7 @@
 # COMMIT     what is measured, where the copy has no git
 set -u
 workers=6 # of pytest
-limits="tests:110 steps:135 loops:55 whole:115 sweep:75 features:25 profile:25" # seconds, 540 in all
+limits="tests:100 steps:120 loops:75 whole:105 sweep:95 features:25 profile:20" # seconds, 540 in all
 rehearse=
 if [ "${1-}" = --rehearse ]; then
   rehearse=--rehearse
