@@ -66,8 +66,8 @@ def test_parts_that_are_named_run_alone(tmp_path: Path) -> None:
     done = measure([str(tmp_path / "out"), "whole", "features"], PYTHON=str(python), COMMIT="abc")
     assert done.returncode == 0
     assert re.findall(r"^== (\w+), at most (\d+) s", done.stdout, re.MULTILINE) == [
-        ("whole", "115"),
-        ("features", "140"),
+        ("whole", "105"),
+        ("features", "130"),
     ]
     assert re.findall(r"gpu.py (\w+)", done.stdout) == ["whole", "features"]
 
