@@ -14,6 +14,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from histolight.files import link_atomically, write_atomically
 
+SPARED = 10  # epochs on computed features, of which each may take less time than ten checkpoints
+
 
 class RunCheckpoint(ModelCheckpoint):
     """The checkpoints of the best epoch and of the last one: one file with two names where these are the same epoch.
@@ -36,9 +38,11 @@ class RunCheckpoint(ModelCheckpoint):
         """Save the epoch: as the best so far, or as the last one alone, which a kill must not lose."""
         super().on_train_epoch_end(trainer, pl_module)
         best, last = (os.path.join(str(self.dirpath), f"{name}{self.FILE_EXTENSION}") for name in ("best", "last"))
+        done = trainer.current_epoch + 1
+        every = SPARED if trainer.datamodule.features is not None else 1
         if self._last_global_step_saved == trainer.global_step:
             link_atomically(Path(last), Path(best))
-        else:
+        elif done % every == 0 or done == trainer.max_epochs or trainer.should_stop:
             trainer.save_checkpoint(last)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -136,6 +136,35 @@ def test_a_probe_is_the_plain_loop_of_pytorch_bit_for_bit(probe, small: list[str
     assert torch.equal(validated[-1], head(features(val_part)).squeeze(1).detach())
 
 
+@pytest.mark.parametrize(("cached", "saved"), [(True, [1, 1, 3, 4]), (False, [1, 2, 3, 4])])
+def test_epochs_on_features_are_saved_where_they_are_the_best_or_the_last_and_now_and_then(
+    cached: bool, saved: list[int], probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+    validated, began = Classifier.on_validation_epoch_end, Classifier.on_train_epoch_start
+
+    def worse_and_worse(self: Classifier) -> None:
+        validated(self)
+        if self.trainer.state.fn == "fit":
+            self.log("val/auroc", 0.9 - 0.1 * self.trainer.current_epoch)
+
+    def look() -> None:
+        last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+        found.append(last["epoch"] + 1)
+
+    def watched(self: Classifier) -> None:
+        if self.trainer.current_epoch:
+            look()
+        began(self)
+
+    monkeypatch.setattr("histolight.training.checkpoints.SPARED", 3)
+    monkeypatch.setattr(Classifier, "on_validation_epoch_end", worse_and_worse)
+    monkeypatch.setattr(Classifier, "on_train_epoch_start", watched)
+    probe(tmp_path / "run", "trainer.max_epochs=4", "model.name=shufflenet_v2_x0_5", cached=cached)
+    look()
+    assert found == saved
+
+
 @pytest.mark.slow
 def test_an_interrupted_probe_continues_to_the_same_result(probe, tmp_path: Path, monkeypatch) -> None:
     whole = probe(tmp_path / "whole")
