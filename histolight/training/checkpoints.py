@@ -39,7 +39,7 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_train_epoch_end(trainer, pl_module)
         best, last = (os.path.join(str(self.dirpath), f"{name}{self.FILE_EXTENSION}") for name in ("best", "last"))
         done = trainer.current_epoch + 1
-        every = SPARED if trainer.datamodule.features is not None else 1
+        every = SPARED if trainer.datamodule.features is not None else 1  # type: ignore[attr-defined]  # set by its fit
         if self._last_global_step_saved == trainer.global_step:
             link_atomically(Path(last), Path(best))
         elif done % every == 0 or done == trainer.max_epochs or trainer.should_stop:
