@@ -39,7 +39,7 @@ from histolight.config.schema import Config
 from histolight.data.datamodule import TileDataModule, compute_features
 from histolight.data.loader import Batch
 from histolight.data.prepare import PreparedData, prepare
-from histolight.hardware import compile_module, prepare_matrix_products, resolve_precision
+from histolight.hardware import REDUCED, compile_module, prepare_matrix_products, resolve_precision
 from histolight.models.classifier import Classifier
 from histolight.training import bench
 from histolight.training.callbacks import Speed, flops_per_tile
@@ -269,9 +269,7 @@ def train_steps(config: Config, loader: DataLoader, device: torch.device, usual:
     classifier.to(device, memory_format=layout).train()
     optimizer = torch.optim.Adam(classifier.parameters(), config.optimizer.lr, fused=usual)
     criterion = torch.nn.BCEWithLogitsLoss()
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(
-        resolve_precision(config.trainer.precision, config.trainer.accelerator)
-    )
+    half = REDUCED.get(resolve_precision(config.trainer.precision, config.trainer.accelerator))
     scaler = torch.amp.GradScaler(device.type, enabled=usual and half is torch.float16)
     for batch in loader:
         tiles = batch.to(device, non_blocking=usual, memory_format=layout)

@@ -12,6 +12,8 @@ import torch
 
 log = logging.getLogger("histolight")
 
+REDUCED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # in which autocast computes, by the precision
+
 
 def resolve_precision(precision: str, accelerator: str) -> str:
     """Choose for ``trainer.precision=auto``: a CPU emulates bf16 slowly, and an old GPU has none."""

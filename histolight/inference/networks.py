@@ -21,7 +21,7 @@ from histolight.data.datamodule import to_floats
 from histolight.data.loader import TileLoader
 from histolight.data.pack import Tiles
 from histolight.errors import NO_ROOM, HistolightError, RequestError, system_reason, unreadable_reason
-from histolight.hardware import is_out_of_memory, prepare_matrix_products, resolve_precision
+from histolight.hardware import REDUCED, is_out_of_memory, prepare_matrix_products, resolve_precision
 from histolight.models.classifier import Classifier
 
 # Transposed or not, then mirrored or not along each axis: all eight are the symmetries of the square.
@@ -160,7 +160,7 @@ def tile_scorer(
     """
     device = inference_device(settings)
     precision = inference_precision(settings, device)
-    reduced = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    reduced = REDUCED.get(precision)
     prepare_matrix_products()  # as in training
     torch.backends.cudnn.benchmark = not settings.deterministic
     networks = [classifier.to(device) for classifier in classifiers]

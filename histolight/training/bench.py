@@ -40,7 +40,7 @@ from histolight.data.pack import open_pack
 from histolight.data.prepare import PreparedData, prepare
 from histolight.data.sources import load_source
 from histolight.errors import HistolightError
-from histolight.hardware import compile_module, resolve_precision
+from histolight.hardware import REDUCED, compile_module, resolve_precision
 from histolight.models.classifier import Classifier
 from histolight.models.losses import binary_loss, positive_weight
 from histolight.models.optimizers import build_optimizer, parameter_groups
@@ -232,9 +232,7 @@ def bare_steps(config: Config, batch: Batch, weight: float, device: torch.device
     trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     groups = parameter_groups(classifier.backbone, classifier.head, config.optimizer)
     optimizer = build_optimizer(groups, config.optimizer)
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(
-        resolve_precision(config.trainer.precision, config.trainer.accelerator)
-    )
+    half = REDUCED.get(resolve_precision(config.trainer.precision, config.trainer.accelerator))
     scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
     for number in itertools.count(1):
         # Without the cache, as in Lightning: where it is compiled, another setting would be compiled anew.

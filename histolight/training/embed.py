@@ -22,7 +22,7 @@ from histolight.data.datamodule import compute_features
 from histolight.data.prepare import load_tiles
 from histolight.data.sources import load_source
 from histolight.errors import HistolightError, RequestError, cannot_write
-from histolight.hardware import is_out_of_memory
+from histolight.hardware import REDUCED, is_out_of_memory
 from histolight.inference.networks import inference_device, inference_precision
 from histolight.models.classifier import Classifier
 from histolight.training.fit import check_request
@@ -77,7 +77,7 @@ def embed(config: Config, directory: Path, progress: bool = True) -> Embedding:
     if not classifier.ends_in_head():
         raise RequestError(f"model.name={config.model.name} has no features in front of one last layer: choose another")
     kept = kept_features(classifier, config, packed.pack.tiles, precision)
-    reduced = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    reduced = REDUCED.get(precision)
     context = partial(torch.autocast, device.type, reduced, enabled=reduced is not None)
     features = classifier.to(device).features
     compute = partial(

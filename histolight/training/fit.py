@@ -369,8 +369,8 @@ def report(directory: Path) -> None:
         try:
             with waiting("writing report.html"):
                 write_run_report(directory)
-        except HistolightError as error:
-            log.warning("the run has no report.html: %s", error)
+        except Exception as error:  # whatever it is, the training is done
+            log.warning("the run has no report.html: %s", error, exc_info=not isinstance(error, HistolightError))
 
 
 def _log_hyperparameters(

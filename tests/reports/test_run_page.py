@@ -103,18 +103,24 @@ def test_the_page_of_a_training_has_everything(small_config: Config, tmp_path: P
     assert curves["val/auroc"].max() == pytest.approx(auroc["value"], abs=1e-6)
 
 
+@pytest.mark.parametrize("error", [HistolightError("no room"), ValueError("no room")])
 def test_a_page_that_cannot_be_written_leaves_the_run_completed(
-    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception,
+    small_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from histolight.training import fit as training
 
     def fail(directory: Path) -> Path:
-        raise HistolightError("no room")
+        raise error
 
     monkeypatch.setattr(training, "write_run_report", fail)
     config = dataclasses.replace(small_config, trainer=dataclasses.replace(small_config.trainer, max_epochs=1))
     assert training.train(config, _few(config), tmp_path, progress=False)["status"] == "completed"
     assert "the run has no report.html: no room" in caplog.text
+    assert ("Traceback" in caplog.text) == isinstance(error, ValueError)
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_the_metrics(
