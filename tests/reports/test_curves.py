@@ -14,12 +14,15 @@ from histolight.reports.curves import curve_figures, read_curves
 
 
 def test_curves_of_several_files_and_of_a_repeated_step_are_one(tmp_path: Path) -> None:
+    folder = tmp_path / "tensorboard"
     for number, points in enumerate([[(1, 0.5), (2, 0.7)], [(2, 0.8), (3, 0.6)]]):
-        writer = EventFileWriter(str(tmp_path / "tensorboard"), filename_suffix=f".{number}")
+        writer = EventFileWriter(str(folder), filename_suffix=".new")
         for step, value in points:
             summary = Summary(value=[Summary.Value(tag="val/auroc", simple_value=value)])
             writer.add_event(Event(wall_time=float(number), step=step, summary=summary))
         writer.close()
+        (written,) = folder.glob("*.new")  # its name counts the process's writers, and sorts 10 before 9
+        written.rename(folder / f"events.out.tfevents.{number}")
     curve = read_curves(tmp_path)["val/auroc"]
     assert curve.index.tolist() == [1, 2, 3]
     assert curve.tolist() == pytest.approx([0.5, 0.8, 0.6])
