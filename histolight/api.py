@@ -6,7 +6,7 @@ Nothing here prints; progress bars show where stderr is a terminal. Every call g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import pandas as pd
 
 from histolight import runs
 from histolight.config.compose import compose_config, saved_config, typed
-from histolight.config.keys import new_folder
+from histolight.config.keys import new_folder, own_keys
 from histolight.config.overrides import Overrides, as_words
 from histolight.config.schema import Config
 from histolight.errors import RequestError
@@ -99,17 +99,20 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Scores of tiles without labels.
+    """Scores of tiles without labels, or of whole slides.
 
     Attributes:
         directory: Where they were written.
         table: One row a tile: ``id``, ``logit``, ``score``; of an ensemble also ``score_1`` and so on for its members.
+            Of whole slides one row a slide, as in ``slides.csv``.
         submission: Kaggle's file where its tiles were predicted, else None.
+        problems: For each slide that could not be scored, by the name of its file, what is wrong with it.
     """
 
     directory: Path
     table: pd.DataFrame
     submission: Path | None
+    problems: dict[str, str] = field(default_factory=dict)
 
 
 Runs = str | Path | Run | Sequence[str | Path | Run]
@@ -239,11 +242,12 @@ def predict(
     adapt: str = "none",
     directory: str | Path | None = None,
 ) -> Prediction:
-    """Score tiles without labels with one run or an ensemble, as ``histolight predict`` does.
+    """Score tiles without labels, or whole slides, with one run or an ensemble, as ``histolight predict`` does.
 
     Args:
         folders: A run, or several runs, sweeps or folders of runs.
-        overrides: The tiles, such as ``["data=folder", "data.root=DIR"]``, and the device.
+        overrides: The tiles, such as ``["data=folder", "data.root=DIR"]``, or the slides, ``data=slides`` with
+            ``slides.KEY``, and the device.
         best: Of all runs take so many, by validation AUROC; None takes all.
         tta: ``none``, ``flips`` or ``dihedral``.
         mean: How the members are averaged: ``logit`` or ``probability``.
@@ -257,7 +261,16 @@ def predict(
 
     place = None if directory is None else str(directory)
     members = prediction.members_of(_paths(folders), best)
-    request = prediction.predict_config(members, as_words(overrides), tta, mean, place, adapt)
+    words = as_words(overrides)
+    own = [word for word in words if word.startswith("slides.")]
+    values, unknown = own_keys(own, prediction.SLIDES)
+    others = [word for word in words if word not in own]
+    request = prediction.predict_config(members, [*others, *unknown], tta, mean, place, adapt)
+    if (options := prediction.slides_options(request, values)) is not None:
+        from histolight.inference.slides import predict_slides
+
+        [table, _], problems = predict_slides(request, options, progress=False)
+        return Prediction(request.directory, pd.read_csv(table, dtype={"slide": str}), None, problems)
     written = prediction.predict(request, progress=False)
     table = pd.read_csv(written[0], dtype={"id": str}, keep_default_na=False)  # a tile may be called NA
     return Prediction(request.directory, table, written[1] if len(written) > 1 else None)

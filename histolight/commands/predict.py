@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from histolight.config.compose import typed_section
 from histolight.config.keys import choice, own_keys, read_path, read_paths
 from histolight.config.schema import SlidesConfig
 from histolight.errors import InterruptionError, RequestError, command_line
-from histolight.inference.predict import KEYS, PredictConfig, members_of, predict, predict_config
+from histolight.inference.predict import KEYS, PredictConfig, members_of, predict, predict_config, slides_options
 from histolight.progress import waiting
 
 USAGE = """\
@@ -83,11 +82,4 @@ def parse_request(overrides: Sequence[str]) -> tuple[PredictConfig, SlidesConfig
     folders = read_paths("runs", values["runs"]) if "runs" in values else []
     members = members_of(folders, None if best is None else int(best)) if folders else [read_path(values["run"])]
     request = predict_config(members, others, tta, mean, values.get("hydra.run.dir"), values.get("adapt", "none"))
-    own = [key for key in values if key.startswith("slides.")]
-    from histolight.data.sources import find_kind  # imports pandas
-
-    if find_kind(request.config.data.source).whole_slides:
-        return request, typed_section(SlidesConfig, values, "slides.")
-    if own:
-        raise RequestError(f"{own[0]}= is for whole slides: add data=slides data.root=FOLDER")
-    return request, None
+    return request, slides_options(request, values)

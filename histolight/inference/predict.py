@@ -6,14 +6,14 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histolight import files, runs
 from histolight.config.keys import check_pixel_size, choice, key_of, new_folder, run_config
-from histolight.config.schema import Config, tile_mpp
+from histolight.config.schema import Config, SlidesConfig, tile_mpp
 from histolight.errors import RequestError
 from histolight.progress import waiting
 
@@ -134,6 +134,22 @@ def predict_config(
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, limit=None))
     name = members[0].resolve().name + (f" and {len(members) - 1} more" if len(members) > 1 else "")
     return PredictConfig(list(members), config, tta, mean, new_folder(place, "predictions", name, PARTIAL), adapt)
+
+
+def slides_options(request: PredictConfig, values: Mapping[str, str]) -> SlidesConfig | None:
+    """Read the keys ``slides.*`` of a prediction of whole slides; None is one of tiles.
+
+    Raises:
+        RequestError: A value is wrong, or there are such keys, but no slides.
+    """
+    from histolight.config.compose import typed_section
+    from histolight.data.sources import find_kind
+
+    if find_kind(request.config.data.source).whole_slides:
+        return typed_section(SlidesConfig, values, "slides.")
+    if own := [key for key in values if key in SLIDES]:
+        raise RequestError(f"{own[0]}= is for whole slides: add data=slides data.root=FOLDER")
+    return None
 
 
 def predict(request: PredictConfig, progress: bool = True) -> list[Path]:

@@ -26,12 +26,15 @@ from histolight.slides.reader import check_packages, list_slides
 from histolight.slides.tissue import find_masks
 
 
-def predict_slides(request: PredictConfig, options: SlidesConfig) -> tuple[list[Path], dict[str, str]]:
+def predict_slides(
+    request: PredictConfig, options: SlidesConfig, progress: bool = True
+) -> tuple[list[Path], dict[str, str]]:
     """Score whole slides; an interrupted prediction goes on where it was.
 
     Args:
         request: From :func:`histolight.inference.predict.predict_config`, with ``data=slides``.
         options: The keys ``slides.*``.
+        progress: Say on stderr how many slides and networks there are.
 
     Returns:
         ``slides.csv`` and ``report.html``; and for each file that could not be scored, by name, what is wrong with it.
@@ -50,13 +53,14 @@ def predict_slides(request: PredictConfig, options: SlidesConfig) -> tuple[list[
     identity = json.loads(networks.request_header(request.runs, "slides", data.batch_size, request.tta, precision))
     identity["mean"] = request.mean
     header = json.dumps(identity | vars(settings) | {"root": data.root}).encode() + b"\n"
-    print(
-        f"{len(slides):,} slide{'s' * (len(slides) != 1)}, "
-        f"{len(classifiers)} network{'s' * (len(classifiers) > 1)}, tta={request.tta}, "
-        f"{settings.model_mpp:g} µm a pixel, a tile every {settings.stride} pixels; writing {directory}",
-        file=sys.stderr,
-    )
-    if others:
+    if progress:
+        print(
+            f"{len(slides):,} slide{'s' * (len(slides) != 1)}, "
+            f"{len(classifiers)} network{'s' * (len(classifiers) > 1)}, tta={request.tta}, "
+            f"{settings.model_mpp:g} µm a pixel, a tile every {settings.stride} pixels; writing {directory}",
+            file=sys.stderr,
+        )
+    if progress and others:
         print(f"left out     {names_of_files(others)}: no slides", file=sys.stderr)
     with files.claimed(directory, continued=(directory / PARTIAL).is_file()):
         _begin(directory / PARTIAL, header)

@@ -15,6 +15,7 @@ from made_slides import Ellipse, MadeSlide
 from PIL import Image
 from untrained_runs import untrained_run
 
+import histolight
 from histolight.cli import main as cli
 from histolight.commands.predict import main
 from histolight.errors import RequestError
@@ -94,6 +95,23 @@ def test_the_tables_page_and_maps_are_written(members, slides, here, capsys) -> 
     assert about["model_mpp"] == 0.972
     assert about["threshold"] == 0.5
     assert not Path("out/predictions.partial").exists()
+
+
+def test_from_python_slides_are_a_table_and_what_failed(members, slides, here, capfd) -> None:
+    shutil.copytree(slides, "slides")
+    Path("slides/broken.svs").write_bytes(b"none")
+    words = ["data=slides", "data.root=slides", "slides.stride=24"]
+    found = histolight.predict(members, words, directory="python")
+    assert capfd.readouterr().out == ""
+    assert main([f"runs=[{members[0]},{members[1]}]", *words, "hydra.run.dir=command"]) == 1
+    assert Path("python/slides.csv").read_bytes() == Path("command/slides.csv").read_bytes()
+    assert found.table["slide"].tolist() == ["one", "broken"]
+    assert list(found.problems) == ["broken.svs"]
+    assert found.directory == Path("python")
+    with pytest.raises(RequestError, match="slides.stride= is for whole slides"):
+        histolight.predict(members, ["data=folder", "data.root=slides", "slides.stride=64"])
+    with pytest.raises(RequestError, match=r"slides\.strid"):
+        histolight.predict(members, ["data=slides", "data.root=slides", "slides.strid=64"])
 
 
 def test_what_fails_is_listed_at_the_end_with_exit_status_1_and_mended_it_goes_on(
