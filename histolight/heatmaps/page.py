@@ -71,9 +71,10 @@ def answer(report: SlideReport) -> list[str]:
         line = f"{len(with_tumour)} of {len(report.rows)} slides have tiles above the threshold"
         if with_tumour:
             most = max(with_tumour, key=lambda row: row["tumour_mm2"])
-            line += (
-                f"; most of them {most['slide']}, {area(most['tumour_mm2'])} of {area(most['tissue_mm2'])} of tissue"
-            )
+            where = f"{most['slide']}, {area(most['tumour_mm2'])} of {area(most['tissue_mm2'])} of tissue"
+            line = f"Above the threshold: {where}" if len(report.rows) == 1 else f"{line}; most of them {where}"
+        elif len(report.rows) == 1:
+            line = f"No tile of {report.rows[0]['slide']} is above the threshold"
         lines.append(f"{line}.")
         if report.problems:
             lines.append(f"{len(report.problems)} files could not be scored.")
