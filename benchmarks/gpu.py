@@ -48,11 +48,12 @@ from histolight.training.trainer import build_trainer, quiet_lightning
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 FLOP/s, from the vendor's data sheets
 MAKE = f"""
-import sys
+import shutil, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from scale import make_kaggle
 folder = Path(sys.argv[1])
+shutil.rmtree(folder.with_suffix(".partial"), ignore_errors=True)  # of a call that was cut
 make_kaggle(folder.with_suffix(".partial"), int(sys.argv[2]))
 folder.with_suffix(".partial").rename(folder)
 """

@@ -269,8 +269,8 @@ def predict(
     if (options := prediction.slides_options(request, values)) is not None:
         from histolight.inference.slides import predict_slides
 
-        [table, _], problems = predict_slides(request, options, progress=False)
-        return Prediction(request.directory, pd.read_csv(table, dtype={"slide": str}), None, problems)
+        [slides, _], problems = predict_slides(request, options, progress=False)
+        return Prediction(request.directory, pd.read_csv(slides, converters={"slide": str}), None, problems)
     written = prediction.predict(request, progress=False)
     table = pd.read_csv(written[0], dtype={"id": str}, keep_default_na=False)  # a tile may be called NA
     return Prediction(request.directory, table, written[1] if len(written) > 1 else None)

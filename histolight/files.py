@@ -76,7 +76,7 @@ def link_atomically(path: Path, existing: Path) -> None:
             os.link(existing, beside)
         except OSError:
             shutil.copyfile(existing, beside)
-        beside.replace(path)
+        _replace(beside, path)
     except OSError as error:
         raise HistolightError(cannot_write(path, error)) from error
     finally:

@@ -31,11 +31,20 @@ def absolute_path(path: str) -> str:
         RequestError: A name in it is not UTF-8, and no configuration can hold it.
     """
     whole = os.path.abspath(os.path.expanduser(path))
-    try:
-        whole.encode()
-    except UnicodeEncodeError:
-        raise RequestError(f"{whole} has a name in it that is not UTF-8: rename that folder or file") from None
+    check_utf8(whole)
     return whole
+
+
+def check_utf8(path: str) -> None:
+    """Refuse a path that no text file can hold.
+
+    Raises:
+        RequestError: A name in it is not UTF-8.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise RequestError(f"{path} has a name in it that is not UTF-8: rename that folder or file") from None
 
 
 def absolute_paths(data: DataConfig) -> DataConfig:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from histolight.config.checks import check_utf8
 from histolight.data.table import Source, TileError, fingerprint
 from histolight.errors import system_reason
 
@@ -44,6 +45,9 @@ def list_images(
     Returns:
         Columns ``path`` (below ``folder``, with /), ``size`` (bytes) and ``mtime_ns``, sorted by path; and the paths of
         whatever else is visible there.
+
+    Raises:
+        RequestError: The name of an image is not UTF-8.
     """
     files: list[tuple[str, int, int]] = []
     others: list[str] = []
@@ -72,6 +76,7 @@ def list_images(
                 elif not entry.name.lower().endswith(suffixes):
                     others.append(path)
                 elif entry.is_file():
+                    check_utf8(f"{folder}/{path}")
                     stat = entry.stat()
                     files.append((path, stat.st_size, stat.st_mtime_ns))
                 else:

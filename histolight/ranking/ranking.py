@@ -164,7 +164,8 @@ def compare_runs(folders: Sequence[Path], by: str | None = None, among: str | Se
     if among is not None:
         rows = named_beforehand(rows, among)
     rows = on_the_same_tiles(rows, unranked)
-    if by is not None and len({row.config[by] for row in rows}) == len(rows):
+    pruned = any(entry.status == "pruned" for entry in unranked)
+    if by is not None and not pruned and len({row.config[by] for row in rows}) == len(rows):
         by = None  # nothing to choose: every training counts
     before = {row.name: len(row.runs) for row in rows}
     if by is None:
@@ -186,7 +187,8 @@ def judged(ranking: Ranking) -> Ranking:
     rows = [ranking.rows[place] for place in order]
     covariance = _reordered(covariance, order)
     verdict = verdict_on(covariance, len(rows), ranking.unit)
-    if ranking.part == "val" and any(row.chosen_from > 1 for row in rows) and len(rows) > 1:
+    chosen = any(row.chosen_from > 1 for row in rows) or any(entry.status == "pruned" for entry in ranking.unranked)
+    if ranking.part == "val" and chosen and len(rows) > 1:
         verdict = _without_claims(verdict)
     return dataclasses.replace(ranking, rows=rows, covariance=covariance, verdict=verdict)
 

@@ -197,7 +197,7 @@ class EpochLines(L.Callback):
 
 
 class Watched(L.Callback):
-    """Tell a search the validation AUROC of each epoch, once that epoch is saved; it may end the training.
+    """Tell a search the validation AUROC of each epoch before the next one begins; it may end the training.
 
     Args:
         watched: Takes the AUROCs so far, by epoch, counted from 1; that of the last epoch is the training's result.

@@ -22,7 +22,7 @@ from histolight.data.datamodule import compute_features
 from histolight.data.prepare import load_tiles
 from histolight.data.sources import load_source
 from histolight.errors import HistolightError, RequestError, cannot_write
-from histolight.hardware import REDUCED, is_out_of_memory
+from histolight.hardware import REDUCED, is_out_of_memory, prepare_matrix_products
 from histolight.inference.networks import inference_device, inference_precision
 from histolight.models.classifier import Classifier
 from histolight.training.fit import check_request
@@ -67,6 +67,7 @@ def embed(config: Config, directory: Path, progress: bool = True) -> Embedding:
     settings = config.trainer
     device = inference_device(settings)
     precision = inference_precision(settings, device)
+    prepare_matrix_products()
     source = load_source(config.data)
     check_table(source.table, config.data)
     packed = load_tiles(source, config.data)

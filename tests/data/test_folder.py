@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -106,3 +107,10 @@ def test_unlabelled_images_lie_in_or_below_the_root(root, make_tiles):
     table = load_source(config(root), labelled=False).table
     assert table["id"].tolist() == ["0/c", "0/s1/a", "1/d", "1/s1/b", "top"]
     assert "label" not in table
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_tile_whose_name_is_not_utf8_is_refused(root):
+    os.rename(os.fsencode(root / "0" / "c.png"), os.fsencode(root / "0") + b"/\xff.png")
+    with pytest.raises(RequestError, match="has a name in it that is not UTF-8: rename that folder or file"):
+        load_source(config(root))

@@ -59,6 +59,16 @@ def test_leaders_are_not_judged_by_the_validation_tiles_that_chose_them(tmp_path
     assert "can't be ranked: their points were chosen on these same validation tiles" in answer(ranking)[0]
 
 
+def test_what_a_pruner_left_is_not_judged_by_the_validation_tiles_that_it_judged_by(tmp_path: Path) -> None:
+    for rate in RATES[:2]:
+        fake_run(tmp_path / str(rate), parts=("val",), optimizer__lr=rate)
+    assert "can't be ranked" not in answer(compare_runs([tmp_path]))[0]
+    fake_run(tmp_path / "pruned", status="pruned", reason="successive halving stopped it", optimizer__lr=RATES[3])
+    reason = "can't be ranked: their points were chosen on these same validation tiles"
+    assert reason in answer(compare_runs([tmp_path]))[0]
+    assert compare_runs([tmp_path], by="optimizer.lr").rows == []  # the one seed of each chose
+
+
 def test_first_seeds_alone_are_compared_as_ever(tmp_path: Path) -> None:
     for rate in RATES:
         runs.update_metrics(fake_run(tmp_path / str(rate), optimizer__lr=rate), chose_from=4)
