@@ -1,6 +1,6 @@
 """histolight from Python: what the commands do, with objects in the place of printed lines.
 
-Nothing here prints; progress bars show where stderr is a terminal. Every call gives the process back as it was.
+Nothing here prints but warnings, on stderr, where progress bars show too. Every call gives the process back as it was.
 """
 
 from __future__ import annotations

@@ -79,10 +79,14 @@ def unreadable_reason(error: Exception) -> str:
 
     >>> unreadable_reason(ValueError("Unsupported global: GLOBAL posix.system was not an allowed global"))
     'it asks for posix.system, which tensors do not need: it may be meant to run code, and was not loaded'
+    >>> unreadable_reason(ValueError("Weights only load failed. Re-running with `weights_only` set to `False` …"))
+    'it is not a file of tensors'
     """
     if match := re.search(r"GLOBAL ([\w.]+)|trying to (?:call|load) ([\w.]+)", str(error)):
         name = match[1] or match[2]
         return f"it asks for {name}, which tensors do not need: it may be meant to run code, and was not loaded"
+    if "weights_only" in str(error):  # PyTorch's own advice is to load it all the same
+        return "it is not a file of tensors"
     return f"{error} ".splitlines()[0].strip() or type(error).__name__
 
 

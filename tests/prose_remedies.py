@@ -70,6 +70,7 @@ TRIED_BY = {
     "give the data set and the folder: histolight download pcam DIR": "commands/test_download.py::test_all_files_are_downloaded_once_with_their_licence",
     "can't be downloaded: give pcam or kaggle": "commands/test_download.py::test_all_files_are_downloaded_once_with_their_licence",
     "is not the file that was published: move it away, or give another folder": "commands/test_download.py::test_a_file_of_somebody_else_is_left_alone",
+    "put the run's own checkpoint back": "inference/test_networks.py::test_a_checkpoint_of_another_network_is_refused_and_the_runs_own_is_taken",
     "give another folder": "commands/test_download.py::test_a_file_of_somebody_else_is_left_alone",
     "interrupted: continue with {}": "commands/test_embed.py::test_the_table_holds_what_the_network_computes_even_after_a_kill",
     "interrupted in epoch {}: continue with {}": _CONTINUED,

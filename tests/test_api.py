@@ -46,11 +46,18 @@ def test_a_wrong_request_is_the_commands_line(tmp_path, monkeypatch) -> None:
         histolight.evaluate("nowhere")
     with pytest.raises(RequestError, match="best=0 is out of range"):
         histolight.predict("nowhere", best=0)
+    tiles = write_tiles(tmp_path / "tiles")
+    run = untrained_run(tmp_path / "run", overrides(tiles, tmp_path / "cache"))
+    for wrong in ({"tta": "all"}, {"mean": "x"}):
+        with pytest.raises(RequestError, match=f"{next(iter(wrong))}=.* is not known: valid"):
+            histolight.predict(run, [f"data.root={tiles / '0'}"], directory=tmp_path / "out", **wrong)
+    with pytest.raises(RequestError, match="tta=all is not known: valid: dihedral, flips, none"):
+        histolight.evaluate(run, tta="all", directory=tmp_path / "out")
     with pytest.raises(RequestError, match="part=tset is not known: did you mean test"):
         histolight.explain("nowhere", part="tset")
     with pytest.raises(RequestError, match="seed=1,2 is several values"):
         histolight.train({"seed": [1, 2]})
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"tiles", "run"}
 
 
 def test_a_prediction_has_every_tile_under_its_own_name(tmp_path: Path) -> None:

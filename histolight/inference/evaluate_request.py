@@ -93,6 +93,7 @@ def evaluate_config(
         slides = dataclasses.replace(config.data.slides, tiles_per_slide=None)  # drawn tiles train; all are measured
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, slides=slides))
     requested = frozenset(given & set(OTHER_TILES))
+    choice({"tta": tta}, "tta", "none", "flips", "dihedral")
     choice({"adapt": adapt}, "adapt", "none", "prior", "batch_norm")
     choice({"calibrate": calibrate}, "calibrate", "false", "true", "line")
     if adapt == "prior" and calibrate != "false":

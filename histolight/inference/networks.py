@@ -16,6 +16,7 @@ from scipy.special import log_expit, logsumexp
 from tqdm import tqdm
 
 from histolight import files, runs
+from histolight.config.compose import saved_config
 from histolight.config.schema import TrainerConfig
 from histolight.data.datamodule import to_floats
 from histolight.data.loader import TileLoader
@@ -36,7 +37,7 @@ def load_classifier(directory: Path) -> Classifier:
     """Load the best epoch of a completed run, in evaluation mode, on the CPU.
 
     Raises:
-        RequestError: The folder holds no completed run, or its checkpoint is missing or damaged.
+        RequestError: The folder holds no completed run, or its checkpoint is missing, damaged or another network's.
     """
     runs.completed_metrics(directory)
     path = directory / "checkpoints" / "best.ckpt"
@@ -50,6 +51,11 @@ def load_classifier(directory: Path) -> Classifier:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
         reason = unreadable_reason(error)
         raise RequestError(f"{path} can't be read as a checkpoint of histolight ({reason})") from error
+    name, expected = classifier.model_config.name, saved_config(directory).model.name
+    if name != expected:
+        raise RequestError(
+            f"{path} is of {name}, and the run's config.yaml says {expected}: put the run's own checkpoint back"
+        )
     return classifier.merge().eval().requires_grad_(False)
 
 

@@ -124,6 +124,8 @@ def predict_config(
     for other in members[1:] if config.data.mpp is not None else []:
         check_pixel_size(config.data, tile_mpp(saved_config(other).data), other)
     kind = check_source(config.data)
+    choice({"tta": tta}, "tta", "none", "flips", "dihedral")
+    choice({"mean": mean}, "mean", "logit", "probability")
     choice({"adapt": adapt}, "adapt", "none", "prior", "batch_norm")
     if adapt != "none" and (len(members) > 1 or kind.whole_slides):
         what = "whole slides" if kind.whole_slides else f"an ensemble, and these are {len(members)} runs"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,18 @@ def test_a_missing_or_damaged_checkpoint_is_one_line(tmp_path, content) -> None:
     with pytest.raises(RequestError, match=r"best\.ckpt (is missing|can't be read)") as caught:
         load_classifier(tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_network_is_refused_and_the_runs_own_is_taken(tmp_path) -> None:
+    run, other = untrained_run(tmp_path / "run", RUN), untrained_run(tmp_path / "other", [*RUN, "model.name=resnet18"])
+    own = (run / "checkpoints" / "best.ckpt").read_bytes()
+    shutil.copy(other / "checkpoints" / "best.ckpt", run / "checkpoints")
+    with pytest.raises(
+        RequestError, match=r"best.ckpt is of resnet18, and the run's config.yaml says shufflenet_v2_x0_5"
+    ):
+        load_classifier(run)
+    (run / "checkpoints" / "best.ckpt").write_bytes(own)
+    assert load_classifier(run).model_config.name == "shufflenet_v2_x0_5"
 
 
 def test_a_cpu_computes_in_float32() -> None:
