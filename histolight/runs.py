@@ -70,7 +70,8 @@ def read_metrics(directory: Path) -> dict[str, Any]:
             if not directory.is_dir():
                 raise RequestError(f"{directory} is not a folder: give a run directory such as outputs/runs/NAME")
             if not path.is_file():
-                raise RequestError(f"{directory} is not a run directory: it has no metrics.json")
+                sweep = ", but a sweep: give one of its runs" if (directory / "sweep.json").is_file() else ""
+                raise RequestError(f"{directory} is not a run directory{sweep or ': it has no metrics.json'}")
             metrics = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is damaged: {error}") from error

@@ -180,3 +180,9 @@ def test_a_link_that_leads_nowhere_is_named_where_a_folder_of_ours_would_lie_bel
     for below in ("runs/a", "a"):
         with pytest.raises(RequestError, match="outputs is a link that leads nowhere: choose another folder with"):
             files.take_folder(tmp_path / "outputs" / below)
+
+
+def test_a_sweep_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(RequestError, match="is not a run directory, but a sweep: give one of its runs"):
+        runs.read_metrics(tmp_path)

@@ -372,8 +372,8 @@ def _calibration_notes(evaluation: Evaluation, measured: dict[str, Any], tables:
     levels, adapted = evaluation.levels, evaluation.adapted.how if evaluation.adapted else "none"
     notes = notes_on_levels(levels, pd.concat(tables.values()), evaluation.tta, adapted)
     own = levels.chosen_on == VALIDATION
-    if not own:
-        notes.append(f"the threshold {measured['threshold']:.4f} was chosen on {evaluation.levels.chosen_on}")
+    chosen_on = "the run's validation tiles" if own else levels.chosen_on
+    notes.append(f"the threshold {measured['threshold']:.3f} was chosen on {chosen_on}")
     if measured["temperature"] is None:
         return notes
     where = f"the validation predictions of {evaluation.run}" if own else evaluation.levels.chosen_on

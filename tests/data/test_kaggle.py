@@ -197,3 +197,10 @@ def test_a_sample_keeps_the_shares_of_a_given_split():
     assert drawn.groupby(["split", "label"]).size().to_dict() == {
         ("test", 0): 5, ("test", 1): 5, ("train", 0): 10, ("train", 1): 10, ("val", 0): 5, ("val", 1): 5,
     }  # fmt: skip
+
+
+def test_the_labels_are_no_slides(root):
+    with pytest.raises(
+        RequestError, match="names the labels of the tiles, not the slides: give a CSV id,<slide column>"
+    ):
+        load_source(config(root, groups=str(root / "train_labels.csv")))

@@ -47,6 +47,8 @@ def here(tile_folder: Path, small: list[str], tmp_path_factory: pytest.TempPathF
     (here / "PARTS").write_text("\n".join(["id,split", *parts]) + "\n")
     (here / "WRONG").write_text("\n".join(["id,split", *parts[1:], f"{ids[0]},learning"]) + "\n")
     (here / "GROUPS").write_text("\n".join(["id,slide", *(f"{one},{one[-2]}" for one in ids)]) + "\n")
+    classes = {path.stem: path.parent.name for path in tile_folder.rglob("*.png")}
+    (here / "LABELS").write_text("\n".join(["id,label", *(f"{one},{classes[one]}" for one in ids)]) + "\n")
     for patient in "ab":
         shutil.copytree(tile_folder / "0", here / "ONE" / patient / "0")
     untrained_run(here / "RUN", small)
