@@ -113,7 +113,7 @@ int fdatasync(int file) { return stopped_at("fsync", file) ? -1 : (int) REAL("fd
 int rename(const char *from, const char *to) {
     return stopped_path("rename", from, to) ? -1 : (int) REAL("rename", from, to); }
 int link(const char *from, const char *to) {
-    return stopped_path("rename", from, to) ? -1 : (int) REAL("link", from, to); }
+    return stopped_path("link", from, to) ? -1 : (int) REAL("link", from, to); }
 int mkdir(const char *path, mode_t mode) {
     return stopped_path("mkdir", path, "") ? -1 : (int) REAL("mkdir", path, mode); }
 int unlink(const char *path) { return stopped_path("unlink", path, "") ? -1 : (int) REAL("unlink", path); }
