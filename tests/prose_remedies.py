@@ -40,7 +40,7 @@ TRIED = [
     ("is a text, which a mapping in braces would change: write {}=VALUE apart", "train data={root:1e3}", "train data.seed=0 name=1e3"),
     ("is not a folder; give the one that holds the tiles", "tiles data=folder data.root=nowhere data.image_size=32", "tiles data=folder data.root=TILES data.image_size=32"),
     ("only: give both classes", "tiles data=folder data.root=ONE data.image_size=32", "tiles data=folder data.root=TILES data.image_size=32"),
-    ("of the tiles, not the {}s: give a CSV id,<{} column>", "tiles data=folder data.root=TILES data.image_size=32 data.groups=LABELS", "tiles data=folder data.root=TILES data.image_size=32 data.groups=GROUPS"),
+    ("names the labels of the tiles, not their slides: give a CSV id,<slide column>", "tiles data=folder data.root=TILES data.image_size=32 data.groups=LABELS", "tiles data=folder data.root=TILES data.image_size=32 data.groups=GROUPS"),
     ("is not a file: give a CSV id,<{} column>", "tiles data=folder data.root=TILES data.image_size=32 data.groups=none.csv", "tiles data=folder data.root=TILES data.image_size=32 data.groups=GROUPS"),
     ("is not a file: give auto, random or a CSV id,split", "tiles data=folder data.root=TILES data.image_size=32 data.split=none.csv", "tiles data=folder data.root=TILES data.image_size=32 data.split=random"),
     ("gives the part {} to {}: write train, val or test", "tiles data=folder data.root=TILES data.image_size=32 data.split=WRONG", "tiles data=folder data.root=TILES data.image_size=32 data.split=PARTS"),

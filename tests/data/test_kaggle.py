@@ -201,6 +201,6 @@ def test_a_sample_keeps_the_shares_of_a_given_split():
 
 def test_the_labels_are_no_slides(root):
     with pytest.raises(
-        RequestError, match="names the labels of the tiles, not the slides: give a CSV id,<slide column>"
+        RequestError, match="names the labels of the tiles, not their slides: give a CSV id,<slide column>"
     ):
         load_source(config(root, groups=str(root / "train_labels.csv")))

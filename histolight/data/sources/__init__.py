@@ -161,10 +161,10 @@ def _listed(path: Path, key: str, table: pd.DataFrame) -> pd.DataFrame:
             f"{key}={path} names the {MEANT[key]} of none of the {len(table)} tiles: its ids must be those of the "
             f"tiles, such as {table['id'].iloc[0]}"
         )
-    named = table["id"].map(listed.set_index("id")["group"])
-    if "label" in table and (named.dropna() == table["label"].astype(str)[named.notna()]).all():
+    named = table["id"].map(listed.set_index("id")["group"]).dropna()
+    if key == "data.groups" and "label" in table and (named == table["label"].astype(str)[named.index]).all():
         raise RequestError(
-            f"{key}={path} names the labels of the tiles, not the {MEANT[key]}s: give a CSV id,<{MEANT[key]} column>"
+            f"{key}={path} names the labels of the tiles, not their slides: give a CSV id,<slide column>"
         )
     return listed
 
