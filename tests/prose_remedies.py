@@ -82,6 +82,7 @@ TRIED_BY = {
     "plan= stands alone: histolight compare plan=FOLDER": "ranking/test_page.py::test_a_plan_from_one_run_says_what_it_assumes",
     "histolight train --cfg hydra shows what there is": "reliability/test_remedies.py::test_what_there_is_of_hydra_is_shown_as_the_message_says",
     "ends in a comma: write the values of a sweep without spaces": "reliability/test_remedies.py::test_values_with_a_space_behind_the_comma_are_joined_as_the_message_says",
+    "can't be read: write it without spaces, {}": "reliability/test_remedies.py::test_spaces_about_an_equals_sign_are_left_out_as_the_message_says",
     "run= is missing: histolight {} run=FOLDER": _EXPLAINED,
     "can't be a value of a configuration: give text, a number, true, false or None": "config/test_overrides.py::test_a_dictionary_says_what_words_say",
     "can't be read: give a list of strings, a dictionary or a Config": "config/test_overrides.py::test_a_dictionary_says_what_words_say",

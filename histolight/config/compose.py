@@ -196,6 +196,9 @@ def _translate(error: Exception, overrides: Sequence[str]) -> str:
 def _unreadable(override: str, following: Sequence[str]) -> str:
     """Say what to write instead of a word that Hydra's grammar can't read."""
     key, separator, value = override.lstrip("+").partition("=")
+    together = _without_spaces(override, following)
+    if together != override and together.partition("=")[0] in _keys():
+        return f"{override} can't be read: write it without spaces, {shlex.quote(together)}"
     if not separator:
         return f"{override} can't be read: write KEY=VALUE"
     if _not_known(key):
@@ -209,6 +212,14 @@ def _unreadable(override: str, following: Sequence[str]) -> str:
     if key in _keys():
         return f"{override} can't be read: it must be {_expected(key)}"
     return f"{override} can't be read: quote its special characters, {_in_quotes(key, value)}"
+
+
+def _without_spaces(word: str, following: Sequence[str]) -> str:
+    """Put KEY = VALUE together, of one word or of several."""
+    if "=" not in word and following and following[0].startswith("="):
+        word += "".join(following[: 2 if following[0] == "=" else 1])
+    key, equals, value = word.partition("=")
+    return f"{key.strip()}{equals}{value.strip()}"
 
 
 def _one_value(key: str, value: str) -> str:

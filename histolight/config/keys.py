@@ -65,7 +65,7 @@ def read_path(value: str) -> Path:
 
 
 def read_paths(key: str, value: str) -> list[Path]:
-    """Read one path as it is, or a list in brackets; commas inside a path of a list need quotes.
+    """Read one path as it is, or a list in brackets, where a comma is part of a path in quotes or of one that is there.
 
     >>> read_paths("runs", "[my runs/a (1),'b,c']")
     [PosixPath('my runs/a (1)'), PosixPath('b,c')]
@@ -82,6 +82,18 @@ def read_paths(key: str, value: str) -> list[Path]:
         ) from error
     if not paths:
         raise RequestError(f"{key}=[] is empty: give run directories, {key}=[DIR,DIR]")
+    return _joined(paths)
+
+
+def _joined(paths: list[Path]) -> list[Path]:
+    """Put together again what commas cut, as in a point of a sweep, ``0_lr=0.001,seed=0``."""
+    for start, first in enumerate(paths):
+        if first.exists():
+            continue
+        for end in range(start + 2, len(paths) + 1):
+            whole = Path(",".join(map(str, paths[start:end])))
+            if whole.exists():
+                return [*paths[:start], whole, *_joined(paths[end:])]
     return paths
 
 

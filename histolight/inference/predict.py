@@ -189,8 +189,9 @@ def predict(request: PredictConfig, progress: bool = True) -> list[Path]:
     by_split = {(run / "splits.csv").read_bytes(): run for run in request.runs if (run / "splits.csv").is_file()}
     known = [recognise(run, packed) for run in by_split.values()]
     if progress:
-        ensemble = f"{len(classifiers)} network{'s' if len(classifiers) > 1 else ''}"
-        views = f"tta={request.tta} ({len(networks.SYMMETRIES[request.tta])} views)"
+        ensemble = f"{len(classifiers)} network{'s' * (len(classifiers) > 1)}"
+        count = len(networks.SYMMETRIES[request.tta])
+        views = f"tta={request.tta} ({count} view{'s' * (count > 1)})"
         print(f"{len(packed.table):,} tiles, {ensemble}, {views}; writing {directory}", file=sys.stderr)
         print("\n".join(dict.fromkeys(recognised.sentence for recognised in known)), file=sys.stderr)
     with files.claimed(directory, continued=(directory / PARTIAL).is_file()):

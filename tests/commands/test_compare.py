@@ -86,6 +86,17 @@ def test_paths_of_all_kinds_are_read(value: str, expected: list[str]) -> None:
     assert [str(path) for path in parse_request([f"runs={value}"]).runs] == expected
 
 
+def test_a_path_of_a_list_that_a_comma_cut_is_put_together_where_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("0_lr=0.1,seed=0", "1_lr=0.1,seed=1,b=2", "plain"):
+        (tmp_path / name).mkdir()
+    request = ["runs=[plain,0_lr=0.1,seed=0,missing,0,1_lr=0.1,seed=1,b=2]"]
+    expected = ["plain", "0_lr=0.1,seed=0", "missing", "0", "1_lr=0.1,seed=1,b=2"]
+    assert [str(path) for path in parse_request(request).runs] == expected
+
+
 def test_home_is_expanded() -> None:
     assert parse_request(["runs=[~/a]"]).runs == [Path.home() / "a"]
 

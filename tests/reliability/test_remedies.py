@@ -135,6 +135,24 @@ def test_values_with_a_space_behind_the_comma_are_joined_as_the_message_says(wor
         assert len(plan_sweep(shlex.split(found[1])).configs) == len(words)
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["optimizer.lr", "=", "1e-4"], "optimizer.lr=1e-4"),
+        (["optimizer.lr", "=1e-4", "seed=3"], "optimizer.lr=1e-4"),
+        (["optimizer.lr = 1e-4"], "optimizer.lr=1e-4"),
+        (["data=folder", "data.root = my tiles"], "data.root=my tiles"),
+    ],
+)
+def test_spaces_about_an_equals_sign_are_left_out_as_the_message_says(words: list[str], meant: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        compose_config(words)
+    found = re.search(r"write it without spaces, (.*)$", str(caught.value))
+    assert found is not None
+    assert shlex.split(found[1]) == [meant]
+    compose_config([meant])
+
+
 @pytest.mark.parametrize("word", ["model.kwargs.x=a(b", "model.kwargs.x=it's", 'model.kwargs.x=a"(b'])
 def test_special_characters_are_quoted_as_the_message_says(word: str) -> None:
     with pytest.raises(RequestError) as caught:
