@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,16 +17,12 @@ def table(labels, ids=None) -> pd.DataFrame:
     return pd.DataFrame({"id": ids, "label": labels, "row": np.arange(len(labels))})
 
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "histopathologic-cancer-detection"
-
-
-@pytest.mark.skipif(not REAL.exists(), reason=f"real tiles are not at {REAL}")
 @pytest.mark.slow
-def test_real_tiles_have_the_findings_that_they_are_known_for(tmp_path):
-    source = load_source(DataConfig(source="kaggle", root=str(REAL)))
+def test_real_tiles_have_the_findings_that_they_are_known_for(real_tiles, tmp_path):
+    source = load_source(DataConfig(source="kaggle", root=str(real_tiles)))
     pack = open_pack(source, tmp_path, 96)
     for row in (0, 1999, 3999):
-        path = REAL / "train" / f"{source.table['id'][row]}.tif"
+        path = real_tiles / "train" / f"{source.table['id'][row]}.tif"
         np.testing.assert_array_equal(pack.tiles.gather(np.array([row]))[0], np.asarray(Image.open(path)))
     assert source.table["label"].value_counts().to_dict() == {0: 2371, 1: 1629}
     problems, message = find_near_blank(source.table, pack.contrast)

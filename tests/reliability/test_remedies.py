@@ -88,12 +88,9 @@ def test_a_run_whose_epochs_were_edited_is_a_pattern_for_a_new_one(said: Said, p
     assert cli.main(["train", "run=longer"]) == 0
 
 
-@pytest.mark.parametrize("key", ["data.root", "hydra.run.dir"])
-def test_a_path_with_a_comma_is_quoted_as_the_message_says(key: str) -> None:
+def test_a_path_with_a_comma_is_quoted_as_the_message_says() -> None:
     with pytest.raises(RequestError) as caught:
-        compose_config(["data=folder", "data.root=x", f"{key}=/a,b (1)"])
-    if key == "hydra.run.dir":
-        return
+        compose_config(["data=folder", "data.root=/a,b (1)"])
     found = re.search(r"if the comma is part of it, (.*)$", str(caught.value))
     assert found is not None
     assert compose_config(["data=folder", *shlex.split(found[1])]).data.root == "/a,b (1)"
