@@ -70,13 +70,6 @@ def _config(overrides: dict[str, Any]) -> Any:
     return config
 
 
-def three_models(sweep: Path) -> Path:
-    """Write two models that can't be told apart, and one that is clearly worse."""
-    for number, (name, shift) in enumerate([("resnet18", 1.0), ("resnet34", 2.5), ("densenet121", 2.5)]):
-        fake_run(sweep / f"{number}_{name}", shift, model__name=name)
-    return sweep
-
-
 def _predictions(config: Any, part: str, shift: float, tiles: int, slides: int, model: str) -> pd.DataFrame:
     fold = config.data.fold if part == "val" else None
     seed = config.data.seed

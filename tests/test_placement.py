@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benchmark_scripts import load_benchmark
 from hub_models import LAYERS, dinov2_folder, timm_folder
 from packaging.version import Version
 
-from histolight.config.compose import compose_config, typed
+from histolight.config.compose import compose_config, config_groups, typed
 from histolight.config.schema import Config
 from histolight.data.datamodule import augmented, to_floats
 from histolight.inference.networks import tile_views
 from histolight.models.classifier import Classifier
 from histolight.training.fit import check_request
 
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-sys.path.insert(0, str(FOLDER))  # where it finds the module that prints its table
-SPEC = importlib.util.spec_from_file_location("launches", FOLDER / "launches.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-launches = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(launches)
-sys.path.remove(str(FOLDER))
-
+launches = load_benchmark("launches")
 pytestmark = pytest.mark.skipif(
     Version(torch.__version__) < Version("2.11"), reason="not every PyTorch computes on a fake CUDA device; 2.8 crashes"
 )
-AUGMENT = sorted(path.stem for path in (FOLDER.parent / "conf" / "augment").glob("*.yaml"))
+AUGMENT = config_groups()["augment"]
 
 
 def config(*overrides: str) -> Config:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from datetime import date
 from pathlib import Path
 
 import pytest
+from benchmark_scripts import BENCHMARKS, load_benchmark
 
 ROOT = Path(__file__).resolve().parents[1]
-SPEC = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-tables = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(tables)
-
+tables = load_benchmark("tables")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CSV = """\
 setting,tiles,seconds,low,high,date,machine,commit
@@ -45,12 +40,12 @@ def page(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_pages_agree_with_the_measurements(page: Path) -> None:
     hint = f"{page.name} differs from benchmarks/*.csv: run python benchmarks/tables.py"
-    assert tables.write_tables(page, ROOT / "benchmarks") == page.read_text(encoding="utf-8"), hint
+    assert tables.write_tables(page, BENCHMARKS) == page.read_text(encoding="utf-8"), hint
 
 
 def test_every_measurement_has_its_provenance_and_is_in_a_page() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-    files = sorted((ROOT / "benchmarks").glob("*.csv"))
+    files = sorted(BENCHMARKS.glob("*.csv"))
     assert files
     for path in files:
         assert tables.read_results(path)

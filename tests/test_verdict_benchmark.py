@@ -1,32 +1,18 @@
 """The published simulations of the verdict: complete, within their bars, and summarised rightly."""
 
-import importlib.util
 import io
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
+from benchmark_scripts import BENCHMARKS, load_benchmark
 from scipy import stats
 
 from histolight.statistics.figures import FIGURES
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+verdict = load_benchmark("verdict")
 
 
-@pytest.fixture(scope="module")
-def verdict():
-    sys.path.insert(0, str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("verdict_benchmark", BENCHMARKS / "verdict.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["verdict_benchmark"] = module
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(BENCHMARKS))
-
-
-def test_the_summary_is_that_of_the_results(verdict):
+def test_the_summary_is_that_of_the_results():
     text = verdict.summary(pd.read_csv(BENCHMARKS / "verdict.csv")).to_csv(index=False)
     published = pd.read_csv(BENCHMARKS / "verdict_summary.csv")
     pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(text)), published)
@@ -52,7 +38,7 @@ def test_published_results_are_within_their_bars():
         assert np.nanmin(highest) >= 0.93, name
 
 
-def test_a_cell_simulates(verdict):
+def test_a_cell_simulates():
     cell = next(cell for cell in verdict.cells() if cell.seeds == 3 and cell.difference and cell.slides == 22)
     row = verdict.simulate(cell, 5)
     assert 0 <= row["power"] <= 1

@@ -63,12 +63,6 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiles(tmp_path_factory.mktemp("others") / "tiles", 30, seed=1)
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def metrics_of(directory: Path) -> dict:
     return json.loads((directory / "metrics.json").read_text())
 

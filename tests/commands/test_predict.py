@@ -50,12 +50,6 @@ def kaggle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def data(kaggle: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["data=kaggle", f"data.root={kaggle}", f"data.cache={tmp_path_factory.getbasetemp() / 'cache'}"]
 
@@ -76,7 +70,7 @@ def test_kaggles_test_tiles_become_a_submission_in_its_order(sweep, kaggle, data
     }
     printed = capsys.readouterr()
     assert str(place / "submission.csv") in printed.out
-    assert "10 tiles, 1 network, tta=none (1 views)" in printed.err
+    assert "10 tiles, 1 network, tta=none (1 view)" in printed.err
     submission, predictions = read(place / "submission.csv"), read(place / "predictions.csv")
     assert submission.columns.tolist() == ["id", "label"]
     assert predictions.columns.tolist() == ["id", "logit", "score"]

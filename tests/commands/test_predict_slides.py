@@ -44,12 +44,6 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def scores(directory: str, name: str = "one") -> pd.DataFrame:
     return pd.read_parquet(Path(directory, "slides", name, "scores.parquet"))
 

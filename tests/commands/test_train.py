@@ -20,12 +20,6 @@ from histolight.config.request import training_request
 TINY = ["model.name=shufflenet_v2_x0_5", "model.weights=null"]
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def kaggle(root: Path, count: int = 24) -> Path:
     random = np.random.default_rng(0)
     (root / "train").mkdir(parents=True)

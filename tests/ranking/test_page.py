@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fake_runs import fake_run, three_models
+from fake_runs import fake_run
 from made_rankings import ranking_of
 from matplotlib.figure import Figure
 
@@ -20,11 +20,6 @@ from histolight.ranking.ranking import Ranking, compare_runs
 from histolight.ranking.runs import Unranked
 from histolight.ranking.tables import comparison_csv, main_table
 from histolight.reports.page import as_text
-
-
-@pytest.fixture
-def three(tmp_path: Path) -> Path:
-    return three_models(tmp_path / "sweep")
 
 
 def test_comparison_json_has_the_documented_shape_and_is_what_the_api_returns(three: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import fake_run, three_models
+from fake_runs import fake_run
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
@@ -28,11 +28,6 @@ def predictions(directory: Path, part: str = "val") -> pd.DataFrame:
 
 def unranked(ranking: Ranking) -> dict[str, str]:
     return {one.name: one.reason for one in ranking.unranked}
-
-
-@pytest.fixture
-def three(tmp_path: Path) -> Path:
-    return three_models(tmp_path / "sweep")
 
 
 def seeds(folder: Path, shifts: dict[str, float], count: int, spread: float = 0.0, **settings: object) -> Path:

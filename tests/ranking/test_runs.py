@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fake_runs import fake_run, three_models, write_run
+from fake_runs import fake_run, write_run
 
 from histolight.errors import RequestError
 from histolight.ranking.page import terminal_text
@@ -16,11 +16,6 @@ from histolight.ranking.runs import find_runs, read_runs
 
 def reasons(ranking: Ranking) -> dict[str, str]:
     return {one.directories[0].name: f"{one.status}: {one.reason}" for one in ranking.unranked}
-
-
-@pytest.fixture
-def three(tmp_path: Path) -> Path:
-    return three_models(tmp_path / "sweep")
 
 
 def test_runs_that_did_not_finish_are_listed_with_status_and_reason(three: Path) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from odd_names import NAMES, overrides
+from small_disk import small_disk
 
 from histolight import api, cli, runs
 from histolight.errors import HistolightError, InterruptionError, RequestError
@@ -20,17 +19,6 @@ from histolight.reports.curves import read_curves
 from histolight.reports.parts import save_figure
 
 OneLine = Callable[..., str]
-
-
-@contextmanager
-def small_disk(size: int) -> Iterator[None]:
-    """The kernel's limit of a file's size stands in for the disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_tiles_and_slides_called_na_keep_their_names(run: Path) -> None:

@@ -26,15 +26,9 @@ def run(overrides: list[str], directory: Path, resume: bool = False) -> dict:
     return train(config, prepare(config.data), directory, resume)
 
 
-@pytest.fixture(scope="module")
-def tiny(small: list[str]) -> list[str]:
-    """Overrides for a network with batch norm whose checkpoints are small."""
-    return [*small, "model.name=shufflenet_v2_x0_5"]
-
-
 @pytest.mark.slow
-def test_an_interrupted_run_continues_to_the_same_result(tiny: list[str], tmp_path: Path, monkeypatch) -> None:
-    overrides = [*tiny, "trainer.max_epochs=3", "model.freeze_epochs=2", "trainer.swa=0.5"]
+def test_an_interrupted_run_continues_to_the_same_result(small: list[str], tmp_path: Path, monkeypatch) -> None:
+    overrides = [*small, "trainer.max_epochs=3", "model.freeze_epochs=2", "trainer.swa=0.5"]
     whole = run(overrides, tmp_path / "whole")
     original = Classifier.training_step
     for cut_in in (1, 2):  # before and after the backbone thaws and the average begins
@@ -56,7 +50,7 @@ def test_an_interrupted_run_continues_to_the_same_result(tiny: list[str], tmp_pa
         assert torch.equal(value, lasts[1]["state_dict"][key]), key
 
 
-def test_the_mean_of_the_last_weights_is_validated_and_kept(tiny: list[str], tmp_path: Path, monkeypatch) -> None:
+def test_the_mean_of_the_last_weights_is_validated_and_kept(small: list[str], tmp_path: Path, monkeypatch) -> None:
     weights: list[torch.Tensor] = []
     statistics: list[torch.Tensor] = []
     validated: list[torch.Tensor] = []
@@ -74,7 +68,7 @@ def test_the_mean_of_the_last_weights_is_validated_and_kept(tiny: list[str], tmp
 
     monkeypatch.setattr(Classifier, "on_train_batch_end", after_step)
     monkeypatch.setattr(Classifier, "validation_step", watch)
-    run([*tiny, "trainer.max_epochs=4", "trainer.swa=0.5"], tmp_path / "run")
+    run([*small, "trainer.max_epochs=4", "trainer.swa=0.5"], tmp_path / "run")
     steps = len(weights) // 4
     assert steps > 2
     for epoch in (0, 1):  # before the average begins
@@ -88,7 +82,7 @@ def test_the_mean_of_the_last_weights_is_validated_and_kept(tiny: list[str], tmp
     torch.testing.assert_close(last["state_dict"]["backbone.conv1.1.running_var"], expected)
 
 
-def test_the_backbone_is_still_until_it_thaws(tiny: list[str], tmp_path: Path, monkeypatch) -> None:
+def test_the_backbone_is_still_until_it_thaws(small: list[str], tmp_path: Path, monkeypatch) -> None:
     states: list[dict[str, torch.Tensor]] = []
     rates: list[float] = []
     start, end = Classifier.on_train_epoch_start, Classifier.on_train_epoch_end
@@ -107,7 +101,7 @@ def test_the_backbone_is_still_until_it_thaws(tiny: list[str], tmp_path: Path, m
 
     monkeypatch.setattr(Classifier, "on_train_epoch_start", at_start)
     monkeypatch.setattr(Classifier, "on_train_epoch_end", at_end)
-    overrides = [*tiny, "trainer.max_epochs=3", "optimizer.weight_decay=0.1", "optimizer=adamw"]
+    overrides = [*small, "trainer.max_epochs=3", "optimizer.weight_decay=0.1", "optimizer=adamw"]
     run([*overrides, "model.freeze_epochs=2"], tmp_path / "run")
     before, moved = states[::2], []
     for old, new in zip(before, states[1::2], strict=True):
@@ -141,11 +135,11 @@ def test_classes_are_balanced_by_weight_or_by_sampling() -> None:
 
 
 def test_a_frozen_start_is_refused_where_processes_share_a_training(
-    tiny: list[str], tmp_path: Path, monkeypatch
+    small: list[str], tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr("lightning.Trainer.world_size", 2)
     with pytest.raises(RequestError, match="model.freeze_epochs needs a single process"):
-        run([*tiny, "model.freeze_epochs=1"], tmp_path / "run")
+        run([*small, "model.freeze_epochs=1"], tmp_path / "run")
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
+from small_disk import small_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from histolight.cli import main
@@ -221,17 +219,6 @@ def test_seconds_count_what_was_before_an_interruption(small: list[str], tmp_pat
         patch.setattr(Classifier, "on_train_epoch_end", interrupt)
         run(small, tmp_path / "run")
     assert 0 < elapsed[0] < run(small, tmp_path / "run", resume=True)["seconds"]
-
-
-@contextmanager
-def small_disk(size: int) -> Iterator[None]:
-    """The kernel's limit of a file's size, in bytes, stands in for the disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_is_one_line_and_the_run_can_go_on(
