@@ -31,6 +31,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -249,9 +250,11 @@ def measured(item: pytest.Item, files: set[str]) -> tuple[bool, float, set[tuple
         return note
 
     started = time.process_time()
+    threading.settrace(note)
     sys.settrace(note)
     passed = passes(item, LONGEST)
     sys.settrace(None)
+    threading.settrace(None)
     return passed, time.process_time() - started, reached
 
 

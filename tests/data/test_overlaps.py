@@ -95,6 +95,14 @@ def test_blank_neighbours_are_no_overlap():
     assert overlaps(white) == []
 
 
+@pytest.mark.parametrize(("deviation", "joined"), [(4, False), (6, True)])
+def test_an_overlap_counts_from_a_deviation_of_five_on_wherever_in_it_that_lies(deviation, joined):
+    slide = canvas(SIZE, SIZE + 48)
+    slide[:, 48:SIZE] = 128
+    slide[:, 49:SIZE:2] = np.random.default_rng(0).normal(128, deviation * 2**0.5, (SIZE, 24, 1)).round()
+    assert overlaps(cut(slide, [(0, 0), (0, 48)])) == [(0, 1, 0, 48)] * joined
+
+
 @pytest.mark.parametrize("period", [2, 4, 8, 16])
 def test_a_periodic_pattern_is_not_joined(period):
     tiles = np.stack([canvas(SIZE, SIZE, seed) for seed in range(3)])
@@ -123,9 +131,14 @@ def test_only_pairs_across_a_border_where_these_are_asked_for():
     slide = canvas(300, 300)
     places = [(0, 0), (16, 0), (0, 160), (32, 0), (0, 0), (144, 160)]
     assert overlaps(cut(slide, places), across=3) == [(0, 3, 32, 0), (0, 4, 0, 0), (1, 3, 16, 0)]
+    copies = [(0, 0), (160, 160), (0, 0), (160, 160), (0, 160), (0, 160)]  # 2 and 5 lie on the side of their first
+    assert overlaps(cut(slide, copies), across=3) == [(1, 3, 0, 0)]
 
 
-def test_it_agrees_with_comparing_every_pair_at_every_offset():
+@pytest.mark.parametrize("candidates", [2**22, 16])
+def test_it_agrees_with_comparing_every_pair_at_every_offset(candidates, monkeypatch):
+    monkeypatch.setattr("histolight.data.overlaps._CANDIDATES", candidates)  # in memory before they are joined
+    monkeypatch.setattr("histolight.data.overlaps._BATCH", 7)
     random = np.random.default_rng(4)
     slide = canvas(400, 400, 3)
     places = [(16 * y, 16 * x) for y, x in random.integers(0, 19, (60, 2))]
