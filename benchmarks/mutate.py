@@ -67,6 +67,9 @@ FILES = {
     "histolight/data/splits.py": [
         f"tests/data/test_{name}.py" for name in ("splits", "given_splits", "rare_classes", "domains")
     ],
+    "histolight/data/overlaps.py": [f"tests/data/test_{name}.py" for name in ("overlaps", "given_splits")],
+    **{f"histolight/inference/{name}.py": [f"tests/inference/test_{name}.py"] for name in ("adaptation", "levels")},
+    "histolight/training/memory.py": ["tests/training/test_memory.py"],
 }
 ASKED = 4.0  # seconds of CPU of the tests that a mutant is asked
 LONGEST = 1.5  # of one of them
