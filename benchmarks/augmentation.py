@@ -1,4 +1,7 @@
-"""Tiles per second of each augmentation and of stain normalisation, alone and together, on one core, as CSV."""
+"""Tiles per second of each augmentation and of stain normalisation, alone and together, on one core, as CSV.
+
+python benchmarks/augmentation.py > benchmarks/augmentation.csv
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Draw docs/images/augmentation.png: what each key of conf/augment and data.stain does to synthetic tiles."""
+"""Draw docs/images/augmentation.png: what each key of conf/augment and data.stain does to synthetic tiles.
+
+python benchmarks/augmentation_pictures.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Export every network of conf/model with random weights: the largest difference in probability, and the time."""
+"""Export every network of conf/model with random weights: the largest difference in probability, and the time.
+
+python benchmarks/export.py > benchmarks/export.csv
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Where the time of a training goes: the operators of twenty steps, by their own time, as text.
 
 The steps are those of ``histolight train``, with Lightning, the input path and the logging. The first ten are left out.
+
+    python benchmarks/operators.py data=kaggle data.root=FOLDER model=densenet121
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ def show_profile(overrides: list[str], steps: int = STEPS) -> None:
 
 
 def main() -> None:
-    """Profile the overrides on the command line, such as data=kaggle data.root=FOLDER model=densenet121."""
+    """Profile the overrides on the command line."""
     show_profile(sys.argv[1:])
 
 

@@ -2,6 +2,8 @@
 
 Prints for each command the largest anonymous memory (no page cache) of its process, read from Linux twenty times a
 second, and how long it took. The tiles are made here: noise with the layout and the size of the real ones, 6 GB.
+
+    OMP_NUM_THREADS=1 python benchmarks/scale.py FOLDER > benchmarks/scale.csv
 """
 
 from __future__ import annotations
@@ -99,7 +101,7 @@ def measure(kind: str, count: int, folder: Path) -> dict[str, tuple[float, float
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where tiles, packs and runs go: 31 GB, and stay")
     parser.add_argument("--tiles", type=int, nargs=2, default=[4000, 220025], metavar=("FEW", "MANY"))
     options = parser.parse_args()

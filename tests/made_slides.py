@@ -80,6 +80,13 @@ class MadeSlide:
         amounts[self.truth(x, y)] = TUMOUR
         return _light(amounts * _grain(self.seed)[:height, :width, None])
 
+    def whole(self) -> np.ndarray:
+        """Draw all of it as the file has it, tile by tile."""
+        width, height = self.size
+        tiles = iter(self._tiles(width, height, 1))
+        rows = [np.concatenate([next(tiles) for _ in range(0, width, SIDE)], axis=1) for _ in range(0, height, SIDE)]
+        return np.concatenate(rows)[:height, :width]
+
     def write(self, path: Path, levels: int = 3, compression: str | None = "jpeg", ome: bool = False) -> Path:
         """Write a tiled TIFF, each level half the one before; its pixel size in its tags, of OME in its XML."""
         options = {"tile": (SIDE, SIDE), "photometric": "rgb", "compression": compression, "dtype": np.uint8}

@@ -10,12 +10,17 @@ from histolight.data.pack import Pack
 from histolight.data.store import Tiles
 
 
+def memory_tiles(pixels: np.ndarray, folder: Path = Path("pack")) -> Tiles:
+    """Make the store of tiles that lie in memory, uint8 (N, S, S, 3), with their checksums."""
+    return Tiles([pixels], np.array([zlib.crc32(tile) for tile in pixels], np.uint32), folder)
+
+
 def memory_pack(pixels: np.ndarray, folder: Path = Path("pack")) -> Pack:
     """Make the pack of tiles that lie in memory, uint8 (N, S, S, 3)."""
     luma = jpeg_luma(pixels)
     hashes, blocks = tile_hashes(pixels), block_hashes(pixels)
     return Pack(
-        Tiles([pixels], np.array([zlib.crc32(tile) for tile in pixels], np.uint32), folder),
+        memory_tiles(pixels, folder),
         hashes=hashes,
         lumas=tile_hashes(luma),
         contrast=pixels.mean(axis=-1).std(axis=(1, 2)).astype(np.float32),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -260,7 +261,5 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
         filled.append(f"data.cache={kaggle.parent / 'cache of mistakes'}")
     assert cli.main(["predict", *filled]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("histolight:")]
-    import re
-
     assert re.search(message, line), line
     assert sorted(sweep.rglob("*")) + sorted(here.rglob("*")) == before

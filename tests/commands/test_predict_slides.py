@@ -55,9 +55,7 @@ def test_a_slides_scores_are_those_of_its_tiles_one_by_one(members, slides, here
     table = scores("out")
     some = table.iloc[:: max(1, len(table) // 12)].reset_index(drop=True)
     Path("tiles").mkdir()
-    slide = np.concatenate(
-        [np.concatenate([MADE.pixels(x, y, 256, 256) for x in range(0, 1024, 256)], axis=1) for y in range(0, 768, 256)]
-    )
+    slide = MADE.whole()
     for number, place in some.iterrows():
         x, y = int(place["x"]) - SIZE // 2, int(place["y"]) - SIZE // 2
         Image.fromarray(slide[y : y + SIZE, x : x + SIZE]).save(f"tiles/{number:03d}.png")

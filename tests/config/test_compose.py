@@ -198,16 +198,12 @@ def test_paths_reach_the_configuration_as_typed(path: str) -> None:
 
 
 def test_a_configuration_survives_yaml(tmp_path: Path) -> None:
-    from omegaconf import OmegaConf
-
     config = typed(compose_config(["model=resnet34", "loss.pos_weight=2.5", "data.limit=100"]))
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert typed(OmegaConf.load(tmp_path / "config.yaml")) == config
 
 
 def test_like_replaces_groups_and_sets_values_and_keeps_the_rest() -> None:
-    from omegaconf import OmegaConf
-
     saved = OmegaConf.create(
         to_yaml(typed(compose_config(["optimizer=sgd", "optimizer.lr=0.5", "seed=7", "data.limit=9"])))
     )

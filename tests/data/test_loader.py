@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from memory_packs import memory_tiles
 
 from histolight.data.loader import DeviceTiles, TileLoader
 from histolight.data.pack import Tiles
@@ -14,10 +13,7 @@ COUNT = 37
 
 @pytest.fixture
 def tiles() -> Tiles:
-    import zlib
-
-    pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
-    return Tiles([pixels], np.array([zlib.crc32(tile) for tile in pixels], np.uint32), Path("pack"))
+    return memory_tiles(np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -80,8 +79,7 @@ def test_a_data_set_can_be_left_out_as_a_domain_or_be_a_part(listing):
 
 def test_slides_of_each_data_set_come_from_its_own_list(listing):
     slides = listing.parent / "slides.csv"
-    pd.DataFrame({"id": [f"k{n:02d}" for n in range(20)], "slide": [f"s{n // 4}" for n in range(20)]}).to_csv(slides)
-    pd.read_csv(slides, index_col=0).to_csv(slides, index=False)
+    slides.write_text("id,slide\n" + "".join(f"k{n:02d},s{n // 4}\n" for n in range(20)))
     listing.write_text("source,root,groups\nkaggle,kaggle,slides.csv\nparquet,hub,\n")
     data = prepare(config(listing))
     assert (data.split_kind, data.slides) == ("slide", 5)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from made_slides import Ellipse, MadeSlide
-from made_slides import annotate as annotate_shape
+from made_slides import Ellipse, MadeSlide, annotate
 
 from histolight.config.compose import compose_config, typed
 from histolight.config.schema import DataConfig
@@ -26,17 +24,13 @@ def made(seed: int = 0) -> MadeSlide:
     return MadeSlide((400, 300), [Ellipse(200, 150, 190, 140)], [TUMOUR], mpp=MPP, seed=seed)
 
 
-def annotate(path: Path, shape: Ellipse = TUMOUR, factor: float = 1.0) -> None:
-    annotate_shape(path, shape, factor)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four annotated slides, one whose label is 0, one of which nobody says anything."""
     folder = tmp_path_factory.mktemp("annotated")
     for number in range(4):
         made(number).write(folder / f"s{number}.tif", levels=1, compression="zlib")
-        annotate(folder / f"s{number}.geojson")
+        annotate(folder / f"s{number}.geojson", TUMOUR)
     MadeSlide((400, 300), [Ellipse(200, 150, 190, 140)], mpp=MPP).write(folder / "free.tif", levels=1)
     made(9).write(folder / "unknown.tif", levels=1)
     (folder / "labels.csv").write_text("slide,label\nfree.tif,0\ns0,1\n")
@@ -72,15 +66,7 @@ def test_the_tiles_are_those_of_the_slide_in_any_order_of_rows(folder: Path, tmp
         row = tiles.table.iloc[place]
         x, y = middle.iloc[place] - SIZE // 2
         if row["group"].startswith("s"):
-            slide = made(int(row["group"][1:]))
-            expected = np.zeros((SIZE, SIZE, 3), np.uint8)
-            whole = np.concatenate(
-                [
-                    np.concatenate([slide.pixels(left, upper, 256, 256) for left in (0, 256)], axis=1)
-                    for upper in (0, 256)
-                ]
-            )
-            expected = whole[y : y + SIZE, x : x + SIZE]
+            expected = made(int(row["group"][1:])).whole()[y : y + SIZE, x : x + SIZE]
             np.testing.assert_array_equal(tiles.pack.tiles.gather(np.array([row["row"]]))[0], expected)
 
 
@@ -97,7 +83,7 @@ def test_the_draw_is_of_the_seed_and_of_the_slide_alone(folder: Path, tmp_path: 
     assert load_source(config_of(folder, tmp_path)).table["id"].tolist() == one.tolist()
     other = load_source(config_of(folder, tmp_path, "data.seed=1")).table["id"]
     assert set(other) != set(one)
-    config = dataclasses.replace(config_of(folder, tmp_path))
+    config = config_of(folder, tmp_path)
     config.slides.tiles_per_slide = None
     everything = load_source(config).table
     assert set(one) < set(everything["id"])
@@ -135,7 +121,7 @@ def test_half_of_each_class_is_drawn_as_far_as_there_are(positive, negative, cou
 def test_what_can_not_be_meant_is_one_line(tmp_path: Path, monkeypatch, words: list[str], message: str) -> None:
     monkeypatch.chdir(tmp_path)
     made().write(tmp_path / "a.tif", levels=1)
-    annotate(tmp_path / "a.geojson")
+    annotate(tmp_path / "a.geojson", TUMOUR)
     (tmp_path / "b").mkdir()
     made().write(tmp_path / "b" / "b.tif", levels=1)
     for name, rows in (("wrong", "a,yes"), ("twice", "a,1\na.tif,1"), ("free", "a,0")):
@@ -188,7 +174,7 @@ def test_annotations_in_microns_or_in_a_levels_pixels_give_the_same_labels(folde
         elsewhere = tmp_path / units
         elsewhere.mkdir()
         for number in range(4):
-            annotate(elsewhere / f"s{number}.geojson", factor=factor)
+            annotate(elsewhere / f"s{number}.geojson", TUMOUR, factor)
         more = [f"slides.units={units}", f"slides.annotations={elsewhere}"]
         pd.testing.assert_frame_equal(load_source(config_of(folder, tmp_path, *more)).table, expected)
 

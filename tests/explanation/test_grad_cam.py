@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from memory_packs import memory_tiles
 from torch import nn
 
 from histolight.config.schema import ModelConfig
-from histolight.data.pack import Tiles
 from histolight.errors import RequestError
 from histolight.explanation.grad_cam import centre_share, explain, feature_layers, grad_cam, mean_share, pick_tiles
 from histolight.explanation.page import answer, summary
@@ -65,11 +63,13 @@ def test_the_layers_are_the_last_one_and_the_one_before_the_last_halving(name: s
     ],
 )
 def test_of_a_network_of_tokens_it_is_the_layer_that_embeds_patches(name: str, layer: str) -> None:
+    import timm
+
     with torch.device("meta"):
         network = (
-            build_backbone(ModelConfig(name), 96).network
-            if name == "vit_b_16"
-            else __import__("timm").create_model(name.removeprefix("timm/"), img_size=SIZE, num_classes=1)
+            timm.create_model(name.removeprefix("timm/"), img_size=SIZE, num_classes=1)
+            if name.startswith("timm/")
+            else build_backbone(ModelConfig(name), 96).network
         )
         assert feature_layers(network.eval(), SIZE) == (layer, layer, True)
 
@@ -97,10 +97,7 @@ def test_maps_are_those_of_a_computation_by_hand() -> None:
 
 
 def test_a_layer_whose_output_is_changed_in_place_is_explained_alike() -> None:
-    network, tiles = (
-        classifier("densenet121"),
-        random_tiles(2),
-    )  # torchvision's forward has relu(features, inplace=True)
+    network, tiles = classifier("densenet121"), random_tiles(2)  # its forward has relu(features, inplace=True)
     pixels = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         features = network.backbone.features((pixels - network.mean) / network.std)
@@ -178,7 +175,7 @@ class CentreOnly(nn.Module):
         return self.features(tiles).mean((1, 2, 3), keepdim=True).flatten(1) * 40 - 2
 
 
-def test_a_bright_centre_is_found_in_the_centre(tmp_path: Path) -> None:
+def test_a_bright_centre_is_found_in_the_centre() -> None:
     network = classifier(normalize="none")
     network.backbone = CentreOnly()
     pixels = np.zeros((6, SIZE, SIZE, 3), dtype=np.uint8)
@@ -197,8 +194,7 @@ def test_a_bright_centre_is_found_in_the_centre(tmp_path: Path) -> None:
             "row": range(6),
         }
     )
-    tiles = Tiles([pixels], np.array([__import__("zlib").crc32(tile) for tile in pixels], dtype=np.uint32), tmp_path)
-    found = explain(network, predictions, tiles, threshold=0.5, count=2, seed=0)
+    found = explain(network, predictions, memory_tiles(pixels), threshold=0.5, count=2, seed=0)
     np.testing.assert_allclose(found.table["share"], [1, 1, 1, 1, 0, 0])
     assert found.layer == found.last_layer == "features"
     assert found.chance == pytest.approx(1 / 9)

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from memory_packs import memory_tiles
 from scipy.special import expit, logit
 from untrained_runs import untrained_run
 
 from histolight.config.schema import TrainerConfig
 from histolight.data.datamodule import to_floats
-from histolight.data.pack import Tiles
 from histolight.errors import HistolightError, RequestError
 from histolight.inference.networks import (
     inference_device,
@@ -45,12 +45,6 @@ def pixels() -> np.ndarray:
     return (random.random((11, SIZE, SIZE, 3)) * random.integers(20, 256, (11, 1, 1, 3))).astype(np.uint8)
 
 
-def store(pixels: np.ndarray) -> Tiles:
-    import zlib
-
-    return Tiles([pixels], np.array([zlib.crc32(tile) for tile in pixels], np.uint32), Path("pack"))
-
-
 def by_hand(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
     """One tile at a time, normalised here."""
     mean, std = (buffer.view(3).numpy() for buffer in (classifier.mean, classifier.std))
@@ -64,7 +58,7 @@ def by_hand(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
 
 def predicted(classifiers: list[Classifier], pixels: np.ndarray, tta: str = "none", rows=None) -> np.ndarray:
     rows = np.arange(len(pixels)) if rows is None else rows
-    return np.concatenate(list(predict_logits(classifiers, store(pixels), rows, CPU, 4, tta)))
+    return np.concatenate(list(predict_logits(classifiers, memory_tiles(pixels), rows, CPU, 4, tta)))
 
 
 def test_logits_of_an_ensemble_are_those_of_each_member_in_the_order_of_the_rows(members, pixels) -> None:
@@ -118,7 +112,7 @@ def test_the_mean_of_probabilities_of_very_sure_networks_stays_finite() -> None:
 
 def test_what_was_cut_short_goes_on_to_the_same_bits(members, pixels, tmp_path) -> None:
     classifiers, rows = load_classifiers(members, SIZE), np.arange(len(pixels))
-    request = (classifiers, store(pixels), rows, CPU, 4, "flips")
+    request = (classifiers, memory_tiles(pixels), rows, CPU, 4, "flips")
     whole = resumable_logits(tmp_path / "whole", b"request\n", *request)
     data = (tmp_path / "whole").read_bytes()
     record = 4 * 4 * 2 + 4  # four tiles, two members, CRC-32
@@ -134,7 +128,7 @@ def test_what_was_cut_short_goes_on_to_the_same_bits(members, pixels, tmp_path) 
 
 def test_finished_batches_are_not_computed_again(members, pixels, tmp_path) -> None:
     classifiers = load_classifiers(members[:1], SIZE)
-    request = (store(pixels), np.arange(len(pixels)), CPU, 4, "none")
+    request = (memory_tiles(pixels), np.arange(len(pixels)), CPU, 4, "none")
     resumable_logits(tmp_path / "file", b"request\n", classifiers, *request)
     (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes()[:-16])  # the last batch: three tiles
     seen: list[int] = []
@@ -150,7 +144,7 @@ def test_the_beginning_of_another_prediction_is_left_alone(members, pixels, tmp_
             tmp_path / "file",
             b"request\n",
             load_classifiers(members[:1], SIZE),
-            store(pixels),
+            memory_tiles(pixels),
             np.arange(len(pixels)),
             CPU,
             4,
@@ -220,7 +214,7 @@ def test_a_gpu_gives_nearly_the_logits_of_a_cpu(members, pixels) -> None:
     for precision, tolerance in (("32-true", 1e-2), ("bf16-mixed", 0.2)):
         settings = TrainerConfig(accelerator="gpu", precision=precision)
         rows = np.arange(len(pixels))
-        batches = predict_logits(load_classifiers(members, SIZE), store(pixels), rows, settings, 4, "dihedral")
+        batches = predict_logits(load_classifiers(members, SIZE), memory_tiles(pixels), rows, settings, 4, "dihedral")
         np.testing.assert_allclose(np.concatenate(list(batches)), expected, atol=tolerance)
 
 
@@ -238,7 +232,7 @@ def test_each_member_sees_tiles_with_the_stain_normalisation_that_it_was_trained
     torch.save(checkpoint, old)
     classifiers = load_classifiers(directories, SIZE)
     assert tuple(classifier.stain for classifier in classifiers) == stains
-    logits = np.concatenate(list(predict_logits(classifiers, store(pixels), np.arange(11), CPU, 4, "flips")))
+    logits = np.concatenate(list(predict_logits(classifiers, memory_tiles(pixels), np.arange(11), CPU, 4, "flips")))
     for column, classifier in zip(logits.T, classifiers, strict=True):
         with torch.no_grad():
             tiles = to_floats(torch.from_numpy(pixels), classifier.stain)

@@ -12,7 +12,7 @@ from histolight.slides.reader import SlideError, open_slide
 from histolight.slides.tissue import cells_with_tissue, find_tissue, otsu_threshold, read_mask
 
 MADE = MadeSlide((300, 200), [Ellipse(150, 100, 110, 70)], [Ellipse(120, 90, 40, 30)], mpp=8)
-OVERVIEW = np.concatenate([MADE.pixels(0, 0, 256, 200), MADE.pixels(256, 0, 44, 200)], axis=1)
+OVERVIEW = MADE.whole()
 TRUTH = MADE.tissue[0].contains(np.arange(300)[None] + 0.5, np.arange(200)[:, None] + 0.5)
 PENS = {
     "blue": (40, 60, 170),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from histolight import runs
+from histolight import files, runs
 from histolight.cli import main
 from histolight.config.compose import compose_config
 from histolight.config.schema import SchedulerConfig
@@ -214,6 +215,17 @@ def test_a_line_that_a_kill_cut_short_is_taken_off_the_journal(curves: Curves) -
     assert statuses(run_sweep([*SEARCH, *GRID, "sweep.n_trials=2"])) == {"completed": 2}
 
 
+def test_a_worker_of_an_earlier_command_begins_no_further_point(
+    curves: Curves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def superseded(config: DictConfig, point: Point, *options: Any) -> None:
+        curves(config, point, *options)
+        os.utime(files.lock_file(point.directory.parent), ns=(1, 1))  # as the next command's lock does
+
+    monkeypatch.setattr(launch, "train_and_record", superseded)
+    assert statuses(run_sweep([*SEARCH, *GRID, "sweep.n_trials=3"])) == {"completed": 1}
+
+
 @pytest.mark.slow
 def test_no_point_begins_after_the_timeout(curves: Curves) -> None:
     assert run_sweep([*SEARCH, *GRID, "sweep.timeout=1e-9"]).points == []
@@ -293,7 +305,17 @@ def test_no_point_is_stopped_before_its_schedule_is_past_its_peak() -> None:
     assert trials.first_epoch(SchedulerConfig("one_cycle", pct_start=0.3), 5) == 2
     assert trials.first_epoch(SchedulerConfig("one_cycle", pct_start=0.3), 10) == 3
     assert trials.first_epoch(SchedulerConfig("one_cycle", pct_start=0.3, total_epochs=20), 5) == 5
+    assert trials.first_epoch(SchedulerConfig("one_cycle", pct_start=0.07), 100) == 7  # 0.07 x 100 is a bit above it
     assert trials.first_epoch(SchedulerConfig("cosine"), 10) == 1
+
+
+@pytest.mark.parametrize("pruner", ["asha", "median", "hyperband"])
+@pytest.mark.slow
+def test_points_are_stopped_once_their_schedule_is_past_its_peak(pruner: str, curves: Curves) -> None:
+    result = run_sweep([*SEARCH, *GRID, f"sweep.pruner={pruner}", "scheduler=one_cycle", "scheduler.pct_start=0.4"])
+    stopped = [point.metrics["epochs"] for point in result.points if point.status == "pruned"]
+    assert stopped
+    assert min(stopped) == 4  # of nine
 
 
 def test_the_points_of_sweep_asha_are_those_of_the_grid() -> None:

@@ -136,9 +136,12 @@ def test_a_probe_is_the_plain_loop_of_pytorch_bit_for_bit(probe, small: list[str
     assert torch.equal(validated[-1], head(features(val_part)).squeeze(1).detach())
 
 
-@pytest.mark.parametrize(("cached", "saved"), [(True, [1, 1, 3, 4]), (False, [1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("cached", "patience", "saved"),
+    [(True, "null", [1, 1, 3, 4]), (False, "null", [1, 2, 3, 4]), (True, "1", [1, 2])],
+)
 def test_epochs_on_features_are_saved_where_they_are_the_best_or_the_last_and_now_and_then(
-    cached: bool, saved: list[int], probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cached: bool, patience: str, saved: list[int], probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[int] = []
     validated, began = Classifier.on_validation_epoch_end, Classifier.on_train_epoch_start
@@ -160,7 +163,8 @@ def test_epochs_on_features_are_saved_where_they_are_the_best_or_the_last_and_no
     monkeypatch.setattr("histolight.training.checkpoints.SPARED", 3)
     monkeypatch.setattr(Classifier, "on_validation_epoch_end", worse_and_worse)
     monkeypatch.setattr(Classifier, "on_train_epoch_start", watched)
-    probe(tmp_path / "run", "trainer.max_epochs=4", "model.name=shufflenet_v2_x0_5", cached=cached)
+    overrides = ["trainer.max_epochs=4", f"trainer.patience={patience}", "model.name=shufflenet_v2_x0_5"]
+    probe(tmp_path / "run", *overrides, cached=cached)
     look()
     assert found == saved
 
