@@ -13,7 +13,7 @@ from histolight.inference.evaluate_request import KEYS, EvaluateConfig, evaluate
 from histolight.progress import waiting
 from histolight.reports.calls import calls_notes, calls_rows
 from histolight.reports.page import Cell, Table, as_text
-from histolight.reports.parts import interval_text
+from histolight.reports.parts import interval_text, score_texts
 from histolight.statistics.figures import FIGURES, names_of
 
 USAGE = """\
@@ -83,7 +83,7 @@ def summary(metrics: dict[str, Any], config: dict[str, Any], directory: Path) ->
 
 def figures_table(metrics: dict[str, Any], part: str) -> Table:
     """Lay out the figures of one part: at 0.5, at the threshold chosen on validation, and what calibration changes."""
-    columns = {"at 0.5": metrics[part], f"at {metrics['threshold']:.3f}": metrics[f"{part}_at_threshold"]}
+    columns = {"at 0.5": metrics[part], f"at {score_texts(metrics['threshold'])[0]}": metrics[f"{part}_at_threshold"]}
     if f"{part}_calibrated" in metrics:
         columns["calibrated"] = {name: metrics[f"{part}_calibrated"][name] for name in names_of("scores")}
     rows = [

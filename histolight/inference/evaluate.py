@@ -39,6 +39,7 @@ from histolight.inference.networks import load_classifiers, predict_logits
 from histolight.inference.recognition import Recognised, recognise, shared_slides
 from histolight.models.classifier import Classifier
 from histolight.reports import figures, measure
+from histolight.reports.parts import score_texts
 from histolight.reports.run_page import write_run_report
 from histolight.reports.slide_maps import slides_figure
 from histolight.statistics.decisions import Band
@@ -373,7 +374,7 @@ def _calibration_notes(evaluation: Evaluation, measured: dict[str, Any], tables:
     notes = notes_on_levels(levels, pd.concat(tables.values()), evaluation.tta, adapted)
     own = levels.chosen_on == VALIDATION
     chosen_on = "the run's validation tiles" if own else levels.chosen_on
-    notes.append(f"the threshold {measured['threshold']:.3f} was chosen on {chosen_on}")
+    notes.append(f"the threshold {score_texts(measured['threshold'])[0]} was chosen on {chosen_on}")
     if measured["temperature"] is None:
         return notes
     where = f"the validation predictions of {evaluation.run}" if own else evaluation.levels.chosen_on

@@ -126,4 +126,5 @@ def describe(levels: Levels) -> dict[str, Any]:
         "temperature": levels.temperature,
         "intercept": levels.intercept,
         "chosen_on": levels.chosen_on,
+        "choosing": {str(label): int((levels.tiles["label"] == label).sum()) for label in (0, 1)},
     }

@@ -6,7 +6,8 @@ from typing import Any
 
 from histolight.data.table import PARTS
 from histolight.reports.page import Cell, Section, Table
-from histolight.reports.parts import interval_text
+from histolight.reports.parts import interval_text, score_texts
+from histolight.statistics.decisions import expected_outside
 
 METHODS = {
     "clopper-pearson": "shares take each tile for a sample of its own (Clopper-Pearson)",
@@ -55,14 +56,10 @@ def calls_notes(metrics: dict[str, Any], config: dict[str, Any]) -> list[str]:
     notes, report, where = [], config.get("report", {}), chosen_on(metrics)
     optimistic = ", whose own figures are therefore optimistic" if "val" in metrics else ""
     if band := metrics.get("abstention"):
-        notes.append(
-            f"Abstaining: no call from a score of {band['low']:.3f} to one of {band['high']:.3f}. On {where} no more "
-            f"than {100 * report.get('abstain', 0.05):.3g}% of the tumour tiles lie below, and of the benign tiles "
-            f"above{optimistic}. The share of wrong calls is that where as many tiles are tumour as among these."
-        )
+        notes.append(_about_band(band, report.get("abstain", 0.05), metrics, where, optimistic))
     if report.get("prevalence") is not None:
         notes.append(
-            f"PPV and NPV: calls at {metrics['threshold']:.3f}, chosen on {where}{optimistic}, where "
+            f"PPV and NPV: calls at {score_texts(metrics['threshold'])[0]}, chosen on {where}{optimistic}, where "
             f"{report['prevalence']:.3g} of the tiles are tumour; sensitivity and specificity are those measured here."
         )
     figures = [
@@ -73,10 +70,30 @@ def calls_notes(metrics: dict[str, Any], config: dict[str, Any]) -> list[str]:
     ]
     methods = dict.fromkeys(METHODS[one["method"]] for one in figures if one["method"] in METHODS)
     if methods:
-        others = "slides" if metrics.get("slides") else "tiles"
-        notes.append(f"With 95 % intervals for this training on other {others} like these: {'; '.join(methods)}.")
+        unseen = metrics.get("slides") and metrics.get("split") != "random" and not metrics.get("torn_slides")
+        others = f"other {'slides' if unseen else 'tiles'} like these"
+        notes.append(f"With 95 % intervals for this training on {others}: {'; '.join(methods)}.")
     remarks = dict.fromkeys(one.get("note") for one in figures)
     return notes + [f"{remark[0].upper()}{remark[1:]}." for remark in remarks if remark]
+
+
+def _about_band(band: dict[str, float], limit: float, metrics: dict[str, Any], where: str, optimistic: str) -> str:
+    """Say which scores are no calls, what chose them, and what is to be expected of other tiles."""
+    low, high = score_texts(band["low"], band["high"])
+    chosen = (
+        f"On {where} no more than {100 * limit:.3g}% of the tumour tiles lie below, and of the benign tiles above"
+        f"{optimistic}."
+    )
+    as_here = "The share of wrong calls is that where as many tiles are tumour as among these."
+    if low == high:
+        return f"Abstaining: there is no band, as one threshold, {low}, keeps both limits. {chosen} {as_here}"
+    if counts := metrics.get("choosing") or metrics.get("tiles", {}).get("val"):
+        tumour, benign = (f"{100 * expected_outside(counts[label], limit):.2g}%" for label in ("1", "0"))
+        chosen += (
+            f" They are {counts['1']:,} and {counts['0']:,} tiles: of others like them {tumour} and {benign} are "
+            "expected there, of other slides often more."
+        )
+    return f"Abstaining: no call from a score of {low} to one of {high}. {chosen} {as_here}"
 
 
 def _cell(figure: dict[str, Any] | None) -> Cell:

@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from histolight.data.pack import Tiles
 from histolight.reports import figures
-from histolight.reports.parts import interval_text, save_figure
+from histolight.reports.parts import interval_text, save_figure, score_texts
 from histolight.statistics.decisions import Band, abstention, predictive_values
 from histolight.statistics.figures import FIGURES, LabelledScores, metric_intervals, names_of
 from histolight.statistics.intervals import Interval
@@ -107,7 +107,7 @@ def draw_part(
     wrong = figures.worst_calls(scores, labels, measured["threshold"])
     shown = wrong[:WORST]
     captions = [f"{'tumour' if labels[i] else 'benign'}, score {scores[i]:.2f}" for i in shown]
-    calls = f"threshold {measured['threshold']:.3f} calls {len(wrong):,} of {len(labels):,} tiles wrong"
+    calls = f"threshold {score_texts(measured['threshold'])[0]} calls {len(wrong):,} of {len(labels):,} tiles wrong"
     if len(shown) < len(wrong):
         calls += f"; the {len(shown)} worst"
     return {

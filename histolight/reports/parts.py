@@ -30,6 +30,20 @@ def interval_text(low: float | None, high: float | None, digits: int = 4) -> str
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def score_texts(*scores: float) -> list[str]:
+    """Write scores with three decimals, or with as many more as tell them apart, and from 0 and 1.
+
+    >>> score_texts(0.25), score_texts(0.49121, 0.49134), score_texts(0.99997), score_texts(0.5, 0.5)
+    (['0.250'], ['0.4912', '0.4913'], ['0.99997'], ['0.500', '0.500'])
+    """
+    different = {0.0, 1.0, *scores}
+    for digits in range(3, 18):
+        texts = [f"{score:.{digits}f}" for score in scores]
+        if len({f"{score:.{digits}f}" for score in different}) == len(different):
+            break
+    return texts
+
+
 def what_was_chosen(metrics: Mapping[str, Any]) -> str:
     """Name what a run chose by its validation AUROC; empty where it trained one epoch, which leaves no choice.
 

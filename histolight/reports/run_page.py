@@ -17,7 +17,15 @@ from histolight.reports.calls import calls_section, chosen_on
 from histolight.reports.curves import curve_figures, read_curves
 from histolight.reports.model_card import model_card
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
-from histolight.reports.parts import as_jpeg, interval_text, pairs, problem_table, saved_picture, what_was_chosen
+from histolight.reports.parts import (
+    as_jpeg,
+    interval_text,
+    pairs,
+    problem_table,
+    saved_picture,
+    score_texts,
+    what_was_chosen,
+)
 from histolight.runs import read_config, read_metrics, read_predictions
 from histolight.statistics.clusters import FEW_SLIDES
 from histolight.statistics.figures import FIGURES
@@ -179,7 +187,7 @@ def _figures_section(
         for part, name in ((part, f"{PARTS[part]}{stamp}") for part in LEADING)
         for ending, heading in (
             ("", name),
-            ("_at_threshold", f"{name} at {threshold:.3f}" if threshold is not None else ""),
+            ("_at_threshold", f"{name} at {score_texts(threshold)[0]}" if threshold is not None else ""),
             ("_calibrated", f"{name}, calibrated"),
         )
         if f"{part}{ending}" in metrics
@@ -195,8 +203,10 @@ def _figures_section(
     used = [one for column in columns for one in metrics[column].values()]
     notes = [f"With 95 % intervals. {_methods([metrics[column] for column in columns])}", LOSSES]
     if threshold is not None:
-        where = chosen_on(metrics)
-        chosen = f"Calls at 0.5, and at {threshold:.3f}: the threshold of the highest balanced accuracy on {where}"
+        chosen = (
+            f"Calls at 0.5, and at {score_texts(threshold)[0]}: the threshold of the highest balanced accuracy on "
+            f"{chosen_on(metrics)}"
+        )
         notes.append(
             f"{chosen}, whose own figures at it are therefore optimistic." if "val" in metrics else f"{chosen}."
         )
@@ -269,7 +279,9 @@ def _slides(predictions: pd.DataFrame, part: str, metrics: dict[str, Any]) -> Se
     ]
     columns = ["slide", "tiles", "tumour", "wrong calls", "AUROC", "sensitivity", "specificity"]
     first = f"the {SLIDES_SHOWN} of {len(table)} slides" if len(table) > len(shown) else f"all {len(table)} slides"
-    notes = [f"Shown: {first}, those with the largest share of wrong calls first. Calls at {threshold:.3f}."]
+    notes = [
+        f"Shown: {first}, those with the largest share of wrong calls first. Calls at {score_texts(threshold)[0]}."
+    ]
     if lacking := int(predictions["group"].isna().sum()):
         notes.append(f"{lacking:,} tiles have no known slide.")
     return Section(f"Slide by slide: {PARTS[part]}", table=Table(columns, rows, words=1), notes=notes)
@@ -293,7 +305,7 @@ def _domains(part: str, metrics: dict[str, Any]) -> Section | None:
         for domain in measured
     ]
     columns = ["domain", "tiles", "tumour", "AUROC", "sensitivity", "specificity"]
-    notes = [f"The lowest AUROC first. Calls at {metrics['threshold']:.3f}."]
+    notes = [f"The lowest AUROC first. Calls at {score_texts(metrics['threshold'])[0]}."]
     return Section(f"Domain by domain: {PARTS[part]}", table=Table(columns, rows, words=1), notes=notes)
 
 

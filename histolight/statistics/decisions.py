@@ -57,6 +57,22 @@ def choose_band(scores: npt.ArrayLike, labels: npt.ArrayLike, limit: float, thre
     return Band(low, high)
 
 
+def expected_outside(tiles: int, limit: float) -> float:
+    """Share of other tiles of a class that is expected on the wrong side of a band that so many tiles chose.
+
+    Where ``floor(limit * tiles)`` of them lie outside the band, as :func:`choose_band` allows, another tile like them
+    takes any place in their order with the same probability.
+
+    Args:
+        tiles: Those of the class that chose the band.
+        limit: As in :func:`choose_band`.
+
+    >>> expected_outside(20, 0.05), round(expected_outside(1999, 0.05), 3)
+    (0.09523809523809523, 0.05)
+    """
+    return (math.floor(limit * tiles + 1e-9) + 1) / (tiles + 1)
+
+
 def abstention(tiles: LabelledScores, band: Band) -> dict[str, Interval]:
     """Measure a classifier that abstains: ``coverage``, the share of tiles called, and ``error``, of wrong calls.
 

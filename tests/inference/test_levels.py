@@ -13,7 +13,14 @@ from sklearn.metrics import balanced_accuracy_score
 
 from histolight import files, runs
 from histolight.errors import RequestError
-from histolight.inference.levels import VALIDATION, Levels, levels_of_evaluation, levels_of_run, notes_on_levels
+from histolight.inference.levels import (
+    VALIDATION,
+    Levels,
+    describe,
+    levels_of_evaluation,
+    levels_of_run,
+    notes_on_levels,
+)
 from histolight.statistics.decisions import Band
 
 
@@ -44,6 +51,7 @@ def test_what_chose_the_levels_says_how_much_of_it_the_run_knew(tmp_path: Path, 
     found = levels_of_evaluation(evaluation, tmp_path / "run", "none", "none", 0.05, calibrate="false")
     assert found.chosen_on.startswith(f"the 40 tiles of {evaluation}{said}")
     assert found.chosen_on.endswith("evaluation" if not seen else "overlap such")
+    assert describe(found)["choosing"] == {"0": 20, "1": 20}
 
 
 @pytest.mark.parametrize("calibrate", ["false", "true", "line"])

@@ -212,7 +212,7 @@ def test_calls_say_what_chose_them_and_what_their_intervals_rest_on(tmp_path: Pa
     text = read(write_run_report(slides)).text
     for said in (
         "no call from a score of 0.200 to one of 0.600. On validation no more than 5% of the tumour tiles lie below, "
-        "and of the benign tiles above, whose own figures are therefore optimistic.",
+        "and of the benign tiles above, whose own figures are therefore optimistic. They are",
         "calls at 0.250, chosen on validation, whose own figures are therefore optimistic, where 0.05 of the tiles",
         "95 % intervals for this training on other slides like these: shares take slides, or groups of overlapping",
         "predictive values from the rates of right and wrong calls (Donner and Zou 2012).",
@@ -230,6 +230,26 @@ def test_calls_say_what_chose_them_and_what_their_intervals_rest_on(tmp_path: Pa
     (note,) = calls_notes(test, {})
     assert "On the 9 tiles of x no more than 5%" in note
     assert "optimistic" not in note
+    assert "expected" not in note
+
+
+def test_a_band_says_what_is_to_be_expected_of_other_tiles_and_where_there_is_none() -> None:
+    metrics = {"chosen_on": "x", "choosing": {"0": 24, "1": 40}, "abstention": {"low": 0.49121, "high": 0.49134}}
+    (note,) = calls_notes(metrics, {})
+    assert "no call from a score of 0.4912 to one of 0.4913." in note
+    assert "They are 40 and 24 tiles: of others like them 7.3% and 8% are expected there" in note  # 3 / 41 and 2 / 25
+    (note,) = calls_notes(metrics | {"abstention": {"low": 0.49121, "high": 0.49121}}, {})
+    assert "there is no band, as one threshold, 0.491, keeps both limits." in note
+    assert "expected" not in note
+
+
+@pytest.mark.parametrize(
+    ("split", "torn", "others"), [("slide", 0, "slides"), ("random", 0, "tiles"), ("given", 2, "tiles")]
+)
+def test_intervals_speak_of_other_slides_only_where_training_has_not_seen_these(split, torn, others) -> None:
+    figure = {"value": 0.9, "low": 0.8, "high": 0.95, "method": "korn-graubard", "note": ""}
+    metrics = {"split": split, "slides": 12, "torn_slides": torn, "test_abstaining": {"coverage": figure}}
+    assert f"for this training on other {others} like these" in calls_notes(metrics, {})[0]
 
 
 @pytest.mark.parametrize("adapted", [None, "adapted to 200 unlabelled tiles (batch-norm statistics)"])

@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from histolight.statistics.decisions import Band, abstention, choose_band, predictive_values
+from histolight.statistics.decisions import Band, abstention, choose_band, expected_outside, predictive_values
 from histolight.statistics.figures import LabelledScores, sensitivity, specificity
 
 
@@ -42,6 +42,17 @@ def test_where_one_threshold_keeps_both_shares_nothing_is_left_out() -> None:
     assert choose_band(scores, labels, 0.05, 0.75) == Band(0.7, 0.7)
     measured = abstention(make_tiles(logit(scores), labels), Band(0.5, 0.5))
     assert (measured["coverage"].value, measured["error"].value) == (1, 0)
+
+
+@pytest.mark.parametrize("count", [10, 19, 20, 100])
+def test_of_other_tiles_as_many_lie_outside_the_band_as_is_expected(count: int) -> None:
+    random = np.random.default_rng(count)
+    labels = np.repeat([0, 1], count)
+    outside = []
+    for _ in range(2000):
+        scores = expit(random.normal(0, 1, 2 * count))  # a band there always is: the classes look alike
+        outside.append(norm.cdf(logit(choose_band(scores, labels, 0.05, 0.5).low)))
+    assert np.mean(outside) == pytest.approx(expected_outside(count, 0.05), abs=4 * np.std(outside) / 2000**0.5)
 
 
 def test_coverage_and_error_are_counted_by_hand() -> None:
