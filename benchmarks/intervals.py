@@ -54,6 +54,7 @@ def cells() -> list[Cell]:
     slides = [(count, 0, unequal) for count in (3, 8, 22, 60) for unequal in (False, True)]
     slides += [(60, tumour, unequal) for tumour in (3, 5, 10) for unequal in (False, True)]
     listed = [Cell(auroc, 1.0, "tiles", 800, 0, 0, False, 0.05) for auroc in (0.995, 0.99, 0.95)]
+    listed += [Cell(auroc, 1.0, "tiles", 1000, 0, 0, False, 0.93) for auroc in (0.95, 0.8)]  # 70 benign tiles
     for auroc in (0.99, 0.95, 0.8):
         for tiles in (100, 800):
             listed += [Cell(auroc, temperature, "tiles", tiles, 0, 0, False) for temperature in (1.0, 0.7)]

@@ -190,7 +190,8 @@ def sensitivity_at_specificity(tiles: LabelledScores, specificity: float = SPECI
 
     The interval allows for the threshold too (Woodruff, Journal of the American Statistical Association 47 (1952),
     635-646): its ends are those of the sensitivities at the thresholds that the interval of the specificity leaves,
-    each at the level ``(1 + level) / 2``, so that both together hold ``level``.
+    each at the level ``(1 + level) / 2``, so that both together hold ``level``. There is none where all negative tiles
+    may lie below the threshold sought with a probability above ``1 - level``, as fewer than 59 do for 95 %.
 
     Args:
         tiles: The tiles.
@@ -215,6 +216,9 @@ def sensitivity_at_specificity(tiles: LabelledScores, specificity: float = SPECI
     for part in (middle, allowed):
         if part.method == "none":
             return replace(part, value=middle.value)
+    if specificity ** len(negatives) > 1 - tiles.level:
+        reason = f"{len(negatives)} negative tiles are too few to find the threshold of {specificity:.0%} specificity"
+        return no_interval(middle.value, f"no interval: {reason}")
     low, high = sensitivity_at(allowed.high)[1].low, sensitivity_at(allowed.low)[1].high
     return Interval(middle.value, low, high, "woodruff", clusters.note)
 

@@ -95,20 +95,30 @@ def test_tiles_that_overlap_are_one_piece_of_evidence_where_slides_are_unknown()
 
 def test_the_interval_of_sensitivity_at_a_specificity_allows_for_the_threshold() -> None:
     random = np.random.default_rng(2)
-    labels = np.arange(90) < 40
-    logits = (labels + random.normal(size=90)).astype(np.float32)
+    labels = np.arange(100) < 40
+    logits = (labels + random.normal(size=100)).astype(np.float32)
     negatives, positives = np.sort(expit(logits[~labels])), expit(logits[labels])
 
     def exact(count: int, of: int) -> tuple[float, float]:  # each of the two at 97.5 %
         return binomtest(count, of).proportion_ci(0.975, method="exact")
 
-    below, above = exact(48, 50)  # ceil(0.95 x 50) negatives lie at or below the threshold
+    below, above = exact(57, 60)  # ceil(0.95 x 60) negatives lie at or below the threshold
     ends = []
     for share, side in ((above, 0), (below, 1)):
-        threshold = negatives[math.ceil(share * 50) - 1]
+        threshold = negatives[math.ceil(share * 60) - 1]
         ends.append(exact(int((positives > threshold).sum()), 40)[side])
     measured = sensitivity_at_specificity(tiles_of(logits, labels))
     assert (measured.low, measured.high) == pytest.approx(ends)
+
+
+@pytest.mark.parametrize(("negatives", "method"), [(58, "none"), (59, "woodruff")])
+def test_there_is_no_interval_where_all_negative_tiles_may_lie_below_the_threshold_sought(negatives, method) -> None:
+    logits = np.random.default_rng(4).normal(size=negatives + 30)
+    measured = sensitivity_at_specificity(tiles_of(logits, np.arange(negatives + 30) < 30))  # 0.95^59 < 0.05 < 0.95^58
+    assert measured.method == method
+    assert ("58 negative tiles are too few to find the threshold of 95% specificity" in measured.note) == (
+        method == "none"
+    )
 
 
 @pytest.mark.parametrize("ties", [1, 3])
