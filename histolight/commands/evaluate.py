@@ -13,7 +13,7 @@ from histolight.inference.evaluate_request import KEYS, EvaluateConfig, evaluate
 from histolight.progress import waiting
 from histolight.reports.calls import calls_notes, calls_rows
 from histolight.reports.page import Cell, Table, as_text
-from histolight.reports.parts import interval_text, score_texts
+from histolight.reports.parts import figure_remarks, interval_text, score_texts
 from histolight.statistics.figures import FIGURES, names_of
 
 USAGE = """\
@@ -73,7 +73,7 @@ def summary(metrics: dict[str, Any], config: dict[str, Any], directory: Path) ->
     for part in metrics["tiles"]:
         counts = metrics["tiles"][part]
         lines += [f"{part}: {counts['0']:,} benign and {counts['1']:,} tumour tiles, {metrics['origin'][part]}"]
-        lines += [as_text(figures_table(metrics, part)), *filter(None, [metrics[part]["auroc"]["note"]]), ""]
+        lines += [as_text(figures_table(metrics, part)), *_remarks(metrics, part), ""]
         rows = [[Cell(name), *cells] for name, cells in calls_rows(metrics, [part])]
         lines += [as_text(Table(["", part], rows, words=1)), ""] if rows else []
     lines += [*metrics["notes"], *calls_notes(metrics, config)]
@@ -92,6 +92,12 @@ def figures_table(metrics: dict[str, Any], part: str) -> Table:
         if name in metrics[part]
     ]
     return Table(["", *columns], rows, words=1)
+
+
+def _remarks(metrics: dict[str, Any], part: str) -> list[str]:
+    """Say what a reader of the figures of one part must hear of."""
+    kinds = {"at 0.5": part, "at the threshold": f"{part}_at_threshold", "calibrated": f"{part}_calibrated"}
+    return figure_remarks({heading: metrics[kind] for heading, kind in kinds.items() if kind in metrics})
 
 
 def _cell(figure: dict[str, Any] | None) -> Cell:

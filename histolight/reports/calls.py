@@ -6,7 +6,7 @@ from typing import Any
 
 from histolight.data.table import PARTS
 from histolight.reports.page import Cell, Section, Table
-from histolight.reports.parts import interval_text, score_texts
+from histolight.reports.parts import interval_text, remarks, score_texts
 from histolight.statistics.decisions import expected_outside
 
 METHODS = {
@@ -73,8 +73,7 @@ def calls_notes(metrics: dict[str, Any], config: dict[str, Any]) -> list[str]:
         unseen = metrics.get("slides") and metrics.get("split") != "random" and not metrics.get("torn_slides")
         others = f"other {'slides' if unseen else 'tiles'} like these"
         notes.append(f"With 95 % intervals for this training on {others}: {'; '.join(methods)}.")
-    remarks = dict.fromkeys(one.get("note") for one in figures)
-    return notes + [f"{remark[0].upper()}{remark[1:]}." for remark in remarks if remark]
+    return notes + remarks(one["note"] for one in figures if one.get("note"))
 
 
 def _about_band(band: dict[str, float], limit: float, metrics: dict[str, Any], where: str, optimistic: str) -> str:

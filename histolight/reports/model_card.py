@@ -5,25 +5,37 @@ After M. Mitchell and others, "Model Cards for Model Reporting", 2019.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from histolight.data.sources import is_artificial
 from histolight.data.table import SPLITS
 from histolight.reports.page import Cell, Table
 from histolight.reports.parts import what_was_chosen
 from histolight.statistics.clusters import FEW_SLIDES
+from histolight.statistics.figures import error_by_chance
 
 POORLY_CALIBRATED = 0.05  # ECE
+SURE = 1.645  # standard deviations above what chance makes of scores that are right: one set in twenty of such
 CARD = {"backbone": "url", "licence of the backbone": "licence", "citation of the backbone": "citation"}
 
 
-def model_card(metrics: dict[str, Any], config: dict[str, Any], training: dict[str, Any]) -> Table:
+def model_card(
+    metrics: dict[str, Any],
+    config: dict[str, Any],
+    training: dict[str, Any],
+    predictions: Mapping[str, pd.DataFrame] | None = None,
+) -> Table:
     """Fill the card.
 
     Args:
         metrics: ``metrics.json`` of a run or an evaluation.
         config: Its ``config.yaml``.
         training: The configuration of the training: of a run the same, of an evaluation its ``training.yaml``.
+        predictions: Those of each part that was measured.
     """
     rows = [
         ("intended use", "Research on the detection of metastatic tissue in histology tiles."),
@@ -33,7 +45,7 @@ def model_card(metrics: dict[str, Any], config: dict[str, Any], training: dict[s
         ("training", _training(metrics, training)),
         ("pixel size", _pixel_size(training)),
         ("answer", _answer(config)),
-        *(("known limit", text) for text in known_limits(metrics, config)),
+        *(("known limit", text) for text in known_limits(metrics, config, predictions or {})),
     ]
     return Table(["", ""], [[Cell(name), Cell(text)] for name, text in rows if text], words=2)
 
@@ -99,7 +111,7 @@ def _answer(config: dict[str, Any]) -> str:
     )
 
 
-def known_limits(metrics: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def known_limits(metrics: dict[str, Any], config: dict[str, Any], predictions: Mapping[str, pd.DataFrame]) -> list[str]:
     """List the limits that this run has."""
     data = config.get("data", {})
     lead = next((part for part in ("test", "val") if part in metrics), None)
@@ -124,12 +136,27 @@ def known_limits(metrics: dict[str, Any], config: dict[str, Any]) -> list[str]:
             f"Accuracy, F1 and average precision hold where {share:.0%} of the tiles are tumour, as here; of a whole "
             "slide usually far fewer are."
         )
-        ece = metrics[lead]["ece"]["value"]
-        if ece > POORLY_CALIBRATED:
-            limits.append(f"A score is not a probability here: on average the two are {ece:.3f} apart (ECE).")
+        if lead in predictions:
+            limits += _about_scores(metrics[lead]["ece"]["value"], predictions[lead]["score"].to_numpy())
     if adapted := metrics.get("adapted"):
         limits.append(f"The figures are of a network {adapted['sentence']}: on other tiles it must be adapted anew.")
     if lead == "val" and metrics.get("split") != "other":
         chosen = what_was_chosen(metrics) or "the threshold"
         limits.append(f"There is no test part: the figures are of the tiles on which {chosen} was chosen.")
     return limits
+
+
+def _about_scores(ece: float, scores: np.ndarray) -> list[str]:
+    """Say whether a score is a probability, where these tiles show that it is not or are too few to show it."""
+    if ece <= POORLY_CALIBRATED:
+        return []
+    mean, spread = error_by_chance(scores)
+    if ece > mean + SURE * spread:
+        return [
+            f"A score is not a probability here: on average the two are {ece:.3f} apart (ECE); scores that are right "
+            f"would have about {mean:.3f} on these {len(scores):,} tiles."
+        ]
+    return [
+        f"These {len(scores):,} tiles don't show whether a score is a probability: the ECE is {ece:.3f}, and scores "
+        f"that are right would have about {mean:.3f}."
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,34 @@ def score_texts(*scores: float) -> list[str]:
         if len({f"{score:.{digits}f}" for score in different}) == len(different):
             break
     return texts
+
+
+def remarks(notes: Iterable[str]) -> list[str]:
+    """Write notes as sentences, each once, and those that say the same of several figures together.
+
+    >>> remarks(["sensitivity: few slides", "no interval: one tile", "accuracy: few slides"])
+    ['Sensitivity, accuracy: few slides.', 'No interval: one tile.']
+    """
+    subjects: dict[str, dict[str, None]] = {}
+    for note in notes:
+        subject, colon, text = note.rpartition(": ")
+        subjects.setdefault(colon + text, {})[subject] = None
+    sentences = [f"{', '.join(names)}{text}." for text, names in subjects.items()]
+    return [f"{sentence[0].upper()}{sentence[1:]}" for sentence in sentences]
+
+
+def figure_remarks(columns: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Say what a reader of a table of figures must hear of beside them.
+
+    Args:
+        columns: The figures of each column, as ``metrics.json`` has them, by its heading.
+    """
+    return remarks(
+        f"{heading}, {note}" if name == "ece" else note  # which has a number in it
+        for heading, figures in columns.items()
+        for name, figure in figures.items()
+        if (note := figure.get("note"))
+    )
 
 
 def what_was_chosen(metrics: Mapping[str, Any]) -> str:

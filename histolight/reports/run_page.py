@@ -19,6 +19,7 @@ from histolight.reports.model_card import model_card
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
 from histolight.reports.parts import (
     as_jpeg,
+    figure_remarks,
     interval_text,
     pairs,
     problem_table,
@@ -91,7 +92,7 @@ def write_run_report(directory: Path) -> Path:
         _data(metrics, predictions, config),
         _checks(directory),
         _cost(metrics),
-        Section("Model card", table=model_card(metrics, config, training or config)),
+        Section("Model card", table=model_card(metrics, config, training or config, predictions)),
         Section("Configuration", table=_settings(config)),
         Section("Provenance", table=_provenance(directory, metrics)),
     ]
@@ -200,7 +201,6 @@ def _figures_section(
         if any(measured):
             cells = [_cell(one["value"], one["low"], one["high"]) if one else Cell("") for one in measured]
             rows.append([Cell(figure.heading, "" if figure.higher_is_better else "lower is better"), *cells])
-    used = [one for column in columns for one in metrics[column].values()]
     notes = [f"With 95 % intervals. {_methods([metrics[column] for column in columns])}", LOSSES]
     if threshold is not None:
         chosen = (
@@ -215,8 +215,7 @@ def _figures_section(
         notes.append(
             f"Calibrated: logits divided by {metrics['temperature']:.4f}{shift}, fitted on {chosen_on(metrics)}."
         )
-    remarks = dict.fromkeys(one.get("note") for one in used)
-    notes += [f"{remark[0].upper()}{remark[1:]}." for remark in remarks if remark]
+    notes += figure_remarks({heading: metrics[column] for column, heading in columns.items()})
     return Section("How good it is", table=Table(["", *columns.values()], rows, words=1), notes=notes)
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from histolight.statistics.clusters import Clusters, effective_clusters
-from histolight.statistics.figures import LabelledScores, correlation, sensitivity, specificity
-from histolight.statistics.intervals import Bools, Interval, check_scores, no_interval, proportion_interval
-
-FEWEST_WRONG = 5.0  # effective slides with wrong calls, below which 95 % intervals held 0.90: benchmarks/decisions.csv
+from histolight.statistics.figures import LabelledScores, correlation, share_right, with_caution
+from histolight.statistics.intervals import Interval, check_scores, no_interval, proportion_interval
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ def abstention(tiles: LabelledScores, band: Band) -> dict[str, Interval]:
         return {"coverage": coverage, "error": no_interval(math.nan, "no interval: no tile is called")}
     wrong = (low & tiles.positive) | (high & ~tiles.positive)
     error = proportion_interval(wrong, called, tiles.clusters, "called", tiles.level)
-    return {"coverage": coverage, "error": _with_caution(error, "error", wrong, tiles.clusters)}
+    return {"coverage": coverage, "error": with_caution(error, "error", wrong, tiles.clusters)}
 
 
 def predictive_values(tiles: LabelledScores, prevalence: float) -> dict[str, Interval]:
@@ -112,7 +109,7 @@ def predictive_values(tiles: LabelledScores, prevalence: float) -> dict[str, Int
     Returns:
         ``ppv`` and ``npv``; NaN where no tile is called so. A note says where wrong calls come from few slides.
     """
-    rates = sensitivity(tiles), specificity(tiles)
+    rates = share_right(tiles, "positive"), share_right(tiles, "negative")
     together = correlation(tiles.right, tiles.positive, tiles.clusters)
     odds = prevalence / (1 - prevalence)
     found = {}
@@ -121,17 +118,8 @@ def predictive_values(tiles: LabelledScores, prevalence: float) -> dict[str, Int
         ("npv", rates[::-1], 1 / odds, ~tiles.called & tiles.positive),
     ):
         value = _predictive_value(right, other, prior, together)
-        found[name] = _with_caution(value, name.upper(), wrong, tiles.clusters)
+        found[name] = with_caution(value, name.upper(), wrong, tiles.clusters)
     return found
-
-
-def _with_caution(figure: Interval, name: str, wrong: Bools, clusters: Clusters) -> Interval:
-    """Say so where wrong calls come from so few slides that others may well have many more of them."""
-    if figure.method == "none" or not clusters.slides or not wrong.any():
-        return figure
-    count = effective_clusters(clusters.codes[wrong])
-    caution = f"{name}: the wrong calls count as {count:.1f} slides, so the interval may be too short"
-    return replace(figure, note="; ".join(filter(None, [figure.note, caution]))) if count < FEWEST_WRONG else figure
 
 
 def _predictive_value(right: Interval, other: Interval, odds: float, together: float) -> Interval:

@@ -223,7 +223,7 @@ def test_calls_say_what_chose_them_and_what_their_intervals_rest_on(tmp_path: Pa
     notes = calls_notes(metrics, {"report": {}})
     assert {
         "No interval: one slide holds all.",
-        "NPV: the wrong calls count as 3.0 slides, so the interval may be too short.",
+        "NPV: the wrong calls count as fewer than 5 slides, so the interval may be too short.",
     } <= {*notes}
     test = {"chosen_on": "the 9 tiles of x", "abstention": {"low": 0.2, "high": 0.6}}
     assert "no more than 0.5% of the tumour tiles" in calls_notes(test, {"report": {"abstain": 0.005}})[0]
@@ -282,14 +282,27 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_the_card_knows_the_limits_of_the_run() -> None:
     tiles = {"val": {"0": 90, "1": 10}}
-    val = {"ece": {"value": 0.2}}
-    random = known_limits({"split": "random", "slides": 0, "tiles": tiles, "val": val}, {"data": {"source": "kaggle"}})
+    val, scores = {"ece": {"value": 0.2}}, {"val": pd.DataFrame({"score": np.full(100, 0.3)})}
+    metrics = {"split": "random", "slides": 0, "tiles": tiles, "val": val}
+    random = known_limits(metrics, {"data": {"source": "kaggle"}}, scores)
     text = " ".join(random)
     for said in ("on other slides was not measured", "10% of the tiles", "0.200 apart", "no test part"):
         assert said in text
     test = {"split": "slide", "slides": 8, "tiles": {"test": tiles["val"]}, "test": {"ece": {"value": 0.01}}}
-    text = " ".join(known_limits(test, {"data": {"source": "synthetic"}}))
+    text = " ".join(known_limits(test, {"data": {"source": "synthetic"}}, {"test": scores["val"]}))
     assert "synthetic" in text
     assert "Only 8 slides" in text
     for absent in ("on other slides was not measured", "apart", "no test part"):
         assert absent not in text
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(60, "These 60 tiles don't show"), (6000, "A score is not a probability here")]
+)
+def test_the_card_denies_probabilities_only_where_chance_does_not_explain_the_ece(count: int, said: str) -> None:
+    metrics = {"split": "slide", "tiles": {"test": {"0": 1, "1": 1}}, "test": {"ece": {"value": 0.08}}}
+    scores = pd.DataFrame({"score": np.linspace(0.02, 0.98, count)})
+    assert said in " ".join(known_limits(metrics, {}, {"test": scores}))
+    assert "probability" not in " ".join(
+        known_limits(metrics | {"test": {"ece": {"value": 0.04}}}, {}, {"test": scores})
+    )

@@ -9,7 +9,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 
 from histolight.statistics.decisions import Band, abstention, choose_band, expected_outside, predictive_values
-from histolight.statistics.figures import LabelledScores, sensitivity, specificity
+from histolight.statistics.figures import FIGURES, LabelledScores, sensitivity, specificity
 
 
 def make_tiles(logits, labels, threshold: float = 0.5, groups=None) -> LabelledScores:
@@ -123,13 +123,13 @@ def test_wrong_calls_of_few_slides_are_a_caution() -> None:
     logits[(groups % 2 == 0) & (np.arange(120) % 6 == 0)] = -2  # missed tumour on ten slides
     tiles = make_tiles(logits, labels, groups=groups)
     values = predictive_values(tiles, 0.05)
-    assert values["ppv"].note == "PPV: the wrong calls count as 1.0 slides, so the interval may be too short"
+    assert values["ppv"].note == "PPV: the wrong calls count as fewer than 5 slides, so the interval may be too short"
     assert values["npv"].note == ""
     assert predictive_values(make_tiles(logits, labels), 0.05)["ppv"].note == ""  # tiles for themselves
     error = {edge: abstention(tiles, Band(1 - edge, edge))["error"] for edge in (0.6, 0.95)}
     assert error[0.6].note == ""
     few = abstention(make_tiles(np.where(labels, 2, logits), labels, groups=groups), Band(0.4, 0.6))["error"]
-    assert few.note == "error: the wrong calls count as 1.0 slides, so the interval may be too short"
+    assert few.note == "error: the wrong calls count as fewer than 5 slides, so the interval may be too short"
     assert np.isnan(error[0.95].value)
 
 
@@ -138,8 +138,12 @@ def test_a_caution_stands_where_wrong_calls_are_on_fewer_than_five_slides(slides
     labels, groups = np.arange(120) % 2 == 0, np.arange(120) // 6
     missed = labels & (groups < slides)
     tiles = make_tiles(np.where(labels & ~missed, 2.0, -2.0), labels, groups=groups)
-    note = f"NPV: the wrong calls count as {slides:.1f} slides, so the interval may be too short"
+    note = "NPV: the wrong calls count as fewer than 5 slides, so the interval may be too short"
     assert predictive_values(tiles, 0.05)["npv"].note == note * cautious
+    assert sensitivity(tiles).note == note.replace("NPV", "sensitivity") * cautious
+    assert specificity(tiles).note == ""
+    for name in ("accuracy", "F1"):
+        assert FIGURES[name.lower()].measure(tiles).note == note.replace("NPV", name) * cautious
 
 
 def test_no_interval_where_one_slide_holds_a_class() -> None:

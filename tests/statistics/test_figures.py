@@ -19,6 +19,8 @@ from histolight.statistics.figures import (
     FIGURES,
     FigureOfMerit,
     LabelledScores,
+    calibration_error,
+    error_by_chance,
     names_of,
     sensitivity_at_specificity,
 )
@@ -135,3 +137,15 @@ def test_sensitivity_at_a_specificity_is_the_best_point_of_the_curve(ties: int) 
     one = sensitivity_at_specificity(tiles_of(logits, labels, ["one"] * 400))
     assert np.isnan(one.low)
     assert (one.value, one.method) == (measured.value, "none")
+
+
+@pytest.mark.parametrize("count", [60, 1000])
+def test_the_ece_of_scores_that_are_right_is_what_chance_makes_of_it(count: int) -> None:
+    random = np.random.default_rng(7)
+    scores = random.beta(1, 2, count).astype(np.float32)
+    drawn = [tiles_of(logit(scores), random.random(count) < scores) for _ in range(1000)]
+    errors = [calibration_error(tiles).value for tiles in drawn]
+    mean, spread = error_by_chance(drawn[0].scores)
+    assert np.mean(errors) == pytest.approx(mean, rel=0.03)
+    assert np.std(errors) == pytest.approx(spread, rel=0.08)
+    assert f"scores that are right would have about {mean:.3f} here" in calibration_error(drawn[0]).note
