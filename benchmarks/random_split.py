@@ -24,7 +24,7 @@ from tables import csv_printer
 
 from histolight import runs
 from histolight.config.compose import compose_config, typed
-from histolight.statistics.intervals import auroc_with_variance
+from histolight.statistics.verdict import auroc_covariance
 from histolight.training import fit
 
 SEEDS = 3
@@ -51,7 +51,8 @@ def main() -> None:
             metrics = runs.read_metrics(directory)
             assert metrics["split"] == name
             val = runs.read_predictions(directory / "predictions" / "val.csv")
-            auroc, variance = auroc_with_variance(val["logit"], val["label"], val["cluster"])
+            found = auroc_covariance(val["logit"].to_numpy()[None], val["label"], val["cluster"])
+            auroc, variance = float(found.aurocs[0]), float(found.covariance[0, 0])
             aurocs[name].append(auroc)
             variances.append(variance)
             interval = metrics["val"]["auroc"]

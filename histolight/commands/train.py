@@ -40,10 +40,10 @@ def summary(metrics: dict[str, Any], directory: Path) -> str:
             what = what_was_chosen(metrics) if part == metrics["selected_on"] else ""
             chosen = f", on which {what} was chosen" if what else ""
             note = f"; {auroc['note']}" if auroc["note"] else ""
-            over = {"delong": "95 % interval; ", "obuchowski": f"95 % interval over {clusters}; "}
+            over = {"none": "", "obuchowski": f"95 % interval over {clusters}; "}
             lines.append(
                 f"{part} AUROC {auroc['value']:.4f} {interval_text(auroc['low'], auroc['high'])} "
-                f"({over.get(auroc['method'], '')}{count:,} tiles{chosen}{note})"
+                f"({over.get(auroc['method'], '95 % interval; ')}{count:,} tiles{chosen}{note})"
             )
     slides = f" ({metrics['slides']} slides)" if metrics["split"] == "slide" else ""
     lines.append(split_note(metrics) + slides)
@@ -81,10 +81,11 @@ def sweep_summary(result: SweepResult) -> str:
         lines.append(f"failed       {names[0]}{more}: {reason}")
     if completed:
         best = max(completed, key=lambda point: point.auroc or 0.0)
-        auroc = best.metrics["val"]["auroc"]
+        auroc, count = best.metrics["val"]["auroc"], len(completed) + pruned
+        chosen = f", the highest of {count}, and so an optimistic figure" if count > 1 else ""
         lines.append(
             f"best         {best.directory.name}: val AUROC {auroc['value']:.4f} "
-            f"{interval_text(auroc['low'], auroc['high'])}, chosen from {len(completed) + pruned}"
+            f"{interval_text(auroc['low'], auroc['high'])}{chosen}"
         )
     if failed:
         lines.append(f"again        the same command with name={result.name} tries the failed points again")

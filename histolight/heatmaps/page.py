@@ -13,6 +13,7 @@ from PIL import Image
 from histolight.files import write_atomically
 from histolight.heatmaps.score import SlideSettings
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
+from histolight.reports.parts import interval_text
 
 WIDTH = 900  # pixels of a picture on the page; the files beside it have more
 
@@ -28,6 +29,7 @@ class SlideReport:
         rows: A row for each slide.
         problems: What is wrong with each file that could not be scored, by its name.
         others: Names of the files that lie beside the slides.
+        specificity: Of the run at this threshold, as its ``metrics.json`` has it, or None.
     """
 
     runs: list[str]
@@ -36,13 +38,14 @@ class SlideReport:
     rows: list[dict[str, Any]]
     problems: dict[str, str]
     others: list[str]
+    specificity: dict[str, Any] | None = None
 
 
 def write_report(report: SlideReport, directory: Path) -> None:
     """Write ``report.html`` from the pictures in ``slides/NAME/``; it has no date, so that it repeats byte for byte."""
     sections = []
     if report.rows:
-        sections.append(Section("The slides", table=slides_table(report), notes=NOTES))
+        sections.append(Section("The slides", table=slides_table(report), notes=notes(report)))
     if report.problems:
         rows = [[Cell(name), Cell(text)] for name, text in report.problems.items()]
         sections.append(Section("Not scored", table=Table(["file", "why"], rows, words=2)))
@@ -59,6 +62,18 @@ NOTES = (
     "mean score of the highest-scoring 1 % of the tiles.",
     "A slide has thousands of tiles: some score high by chance. The highest score alone is no diagnosis of a slide.",
 )
+
+
+def notes(report: SlideReport) -> list[str]:
+    """Say what the columns are, and how much of them is likely false."""
+    if (measured := report.specificity) is None:
+        return list(NOTES)
+    return [
+        *NOTES,
+        f"At this threshold the run has a specificity of {measured['value']:.3f} "
+        f"{interval_text(measured['low'], measured['high'], 3)} on its own tiles: about the rest of a slide's benign "
+        "tissue is called tumour as well, and more of slides unlike those.",
+    ]
 
 
 def answer(report: SlideReport) -> list[str]:

@@ -46,6 +46,8 @@ from histolight.statistics.decisions import Band
 from histolight.statistics.figures import FIGURES, names_of
 from histolight.statistics.intervals import Interval
 
+FEW_TILES = 100  # that choose a calibration; fewer make the NLL of scores that are right 2 % worse: docs/statistics.md
+
 
 @dataclass(frozen=True)
 class EvaluatedTiles:
@@ -379,7 +381,9 @@ def _calibration_notes(evaluation: Evaluation, measured: dict[str, Any], tables:
         return notes
     where = f"the validation predictions of {evaluation.run}" if own else evaluation.levels.chosen_on
     line = f" and intercept {evaluation.levels.intercept:.4f}" if evaluation.levels.intercept else ""
-    notes.append(f"temperature {measured['temperature']:.4f}{line}, fitted on {where}")
+    count = len(levels.tiles)
+    few = f": {count} tiles, of which so few can make scores worse" if count < FEW_TILES else ""
+    notes.append(f"temperature {measured['temperature']:.4f}{line}, fitted on {where}{few}")
     for part in tables:
         before, after = measured[part], measured[f"{part}_calibrated"]
         moved = [

@@ -43,7 +43,7 @@ def slide_auroc(predictions: pd.DataFrame, config: DataConfig) -> tuple[Interval
         return None, f"no AUROC over slides: {which} tumour; slides.labels=CSV names those without"
     interval = auroc_interval(slides["score"], slides["label"])
     ends = (
-        f" [{interval.low:.4f}, {interval.high:.4f}]"
+        f" [{interval.low:.4f}, {interval.high:.4f}] (95 % interval)"
         if np.isfinite(interval.low)
         else f" ({interval.note.replace('tile', 'slide')})"
     )

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,10 +73,20 @@ def predict_slides(
         about |= {"root": str(Path(data.root or "").absolute()), **runs.provenance()}
         files.write_atomically(directory / "prediction.json", json.dumps(about, indent=2) + "\n")
         names = [run.resolve().name for run in request.runs]
-        write_report(SlideReport(names, request.tta, settings, rows, problems, others), directory)
+        specificity = _specificity(request.runs, options.threshold)
+        write_report(SlideReport(names, request.tta, settings, rows, problems, others, specificity), directory)
         if not problems:  # else the same command goes on with those that were mended
             (directory / PARTIAL).unlink()
     return [directory / "slides.csv", directory / "report.html"], problems
+
+
+def _specificity(members: Sequence[Path], threshold: float | None) -> dict[str, Any] | None:
+    """The specificity of one run at its own threshold, on its test part where it has one; else None."""
+    if threshold is not None or len(members) > 1:
+        return None
+    metrics = runs.completed_metrics(members[0])
+    measured = metrics.get("test_at_threshold") or metrics.get("val_at_threshold") or {}
+    return measured.get("specificity")
 
 
 def _settings(request: PredictConfig, options: SlidesConfig, classifiers: Sequence[Classifier]) -> SlideSettings:

@@ -208,7 +208,13 @@ def _sections(ranking: Ranking, pictures: list[Picture]) -> list[Section]:
         sections.append(Section("Not ranked", table=unranked_table(ranking)))
     if ranking.rows:
         if (domains := domain_table(ranking)) is not None:
-            sections.append(Section("AUROC by domain", ["The worst domain first."], domains))
+            sections.append(
+                Section(
+                    "AUROC by domain",
+                    ["The worst domain first. Nothing is claimed here: the verdict is on all domains together."],
+                    domains,
+                )
+            )
         sections.append(Section("Further figures", table=further_table(ranking), pictures=pictures[first:]))
     return [*sections, Section("How this was computed", methods(ranking))]
 

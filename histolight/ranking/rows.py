@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.metrics import roc_auc_score
 
 from histolight.errors import RequestError, nearest
 from histolight.ranking.runs import ScoredRun, Unranked, with_defaults
-from histolight.statistics.intervals import auroc_with_variance
 from histolight.statistics.verdict import FEWEST_SEEDS
 
 COSTS = {"parameters": "parameters", "seconds": "training s", "tiles_per_second": "tiles/s"}  # and their headings
@@ -90,9 +90,9 @@ class Row:
         if self.part != "val" or not whole:
             return None
         aurocs = [
-            auroc_with_variance(
-                np.concatenate([run.scores for run in runs]), np.concatenate([run.tiles.labels for run in runs])
-            )[0]
+            roc_auc_score(
+                np.concatenate([run.tiles.labels for run in runs]), np.concatenate([run.scores for run in runs])
+            )
             for runs in whole
         ]
         return float(np.mean(aurocs))

@@ -35,7 +35,8 @@ def search_figures(directories: Iterable[Path]) -> Iterator[tuple[str, Figure, s
 
         basis = f"of {sweep.name}, by the validation AUROC of its {completed} points with a result"
         captions = {
-            "importances": f"Importance of each parameter {basis} (Optuna's default, which sees no pruned point).",
+            "importances": f"Importance of each parameter {basis} (Optuna's default, which sees no pruned point). "
+            "They add up to 1 even where none matters: from few points they are mostly chance.",
             "slices": f"AUROC against each parameter {basis}: a dot for each trial, darker the later it began.",
         }
         for name, draw in (("importances", drawn.plot_param_importances), ("slices", drawn.plot_slice)):

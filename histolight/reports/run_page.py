@@ -30,7 +30,7 @@ from histolight.reports.parts import (
 from histolight.runs import read_config, read_metrics, read_predictions
 from histolight.statistics.clusters import FEW_SLIDES
 from histolight.statistics.figures import FIGURES
-from histolight.statistics.slides import slide_figures
+from histolight.statistics.slides import slide_figures, slides_of_classes, worst_by_chance
 
 LEADING = ("test", "val")  # the part that nothing was chosen on leads
 LOSSES = (
@@ -132,9 +132,11 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
     if lead == metrics.get("selected_on") and metrics["split"] != "other":
         sentences.append(
             f"{chosen[0].upper()}{chosen[1:]} was chosen by its AUROC on these same tiles, and so was the threshold: "
-            "the figures are a little optimistic. A test part (data.test_fraction=0.2) has no part in any choice."
+            "the figures are optimistic, the more so the fewer tiles. A test part (data.test_fraction=0.2) has no part "
+            "in any choice."
             if chosen
-            else "The threshold was chosen on these same tiles: figures at it are a little optimistic."
+            else "The threshold was chosen on these same tiles: figures at it are optimistic, the more so the fewer "
+            "tiles."
         )
     elif metrics.get("seen"):
         sentences.append(
@@ -157,6 +159,11 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
         )
     if 0 < slides < FEW_SLIDES:
         sentences.append(f"These are tiles of only {slides} slides: the interval rests on others being like them.")
+    elif slides:
+        fewest, label = min((count, label) for label, count in slides_of_classes(predictions[lead]).items())
+        if fewest < FEW_SLIDES:
+            tiles = f"{'tumour' if label else 'benign'} tiles of only {fewest} of these slides"
+            sentences.append(f"There are {tiles}: the interval rests on others being like them.")
     if is_artificial(config.get("data", {}).get("source")):
         sentences.append("The tiles are synthetic: the figures say nothing of real tissue.")
     return [*sentences, *[ended] * bool(ended)]
@@ -281,6 +288,12 @@ def _slides(predictions: pd.DataFrame, part: str, metrics: dict[str, Any]) -> Se
     notes = [
         f"Shown: {first}, those with the largest share of wrong calls first. Calls at {score_texts(threshold)[0]}."
     ]
+    if len(table) > 1 and 0 < (wrong := float((table["wrong"] * table["tiles"]).sum() / table["tiles"].sum())) < 1:
+        chance = worst_by_chance(table["tiles"].to_numpy(), wrong)
+        notes.append(
+            f"The first of {len(table)} slides is also the unluckiest: if every tile were called wrongly with the same "
+            f"probability, {wrong:.1%}, it would have {chance:.1%} or more in half of such samples."
+        )
     if lacking := int(predictions["group"].isna().sum()):
         notes.append(f"{lacking:,} tiles have no known slide.")
     return Section(f"Slide by slide: {PARTS[part]}", table=Table(columns, rows, words=1), notes=notes)
@@ -304,7 +317,10 @@ def _domains(part: str, metrics: dict[str, Any]) -> Section | None:
         for domain in measured
     ]
     columns = ["domain", "tiles", "tumour", "AUROC", "sensitivity", "specificity"]
-    notes = [f"The lowest AUROC first. Calls at {score_texts(metrics['threshold'])[0]}."]
+    notes = [
+        "The lowest AUROC first, which is also the unluckiest; intervals are of each domain by itself. Calls at "
+        f"{score_texts(metrics['threshold'])[0]}."
+    ]
     return Section(f"Domain by domain: {PARTS[part]}", table=Table(columns, rows, words=1), notes=notes)
 
 

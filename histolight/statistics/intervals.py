@@ -144,23 +144,6 @@ def hardest_share(components: Array, positive: Bools, clusters: Clusters) -> Arr
     return sums_by_cluster((1 - components) * weights, clusters.codes, int(clusters.codes.max()) + 1).max(axis=1)
 
 
-def auroc_with_variance(
-    scores: npt.ArrayLike, labels: npt.ArrayLike, groups: npt.ArrayLike | None = None
-) -> tuple[float, float]:
-    """AUROC and its variance (:func:`auroc_variance`), NaN where a class has one tile (one slide) only.
-
-    Args:
-        scores: (N,) any real scores, higher for positive tiles.
-        labels: (N,) 0 or 1.
-        groups: (N,) slide of each tile; missing values are clusters of their own.
-    """
-    values, positive = check_scores(scores, labels)
-    clusters = find_clusters(groups, len(values))
-    components = structural_components(values, positive)
-    auroc = float(components[positive].mean())
-    return auroc, math.nan if lack_of_clusters(positive, clusters) else auroc_variance(components, positive, clusters)
-
-
 def auroc_interval(
     scores: npt.ArrayLike, labels: npt.ArrayLike, groups: npt.ArrayLike | None = None, level: float = 0.95
 ) -> Interval:

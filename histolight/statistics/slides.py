@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from scipy.special import bdtr
 from sklearn.metrics import roc_auc_score
 
 from histolight.statistics.intervals import auroc_interval
@@ -40,6 +42,36 @@ def slide_figures(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
     columns = ["slide", "tiles", "tumour", "wrong", "auroc", "sensitivity", "specificity"]
     table = pd.DataFrame(rows, columns=columns)
     return table.sort_values(["wrong", "slide"], ascending=[False, True], ignore_index=True)
+
+
+def slides_of_classes(predictions: pd.DataFrame) -> dict[int, int]:
+    """Count the known slides that have benign tiles, and those that have tumour tiles.
+
+    Args:
+        predictions: ``label`` (0/1) and ``group`` (slide, or missing) of each tile.
+
+    >>> slides_of_classes(pd.DataFrame({"label": [0, 0, 1], "group": ["a", "b", "b"]}))
+    {0: 2, 1: 1}
+    """
+    return {label: int(predictions.loc[predictions["label"] == label, "group"].nunique()) for label in (0, 1)}
+
+
+def worst_by_chance(tiles: npt.NDArray[np.int64], share: float) -> float:
+    """Median of the largest share of wrong calls among slides that differ by chance alone.
+
+    Args:
+        tiles: (S,) number of tiles of each slide.
+        share: Probability of a wrong call, the same for every tile.
+
+    >>> round(worst_by_chance(np.array([20] * 40), 0.1), 2), round(worst_by_chance(np.array([1000]), 0.1), 2)
+    (0.25, 0.1)
+    """
+    low, high = 0.0, 1.0
+    for _ in range(30):  # halvings: to 1e-9
+        middle = (low + high) / 2
+        half = float(bdtr(np.floor(middle * tiles), tiles, share).prod()) >= 0.5
+        low, high = (low, middle) if half else (middle, high)
+    return high
 
 
 def domain_figures(predictions: pd.DataFrame, threshold: float) -> list[dict[str, Any]]:

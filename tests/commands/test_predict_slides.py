@@ -16,6 +16,7 @@ from PIL import Image
 from untrained_runs import untrained_run
 
 import histolight
+from histolight import runs
 from histolight.cli import main as cli
 from histolight.commands.predict import main
 from histolight.errors import RequestError
@@ -69,7 +70,9 @@ def test_the_tables_page_and_maps_are_written(members, slides, here, capsys) -> 
     shutil.copy(slides / "one.tif", here / "two.tif")
     shutil.copy(slides / "one.tif", here / "one.tif")
     (here / "notes.txt").write_text("no slide")
-    assert cli(["predict", f"run={members[0]}", "data=slides", f"data.root={here}", "hydra.run.dir=out"]) == 0
+    run = shutil.copytree(members[0], here.with_name(f"{here.name}_run"))
+    runs.update_metrics(run, val_at_threshold={"specificity": {"value": 0.938, "low": 0.92, "high": 0.951}})
+    assert cli(["predict", f"run={run}", "data=slides", f"data.root={here}", "hydra.run.dir=out"]) == 0
     output = capsys.readouterr()
     assert "2 slides, 1 network, tta=none, 0.972 µm a pixel, a tile every 32 pixels" in output.err
     assert "out/slides.csv" in output.out
@@ -83,6 +86,7 @@ def test_the_tables_page_and_maps_are_written(members, slides, here, capsys) -> 
     page = Path("out/report.html").read_text()
     assert page.count("data:image/jpeg") == 4
     assert "notes.txt" in page
+    assert "At this threshold the run has a specificity of 0.938 [0.920, 0.951] on its own tiles" in page
     about = json.loads(Path("out/prediction.json").read_text())
     assert about["model_mpp"] == 0.972
     assert about["threshold"] == 0.5

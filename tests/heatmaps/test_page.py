@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from histolight.heatmaps.page import SlideReport, answer
+from histolight.heatmaps.page import SlideReport, answer, notes
 from histolight.heatmaps.score import SlideSettings
 
 SETTINGS = SlideSettings(None, 0.1, 0.972, 96, 32, "otsu", 0.5, 64)
@@ -26,3 +26,9 @@ def row(slide: str, tumour: float) -> dict[str, object]:
 )
 def test_the_answer_names_the_slide_with_most_tumour(rows: list[dict[str, object]], sentence: str) -> None:
     assert answer(SlideReport(["run"], "none", SETTINGS, rows, {}, []))[0] == sentence
+
+
+def test_the_notes_say_how_much_of_benign_tissue_is_called_tumour_where_it_was_measured() -> None:
+    known = SlideReport(["run"], "none", SETTINGS, [], {}, [], {"value": 0.938, "low": 0.92, "high": 0.951})
+    assert "specificity of 0.938 [0.920, 0.951] on its own tiles" in notes(known)[-1]
+    assert len(notes(SlideReport(["run"], "none", SETTINGS, [], {}, []))) == len(notes(known)) - 1

@@ -21,7 +21,7 @@ from histolight.reports.measure import measure_part
 from histolight.reports.model_card import known_limits
 from histolight.reports.run_page import write_run_report
 from histolight.statistics.decisions import Band
-from histolight.statistics.slides import slide_figures
+from histolight.statistics.slides import slide_figures, worst_by_chance
 
 
 class Words(HTMLParser):
@@ -159,13 +159,37 @@ def test_the_test_part_leads_and_slides_are_listed_worst_first(tmp_path: Path) -
     assert "test at 0.250" in words.text
 
 
+def test_the_worst_slide_stands_beside_what_chance_makes_of_it(tmp_path: Path) -> None:
+    run = measured(fake_run(tmp_path / "run", slides=25, split="slide"), slides=25)
+    table = runs.read_predictions(run / "predictions/val.csv")
+    sizes = table.groupby("group").size().to_numpy()
+    wrong = ((table["score"] > 0.25) != (table["label"] == 1)).mean()
+    random = np.random.default_rng(0)
+    usual = np.median((random.binomial(sizes, wrong, (20_000, len(sizes))) / sizes).max(axis=1))
+    assert worst_by_chance(sizes, wrong) == pytest.approx(usual)
+    said = f"with the same probability, {wrong:.1%}, it would have {usual:.1%} or more in half of such samples."
+    assert said in read(write_run_report(run)).text
+
+
+def test_few_slides_of_one_class_are_said_of_many(tmp_path: Path) -> None:
+    run = measured(fake_run(tmp_path / "run", slides=25, split="slide"), slides=25)
+    table = runs.read_predictions(run / "predictions/val.csv")
+    assert "the interval rests on others" not in read(write_run_report(run)).text
+    table.loc[table["label"] == 1, "group"] = table["group"].iloc[0]
+    files.write_csv(run / "predictions/val.csv", table)
+    assert "There are tumour tiles of only 1 of these slides: the interval rests on" in read(write_run_report(run)).text
+
+
 def test_a_single_epoch_was_not_chosen(tmp_path: Path) -> None:
     one, more = (
         read(write_run_report(measured(fake_run(tmp_path / f"run{count}"), epochs=count, selected_on="val"))).text
         for count in (1, 2)
     )
     assert "The epoch was chosen by its AUROC on these same tiles" in more
-    assert "The threshold was chosen on these same tiles: figures at it are a little optimistic." in one
+    assert (
+        "The threshold was chosen on these same tiles: figures at it are optimistic, the more so the fewer tiles."
+        in one
+    )
     assert "The epoch was chosen" not in one
 
 
