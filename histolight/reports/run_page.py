@@ -7,12 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from histolight.data.sources import is_artificial
 from histolight.data.table import PARTS, SPLITS, split_note
 from histolight.files import write_atomically
+from histolight.reports.by_slide import domains_section, slides_section
 from histolight.reports.calls import calls_section, chosen_on
 from histolight.reports.curves import curve_figures, read_curves
 from histolight.reports.model_card import model_card
@@ -30,7 +30,7 @@ from histolight.reports.parts import (
 from histolight.runs import read_config, read_metrics, read_predictions
 from histolight.statistics.clusters import FEW_SLIDES
 from histolight.statistics.figures import FIGURES
-from histolight.statistics.slides import slide_figures, slides_of_classes, worst_by_chance
+from histolight.statistics.slides import slides_of_classes
 
 LEADING = ("test", "val")  # the part that nothing was chosen on leads
 LOSSES = (
@@ -59,7 +59,6 @@ PICTURES = {
     "centre in the colour of its label, purple for tumour; beside it the score of each tile.",
 }
 PHOTOGRAPHS = ("worst_calls", "slides")
-SLIDES_SHOWN = 15
 
 
 def write_run_report(directory: Path) -> Path:
@@ -87,8 +86,8 @@ def write_run_report(directory: Path) -> Path:
         calls_section(metrics, config, list(predictions)),
         *[section for part in LEADING if (section := _pictures(directory, part)).pictures],
         _training(directory),
-        *[_slides(table, part, metrics) for part, table in predictions.items()],
-        *[_domains(part, metrics) for part in predictions],
+        *[slides_section(table, part, metrics) for part, table in predictions.items()],
+        *[domains_section(part, metrics) for part in predictions],
         _data(metrics, predictions, config),
         _checks(directory),
         _cost(metrics),
@@ -264,64 +263,6 @@ def _training(directory: Path) -> Section | None:
         for name, (figure, caption) in figures.items()
     ]
     return Section("How it was trained", pictures=pictures) if pictures else None
-
-
-def _slides(predictions: pd.DataFrame, part: str, metrics: dict[str, Any]) -> Section | None:
-    if predictions["group"].isna().all():
-        return None
-    threshold = metrics.get("threshold", 0.5)
-    table = slide_figures(predictions, threshold)
-    shown = table.head(SLIDES_SHOWN)
-
-    counts, shares = ("tiles", "tumour"), ("auroc", "sensitivity", "specificity")
-    rows = [
-        [
-            Cell(str(slide["slide"])),
-            *(Cell(f"{slide[name]:,}") for name in counts),
-            Cell(f"{slide['wrong']:.1%}"),
-            *(Cell("-" if np.isnan(slide[name]) else f"{slide[name]:.3f}") for name in shares),
-        ]
-        for slide in shown.to_dict("records")
-    ]
-    columns = ["slide", "tiles", "tumour", "wrong calls", "AUROC", "sensitivity", "specificity"]
-    first = f"the {SLIDES_SHOWN} of {len(table)} slides" if len(table) > len(shown) else f"all {len(table)} slides"
-    notes = [
-        f"Shown: {first}, those with the largest share of wrong calls first. Calls at {score_texts(threshold)[0]}."
-    ]
-    if len(table) > 1 and 0 < (wrong := float((table["wrong"] * table["tiles"]).sum() / table["tiles"].sum())) < 1:
-        chance = worst_by_chance(table["tiles"].to_numpy(), wrong)
-        notes.append(
-            f"The first of {len(table)} slides is also the unluckiest: if every tile were called wrongly with the same "
-            f"probability, {wrong:.1%}, it would have {chance:.1%} or more in half of such samples."
-        )
-    if lacking := int(predictions["group"].isna().sum()):
-        notes.append(f"{lacking:,} tiles have no known slide.")
-    return Section(f"Slide by slide: {PARTS[part]}", table=Table(columns, rows, words=1), notes=notes)
-
-
-def _domains(part: str, metrics: dict[str, Any]) -> Section | None:
-    measured = metrics.get(f"{part}_by_domain")
-    if not measured:
-        return None
-    rows = [
-        [
-            Cell(str(domain["domain"])),
-            Cell(f"{domain['tiles']:,}"),
-            Cell(f"{domain['tumour']:,}"),
-            _cell(*(domain["auroc"][name] for name in ("value", "low", "high"))) if domain["auroc"] else Cell("n/a"),
-            *(
-                Cell("n/a" if domain[name] is None else f"{domain[name]:.3f}")
-                for name in ("sensitivity", "specificity")
-            ),
-        ]
-        for domain in measured
-    ]
-    columns = ["domain", "tiles", "tumour", "AUROC", "sensitivity", "specificity"]
-    notes = [
-        "The lowest AUROC first, which is also the unluckiest; intervals are of each domain by itself. Calls at "
-        f"{score_texts(metrics['threshold'])[0]}."
-    ]
-    return Section(f"Domain by domain: {PARTS[part]}", table=Table(columns, rows, words=1), notes=notes)
 
 
 def _data(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config: dict[str, Any]) -> Section | None:
