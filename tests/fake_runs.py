@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from omegaconf import OmegaConf
 from scipy.special import expit
 
 from histolight import files, runs
-from histolight.config.compose import to_yaml
 from histolight.config.schema import Config
 from histolight.statistics.figures import FIGURES
 from histolight.statistics.intervals import auroc_interval
@@ -49,7 +51,9 @@ def write_run(
     **overrides: Any,
 ) -> Path:
     """Write a run with these predictions: for ``val``, and maybe ``test``, id, label, group, logit and score."""
-    files.write_atomically(directory / "config.yaml", to_yaml(_config(overrides)))
+    files.write_atomically(
+        directory / "config.yaml", yaml.safe_dump(_config(overrides), sort_keys=False, allow_unicode=True)
+    )
     metrics: dict[str, Any] = {"status": status, "reason": reason, "split": split, "tiles": {}, "selected_on": "val"}
     for part, table in tables.items():
         files.write_csv(directory / "predictions" / f"{part}.csv", table)
@@ -63,16 +67,24 @@ def write_run(
     return directory
 
 
-def _config(overrides: dict[str, Any]) -> Any:
-    config = OmegaConf.structured(Config())
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.structured(Config()))  # which takes longer than all else of a run
+
+
+def _config(overrides: dict[str, Any]) -> dict[str, Any]:
+    config = copy.deepcopy(_defaults())
     for key, value in overrides.items():
-        OmegaConf.update(config, key.replace("__", "."), value)
+        *sections, name = key.split("__")
+        section = functools.reduce(dict.__getitem__, sections, config)
+        assert name in section, f"{key} is no key of the configuration"
+        section[name] = value
     return config
 
 
-def _predictions(config: Any, part: str, shift: float, tiles: int, slides: int, model: str) -> pd.DataFrame:
-    fold = config.data.fold if part == "val" else None
-    seed = config.data.seed
+def _predictions(config: dict[str, Any], part: str, shift: float, tiles: int, slides: int, model: str) -> pd.DataFrame:
+    fold = config["data"]["fold"] if part == "val" else None
+    seed = config["data"]["seed"]
     truth = np.random.default_rng([seed, 99 if fold is None else fold, part == "test"])
     stems = [f"{part}{fold}-{seed}-{number}" for number in range(tiles)]
     ids = sorted(hashlib.sha1(stem.encode()).hexdigest() for stem in stems)
