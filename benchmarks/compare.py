@@ -1,4 +1,6 @@
-"""How long `histolight compare` takes: `python benchmarks/compare.py [RUNS] [TILES]`.
+"""How long `histolight compare` takes.
+
+    python benchmarks/compare.py [RUNS [TILES]] > benchmarks/compare.csv
 
 Writes run directories as `train` writes them, with simulated scores, into a temporary folder, and compares them in a
 process of its own, imports, figures and pages included. *single*: every run is a row of its own. *folds*: 5 folds x 2
@@ -8,7 +10,7 @@ seeds of each row, a fifth of the tiles in each fold.
 from __future__ import annotations
 
 import itertools
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,7 +37,8 @@ def folds(runs: int) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    runs, tiles = (int(argument) for argument in (*sys.argv[1:], 200, 40_000)[:2])
+    given = [int(argument) for argument in sys.argv[1:]]
+    runs, tiles = [*given, *(200, 40_000)[len(given) :]]
     print_row = csv_printer("runs", "predictions_each", "kind", "slides", "wall_seconds", "cpu_seconds", "peak_mb")
     for kind, number, size, slides in (
         (single, runs, tiles, 0),
@@ -48,12 +51,15 @@ def main() -> None:
                 split = "slide" if slides else "random"
                 fake_run(Path(folder, "sweep", str(place)), 2.0, size, slides, split, **changes)
             arguments = [f"runs={folder}/sweep", f"hydra.run.dir={folder}/out"]
-            before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-            subprocess.run([sys.executable, "-c", COMMAND, *arguments], check=True, stdout=subprocess.DEVNULL)
-            wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-            used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            peak = after.ru_maxrss / 1024  # of all children so far: the largest one
-            print_row(number, size, kind.__name__, slides, f"{wall:.1f}", f"{used:.1f}", f"{peak:.0f}")
+            started = time.perf_counter()
+            command = [sys.executable, "-c", COMMAND, *arguments]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            _, status, used = os.wait4(process.pid, 0)
+            if status:
+                raise SystemExit("histolight compare failed")
+            seconds = time.perf_counter() - started, used.ru_utime + used.ru_stime
+            peak = used.ru_maxrss * 1024 / 1e6  # Linux counts in KiB
+            print_row(number, size, kind.__name__, slides, *(f"{value:.1f}" for value in seconds), f"{peak:.0f}")
 
 
 if __name__ == "__main__":
