@@ -133,8 +133,8 @@ def known_limits(metrics: dict[str, Any], config: dict[str, Any], predictions: M
         counts = metrics["tiles"][lead]
         share = counts.get("1", 0) / max(1, sum(counts.values()))
         limits.append(
-            f"Accuracy, F1, average precision, NLL and ECE hold where {share:.0%} of the tiles are tumour, as here; of a "
-            "whole slide usually far fewer are."
+            f"Accuracy, F1, average precision, NLL and ECE hold where {share:.0%} of the tiles are tumour, as here; "
+            "of a whole slide usually far fewer are."
         )
         if lead in predictions:
             limits += _about_scores(metrics[lead]["ece"]["value"], predictions[lead]["score"].to_numpy())
