@@ -46,7 +46,7 @@ from histolight.statistics.decisions import Band
 from histolight.statistics.figures import FIGURES, names_of
 from histolight.statistics.intervals import Interval
 
-FEW_TILES = 100  # that choose a calibration: so many make the NLL of right scores up to 6 % worse, benchmarks/choices.csv
+FEW_TILES = 100  # that choose a calibration: so many make the NLL of right scores up to 6 % worse: docs/statistics.md
 
 
 @dataclass(frozen=True)
