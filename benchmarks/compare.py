@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from fake_runs import fake_run
 from tables import csv_printer
 
-COMMAND = "import sys; from histolight.commands.compare import main; main(sys.argv[1:])"
+# Linux says of a process itself how large it was; of a child that has ended, it counts what the parent was, too.
+COMMAND = """
+import sys
+from histolight.commands.compare import main
+main(sys.argv[1:])
+sys.stderr.write(open("/proc/self/status").read())
+"""
 
 
 def single(runs: int) -> Iterator[dict[str, Any]]:
@@ -51,15 +58,14 @@ def main() -> None:
                 split = "slide" if slides else "random"
                 fake_run(Path(folder, "sweep", str(place)), 2.0, size, slides, split, **changes)
             arguments = [f"runs={folder}/sweep", f"hydra.run.dir={folder}/out"]
-            started = time.perf_counter()
-            command = [sys.executable, "-c", COMMAND, *arguments]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            _, status, used = os.wait4(process.pid, 0)
-            if status:
-                raise SystemExit("histolight compare failed")
-            seconds = time.perf_counter() - started, used.ru_utime + used.ru_stime
-            peak = used.ru_maxrss * 1024 / 1e6  # Linux counts in KiB
-            print_row(number, size, kind.__name__, slides, *(f"{value:.1f}" for value in seconds), f"{peak:.0f}")
+            before, started = os.times(), time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "-c", COMMAND, *arguments], check=True, capture_output=True, text=True
+            )
+            wall, after = time.perf_counter() - started, os.times()
+            used = after.children_user + after.children_system - before.children_user - before.children_system
+            peak = int(re.findall(r"VmHWM:\s+(\d+) kB", done.stderr)[-1]) * 1024 / 1e6
+            print_row(number, size, kind.__name__, slides, f"{wall:.1f}", f"{used:.1f}", f"{peak:.0f}")
 
 
 if __name__ == "__main__":
