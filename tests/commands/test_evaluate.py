@@ -7,12 +7,12 @@ import re
 import shutil
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
+from pcam_files import write_pcam
 from PIL import Image
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
@@ -168,12 +168,9 @@ def test_its_own_tiles_in_another_place_are_its_own_and_never_augmented(trained,
 
 
 def test_of_a_source_with_its_own_split_the_test_part_is_measured(trained, here, undrawn) -> None:
-    random = np.random.default_rng(0)
-    for part, count in (("train", 4), ("valid", 4), ("test", 6)):
-        with h5py.File(f"camelyonpatch_level_2_split_{part}_x.h5", "w") as file:
-            file["x"] = random.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
-        with h5py.File(f"camelyonpatch_level_2_split_{part}_y.h5", "w") as file:
-            file["y"] = (np.arange(count) % 2).astype(np.uint8).reshape(-1, 1, 1, 1)
+    tiles = np.random.default_rng(0).integers(0, 256, (14, SIZE, SIZE, 3), dtype=np.uint8)
+    cuts = {"train": slice(0, 4), "valid": slice(4, 8), "test": slice(8, 14)}
+    write_pcam(here, {part: (tiles[cut], np.arange(14)[cut] % 2) for part, cut in cuts.items()})
     main([f"run={trained}", "data=pcam", "data.root=.", "hydra.run.dir=out"])
     ids = pd.read_csv("out/predictions/test.csv")["id"].tolist()
     assert ids == [f"test_{row:07d}" for row in range(6)]

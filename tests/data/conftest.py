@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
+import pcam_files
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -35,15 +35,6 @@ def _write_folder(root: Path, ids: list[str], tiles: np.ndarray, labels: np.ndar
         path = root / str(label) / f"{name}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(tile).save(path)
-    return root
-
-
-def _write_pcam(root: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]], **options: object) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    for part, (tiles, labels) in parts.items():
-        for kind, values in (("x", tiles), ("y", labels.astype(np.uint8).reshape(-1, 1, 1, 1))):
-            with h5py.File(root / f"camelyonpatch_level_2_split_{part}_{kind}.h5", "w") as file:
-                file.create_dataset(kind, data=values, **(options if kind == "x" else {}))
     return root
 
 
@@ -90,4 +81,4 @@ def write_folder() -> Callable[..., Path]:
 
 @pytest.fixture
 def write_pcam() -> Callable[..., Path]:
-    return _write_pcam
+    return pcam_files.write_pcam

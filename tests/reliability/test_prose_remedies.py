@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pcam_files import PARTS, write_pcam
 from PIL import Image
 
 from histolight import cli, files, locks
@@ -282,13 +283,7 @@ def test_a_marker_whose_holder_is_gone_is_deleted_as_the_message_says(tmp_path: 
 
 
 def test_an_hdf5_file_that_is_open_elsewhere_is_read_as_the_message_says(tmp_path: Path, monkeypatch) -> None:
-    import h5py
-
-    for part in ("train", "valid", "test"):
-        with h5py.File(tmp_path / f"camelyonpatch_level_2_split_{part}_x.h5", "w") as file:
-            file["x"] = np.zeros((4, SIZE, SIZE, 3), np.uint8)
-        with h5py.File(tmp_path / f"camelyonpatch_level_2_split_{part}_y.h5", "w") as file:
-            file["y"] = np.arange(4, dtype=np.uint8).reshape(-1, 1, 1, 1) % 2
+    write_pcam(tmp_path, dict.fromkeys(PARTS, (np.zeros((4, SIZE, SIZE, 3), np.uint8), np.arange(4) % 2)))
     code = "import sys, time, h5py; f = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); time.sleep(60)"
     name = str(tmp_path / "camelyonpatch_level_2_split_train_x.h5")
     config = DataConfig(source="pcam", root=str(tmp_path), cache=str(tmp_path / "cache"), image_size=SIZE)

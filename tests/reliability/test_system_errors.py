@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import refusing_system
+from pcam_files import PARTS, write_pcam
 
 from histolight import cli
 
@@ -300,15 +301,8 @@ def test_the_run_of_another_user(run: Path, tmp_path: Path) -> None:
 
 
 def pcam(folder: Path) -> Path:
-    import h5py
-
-    folder.mkdir()
-    for part in ("train", "valid", "test"):
-        with h5py.File(folder / f"camelyonpatch_level_2_split_{part}_x.h5", "w") as file:
-            file["x"] = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
-        with h5py.File(folder / f"camelyonpatch_level_2_split_{part}_y.h5", "w") as file:
-            file["y"] = np.arange(8, dtype=np.uint8).reshape(-1, 1, 1, 1) % 2
-    return folder
+    tiles = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
+    return write_pcam(folder, dict.fromkeys(PARTS, (tiles, np.arange(8) % 2)))
 
 
 def test_an_h5_file_that_another_program_writes_is_not_called_damaged(tmp_path, monkeypatch, one_line) -> None:
