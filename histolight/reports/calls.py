@@ -85,7 +85,8 @@ def _about_band(band: dict[str, float], limit: float, metrics: dict[str, Any], w
     )
     as_here = "The share of wrong calls is that where as many tiles are tumour as among these."
     if low == high:
-        return f"Abstaining: there is no band, as one threshold, {low}, keeps both limits. {chosen} {as_here}"
+        region = f"one threshold, {low}, keeps both limits: only what scores exactly that is no call"
+        return f"Abstaining: {region}. {chosen} {as_here}"
     if counts := metrics.get("choosing") or metrics.get("tiles", {}).get("val"):
         tumour, benign = (f"{100 * expected_outside(counts[label], limit):.2g}%" for label in ("1", "0"))
         chosen += (
