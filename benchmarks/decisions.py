@@ -1,4 +1,4 @@
-"""Simulate the intervals of coverage, error and predictive values: benchmarks/decisions.csv.
+"""Simulate intervals of what calls are worth, and what is said beside them: benchmarks/decisions.csv.
 
 Tiles of two classes with normal logits, alone or of slides whose logits share an effect; thresholds and prevalence are
 fixed beforehand, so the truth is known in closed form. `noted`: share of studies that say of the figure that its wrong
@@ -15,7 +15,7 @@ from scipy.stats import norm
 from tables import csv_printer
 
 from histolight.statistics.decisions import Band, abstention, predictive_values
-from histolight.statistics.figures import LabelledScores
+from histolight.statistics.figures import LabelledScores, accuracy, sensitivity, specificity
 
 STUDIES = 2000
 PREVALENCE = 0.05
@@ -36,6 +36,7 @@ def truth(spread: float, gap: float) -> dict[str, float]:
         "error": low / kept,
         "PPV": PREVALENCE * right / (PREVALENCE * right + (1 - PREVALENCE) * (1 - right)),
         "NPV": (1 - PREVALENCE) * right / ((1 - PREVALENCE) * right + PREVALENCE * (1 - right)),
+        **dict.fromkeys(("sensitivity", "specificity", "accuracy"), right),
     }
 
 
@@ -56,7 +57,8 @@ def main() -> None:
             logits = (random.normal(np.where(positive, gap, -gap), 1) + effect).astype(np.float32)
             drawn = LabelledScores(logits, positive, 0.5, groups, 0.95)
             kept, rare = abstention(drawn, Band(expit(-EDGE), expit(EDGE))), predictive_values(drawn, PREVALENCE)
-            for name, figure in zip(exact, (*kept.values(), *rare.values()), strict=True):
+            plain = (measure(drawn) for measure in (sensitivity, specificity, accuracy))
+            for name, figure in zip(exact, (*kept.values(), *rare.values(), *plain), strict=True):
                 ends[name].append((figure.low, figure.high, "may be too short" in figure.note))
         for name, value in exact.items():
             low, high, noted = np.array(ends[name]).T
