@@ -226,6 +226,22 @@ def test_a_worker_of_an_earlier_command_begins_no_further_point(
     assert statuses(run_sweep([*SEARCH, *GRID, "sweep.n_trials=3"])) == {"completed": 1}
 
 
+def test_a_trial_that_was_killed_before_it_had_a_point_is_given_up_after_the_timeout_too(curves: Curves) -> None:
+    late = [*SEARCH, *GRID, "sweep.timeout=1e-9"]
+    assert run_sweep(late).points == []
+    study().ask()
+    assert run_sweep(late).points == []
+    assert [trial.state for trial in study().trials] == [TrialState.FAIL]
+
+
+def test_a_point_that_failed_is_not_trained_again_by_another_trial_that_draws_it(curves: Curves) -> None:
+    curves.faults = {(number, 1): HistolightError("the loss became nan") for number in range(9)}
+    axes = ["optimizer.lr=1e-3,1e-2", "optimizer.weight_decay=0,1e-5"]
+    result = run_sweep([*SEARCH, *axes, "sweep=optuna", "sweep.n_trials=7"])
+    assert statuses(result) == {"failed": len(set(curves.begun))}
+    assert len(set(curves.begun)) == len(curves.begun) < len(study().trials) == 7
+
+
 @pytest.mark.slow
 def test_no_point_begins_after_the_timeout(curves: Curves) -> None:
     assert run_sweep([*SEARCH, *GRID, "sweep.timeout=1e-9"]).points == []
