@@ -162,7 +162,7 @@ def test_slides_known_in_part_take_in_what_overlaps_them(root, caplog):
 def test_an_unknown_tile_between_two_slides_joins_them_and_blank_copies_join_none():
     table = pd.DataFrame({"id": list("abcdef"), "group": ["s1", None, "s2", "s3", None, "s4"], "row": range(6)})
     pairs = np.array([[0, 1, 16, 0], [1, 2, 16, 0], [3, 4, 0, 0], [3, 5, 0, 16]], np.int32)
-    blank = np.array([9, 9, 9, 1, 1, 9], np.float32)
+    blank = np.array([1, 9, 9, 1, 1, 9], np.float32)  # a, too, but for what it shares with b
     assert find_clusters(table, pairs, blank).tolist() == ["s1", "s1", "s1", "s3", "e", "s4"]
     shown = np.full(6, 9, np.float32)
     assert find_clusters(table, pairs, shown).tolist() == ["s1", "s1", "s1", "s3", "s3", "s4"]
