@@ -22,7 +22,7 @@ keys (KEY=VALUE):
                      any folder of images: predictions.csv (pcam: the test part)
   data=slides data.root=DIR
                      whole slides: slides.csv, report.html and a folder of maps for each slide
-    data.mpp=MICRONS pixel size of the slides at full resolution, where the files have none or a wrong one
+    data.mpp=MICRONS pixel size of all slides at full resolution, where the files have none or a wrong one
     slides.stride=32 pixels from one tile to the next, at the network's pixel size
     slides.tissue=otsu where to score: otsu finds the tissue, none scores all, or a FOLDER of masks NAME.png
     slides.threshold=P score above which a tile is called tumour; the run's own unless given

@@ -93,9 +93,21 @@ def answer(report: SlideReport) -> list[str]:
         lines.append(f"{line}.")
         if report.problems:
             lines.append(f"{len(report.problems)} files could not be scored.")
+    if overruled := {row["slide"]: stated for row in report.rows if (stated := overruled_mpp(row, report.settings))}:
+        names = names_of_files([f"{slide} ({stated:.4g} µm)" for slide, stated in overruled.items()])
+        lines.append(
+            f"data.mpp={report.settings.mpp:g} was taken for every slide, also where the file says another pixel size: "
+            f"{names}. Every figure of these slides rests on it."
+        )
     if report.others:
         lines.append(f"No slides, and left out: {names_of_files(report.others)}.")
     return lines
+
+
+def overruled_mpp(row: dict[str, Any], settings: SlideSettings) -> float | None:
+    """Return the pixel size that a slide's file states, where ``data.mpp`` took the place of another one."""
+    stated: float | None = row.get("stated_mpp")  # absent from a slide that an earlier version finished
+    return stated if stated and abs(stated / row["mpp"] - 1) > settings.mpp_tolerance else None
 
 
 def names_of_files(names: list[str]) -> str:
@@ -119,11 +131,17 @@ def slides_table(report: SlideReport) -> Table:
             Cell(f"{row['regions']:,}"),
             Cell(area(row["tissue_mm2"])),
             Cell(f"{row['tiles']:,}"),
-            Cell(f"{row['mpp']:.4g} µm", f"tiles at {row['tile_mpp']:.4g} µm"),
+            Cell(f"{row['mpp']:.4g} µm", pixel_size_note(row, report.settings)),
         ]
         for row in sorted(report.rows, key=lambda row: -row["highest_score"])
     ]
     return Table(columns, rows, words=1, marked=True)
+
+
+def pixel_size_note(row: dict[str, Any], settings: SlideSettings) -> str:
+    """Say at which pixel size the tiles were cut, and what the file states where that was not taken."""
+    stated = overruled_mpp(row, settings)
+    return f"tiles at {row['tile_mpp']:.4g} µm" + (f"; the file says {stated:.4g} µm" if stated else "")
 
 
 def _slide_section(row: dict[str, Any], settings: SlideSettings, place: Path) -> Section:

@@ -186,6 +186,7 @@ def _row(
         "highest_score": float(scores.max()),
         "mean_of_top_1_percent": top_score(scores),
         "mpp": slide.mpp,
+        "stated_mpp": slide.stated_mpp,
         "tile_mpp": grid.mpp,
     }
 
@@ -232,6 +233,6 @@ def slides_table(rows: list[dict[str, Any]], problems: dict[str, str]) -> pd.Dat
     """Tabulate all slides, those that could not be scored below, with ``problem``."""
     failed = [{"slide": slide_name(Path(name)), "file": name, "problem": text} for name, text in problems.items()]
     columns = ["slide", "file", "tiles", "tissue_mm2", "tumour_mm2", "regions", "highest_score"]
-    columns += ["mean_of_top_1_percent", "mpp", "tile_mpp", "problem"]
+    columns += ["mean_of_top_1_percent", "mpp", "stated_mpp", "tile_mpp", "problem"]
     table = pd.DataFrame([*rows, *failed], columns=columns)
     return table.astype({"tiles": "Int64", "regions": "Int64"})

@@ -130,8 +130,8 @@ def _begin(partial: Path, header: bytes) -> None:
     """Mark the folder as one to go on with; refuse one that was begun with another request."""
     if partial.is_file() and partial.read_bytes() != header:
         raise RequestError(
-            f"{partial} is the beginning of another prediction (other runs, slides or options): choose another folder "
-            "with hydra.run.dir=FOLDER, or delete that file"
+            f"{partial} is the beginning of another prediction (other runs, slides, data.mpp or other options): choose "
+            "another folder with hydra.run.dir=FOLDER"
         )
     files.write_atomically(partial, header.decode())
 

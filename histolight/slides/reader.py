@@ -60,6 +60,7 @@ class Slide:
         downsamples: Pixels at full resolution per pixel of each level, at least 1, rising.
         region: Reads (x, y at full resolution, level, width, height in its pixels) as uint8 (height, width, 3).
         close: Closes the file.
+        stated_mpp: Microns per pixel that the file itself states, or None.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Slide:
     downsamples: tuple[float, ...]
     region: Callable[[int, int, int, int, int], np.ndarray]
     close: Callable[[], None]
+    stated_mpp: float | None = None
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Read a part of a level that lies inside it.
@@ -192,7 +194,7 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
             f"{path.name} can't be read as a slide ({_line(error)}): copy it again, or convert it"
         ) from error
     try:
-        return Slide(slide_name(path), _pixel_size(path, stated, mpp), *slide)
+        return Slide(slide_name(path), _pixel_size(path, stated, mpp), *slide, _stated(stated))
     except SlideError:
         slide[-1]()
         raise
@@ -305,26 +307,36 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
     return ((colours * opacity + 255 * (255 - opacity)) // 255).astype(np.uint8)
 
 
+def _stated(size: tuple[float | None, float | None]) -> float | None:
+    """Return the pixel size that a file states, where it can be true."""
+    wide, high = (value if value and PLAUSIBLE[0] <= value <= PLAUSIBLE[1] else None for value in size)
+    return math.sqrt(wide * high) if wide and high else None
+
+
 def _pixel_size(path: Path, stated: tuple[float | None, float | None], given: float | None) -> float:
     """Choose the pixel size: what is given, else what the file says."""
-    wide, high = (value if value and PLAUSIBLE[0] <= value <= PLAUSIBLE[1] else None for value in stated)
+    size = _stated(stated)
     if given is not None:
-        if wide and high and abs(math.sqrt(wide * high) / given - 1) > SQUARE:
-            log.warning("%s says %.4g µm a pixel, and data.mpp=%g is taken", path.name, math.sqrt(wide * high), given)
+        if size and abs(size / given - 1) > SQUARE:
+            log.warning("%s says %.4g µm a pixel, and data.mpp=%g is taken", path.name, size, given)
         return given
-    if wide is None or high is None:
+    wide, high = stated
+    if size is None or wide is None or high is None:
         stated_value = next((value for value in stated if value is not None and math.isfinite(value)), None)
         what = (
             "does not say its pixel size"
             if stated_value is None
             else f"says {stated_value:.4g} µm a pixel, which can't be true"
         )
-        raise SlideError(f"{path.name} {what}: give it, data.mpp=MICRONS at full resolution (40x is about 0.25)")
+        raise SlideError(
+            f"{path.name} {what}: give it, data.mpp=MICRONS at full resolution (40x is about 0.25); it then holds for "
+            "every slide of the folder, so that this one may need a folder of its own"
+        )
     if abs(wide / high - 1) > SQUARE:
         raise SlideError(
             f"{path.name} has pixels of {wide:.4g} x {high:.4g} µm, and square ones are needed: resample it"
         )
-    return math.sqrt(wide * high)
+    return size
 
 
 def _number(value: object) -> float | None:

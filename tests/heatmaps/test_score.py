@@ -78,6 +78,7 @@ def test_a_perfect_scorer_has_the_tumour_where_and_as_large_as_it_is(scored: Pat
     assert row["tumour_mm2"] == pytest.approx(sum(shape.area for shape in MADE.tumours) * pixel, rel=0.05)
     assert row["tissue_mm2"] == pytest.approx(MADE.tissue[0].area * pixel, rel=0.05)
     assert row["regions"] == 2
+    assert row["stated_mpp"] == pytest.approx(0.5, rel=1e-3)
     assert row["highest_score"] > 0.95
     table = pd.read_parquet(scored / "slides" / "made" / "scores.parquet")
     assert row["tiles"] == len(table)

@@ -61,9 +61,10 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
 def test_a_missing_or_impossible_pixel_size_is_asked_for(tmp_path: Path, dpi: int | None, said: str) -> None:
     options = {"dpi": (dpi, dpi)} if dpi else {}
     Image.new("RGB", (50, 50)).save(tmp_path / "a.png", **options)
-    with pytest.raises(SlideError, match=rf"a.png {said}.*: give it, data.mpp=MICRONS"):
+    with pytest.raises(SlideError, match=rf"a.png {said}.*: give it, data.mpp=MICRONS .*for every slide of the folder"):
         open_slide(tmp_path / "a.png")
-    assert open_slide(tmp_path / "a.png", 0.5).mpp == 0.5
+    given = open_slide(tmp_path / "a.png", 0.5)
+    assert (given.mpp, given.stated_mpp) == (0.5, None)
 
 
 def test_a_pixel_size_in_the_tags_of_a_picture_is_taken(tmp_path: Path) -> None:
@@ -73,7 +74,8 @@ def test_a_pixel_size_in_the_tags_of_a_picture_is_taken(tmp_path: Path) -> None:
 
 def test_a_given_pixel_size_goes_before_the_file_and_says_so(tmp_path: Path, caplog) -> None:
     path = MADE.write(tmp_path / "a.tif")
-    assert open_slide(path, 0.5).mpp == 0.5
+    given = open_slide(path, 0.5)
+    assert (given.mpp, given.stated_mpp) == (0.5, pytest.approx(0.25, rel=1e-5))
     assert "a.tif says 0.25 µm a pixel, and data.mpp=0.5 is taken" in caplog.text
 
 
