@@ -5,8 +5,9 @@ Nothing here prints but warnings, on stderr, where progress bars show too. Every
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,13 +119,21 @@ class Prediction:
 Runs = str | Path | Run | Sequence[str | Path | Run]
 
 
-def _paths(folders: Runs) -> list[Path]:
-    several = [folders] if isinstance(folders, str | Path | Run) else folders
-    return [(it.directory if isinstance(it, Run) else Path(it)).expanduser() for it in several]
+def _paths(name: str, folders: Runs) -> list[Path]:
+    several = folders if isinstance(folders, Iterable) and not isinstance(folders, str) else [folders]
+    paths = [it.directory if isinstance(it, Run) else it for it in several]
+    if wrong := [it for it in paths if not isinstance(it, str | PathLike)]:
+        raise RequestError(f"{name}: {type(wrong[0]).__name__} is neither a folder nor a Run")
+    if not paths:
+        raise RequestError(f"{name} is empty: give at least one folder or Run")
+    return [Path(it).expanduser() for it in paths]
 
 
-def _one_path(run: str | Path | Run) -> Path:
-    return _paths(run)[0]
+def _one_path(name: str, folder: str | Path | Run) -> Path:
+    path, *others = _paths(name, folder)
+    if others:
+        raise RequestError(f"{name} is one folder or Run, not {1 + len(others)}: several can be predicted and compared")
+    return path
 
 
 @unchanged()
@@ -187,7 +196,7 @@ def load_run(directory: str | Path) -> Run:
     Raises:
         RequestError: It is none.
     """
-    run = Run(Path(directory).expanduser())
+    run = Run(_one_path("directory", directory))
     runs.read_metrics(run.directory)
     return run
 
@@ -225,8 +234,9 @@ def evaluate(
     from histolight.inference.evaluate_request import evaluate_config
 
     place = None if directory is None else str(directory)
-    chosen = None if chosen_on is None else _one_path(chosen_on)
-    request = evaluate_config(_one_path(run), as_words(overrides), tta, str(calibrate).lower(), place, chosen, adapt)
+    chosen = None if chosen_on is None else _one_path("chosen_on", chosen_on)
+    path, words = _one_path("run", run), as_words(overrides)
+    request = evaluate_config(path, words, tta, str(calibrate).lower(), place, chosen, adapt)
     measure(request)
     return Run(request.directory)
 
@@ -260,7 +270,7 @@ def predict(
     from histolight.inference import predict as prediction
 
     place = None if directory is None else str(directory)
-    members = prediction.members_of(_paths(folders), best)
+    members = prediction.members_of(_paths("folders", folders), best)
     words = as_words(overrides)
     own = [word for word in words if word.startswith("slides.")]
     values, unknown = own_keys(own, prediction.SLIDES)
@@ -296,7 +306,7 @@ def explain(
     """
     from histolight.inference.explain import explain_run
 
-    path = _one_path(run)
+    path = _one_path("run", run)
     return explain_run(path, part, tiles, _folder(directory, "explain", path))
 
 
@@ -316,7 +326,7 @@ def export(run: str | Path | Run, *, directory: str | Path | None = None) -> Exp
     """
     from histolight.inference.export_run import export_run
 
-    path = _one_path(run)
+    path = _one_path("run", run)
     return export_run(path, _folder(directory, "export", path))
 
 
@@ -361,5 +371,5 @@ def compare(folders: Runs, by: str | None = None, among: str | Sequence[str] | N
     from histolight.ranking.ranking import compare_runs
     from histolight.ranking.tables import comparison_csv, comparison_data
 
-    ranking = compare_runs(_paths(folders), by, among)
+    ranking = compare_runs(_paths("folders", folders), by, among)
     return Comparison(**comparison_data(ranking), answer=answer(ranking), table=comparison_csv(ranking))

@@ -23,6 +23,7 @@ ADVICE = re.compile(
 # As in ``remedies.py``.
 TRIED = [
     ("run= is missing: histolight evaluate run=DIR", "evaluate data=folder data.root=TILES", "evaluate run=RUN data=folder data.root=TILES"),
+    ("runs= can be predicted, not evaluated: give one of them, run=DIR", "evaluate runs=[RUN,RUN2]", "evaluate run=RUN"),
     ("runs= is missing: histolight compare runs=FOLDER", "compare hydra.run.dir=new", "compare runs=RUN"),
     ("best= chooses among several runs: use it with runs=", "predict run=RUN best=2 data=folder data.root=TILES", "predict runs=[RUN,RUN2,RUN3] best=2 data=folder data.root=TILES"),
     ("is not a file: give imagenet, hub, null, or the path of a state dict", "train model.weights=none.pth", "train model.weights=null"),
@@ -85,6 +86,7 @@ TRIED_BY = {
     "can't be read: write it without spaces, {}": "reliability/test_remedies.py::test_spaces_about_an_equals_sign_are_left_out_as_the_message_says",
     "run= is missing: histolight {} run=FOLDER": _EXPLAINED,
     "can't be a value of a configuration: give text, a number, true, false or None": "config/test_overrides.py::test_a_dictionary_says_what_words_say",
+    "is empty: give at least one folder or Run": "test_api.py::test_what_is_no_run_is_refused",
     "can't be read: give a list of strings, a dictionary or a Config": "config/test_overrides.py::test_a_dictionary_says_what_words_say",
     "give more tiles of it": _ENOUGH,
     "give at least {} of each": _ENOUGH,

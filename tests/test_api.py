@@ -60,6 +60,35 @@ def test_a_wrong_request_is_the_commands_line(tmp_path, monkeypatch) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"tiles", "run"}
 
 
+@pytest.mark.parametrize("function", [histolight.evaluate, histolight.explain, histolight.export, histolight.load_run])
+def test_several_runs_are_not_taken_for_the_first_one(function) -> None:
+    with pytest.raises(RequestError, match="is one folder or Run, not 2: several can be predicted and compared"):
+        function(["one", histolight.Run(Path("other"))])
+
+
+def test_several_evaluations_choose_no_threshold() -> None:
+    with pytest.raises(RequestError, match="chosen_on is one folder or Run, not 2"):
+        histolight.evaluate("run", chosen_on=["one", "other"])
+
+
+@pytest.mark.parametrize("function", [histolight.compare, histolight.evaluate, histolight.load_run, histolight.predict])
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [(3, "int is neither"), (None, "NoneType is neither"), ([Path("a"), 3], "int is neither"), ([], "is empty")],
+)
+def test_what_is_no_run_is_refused(function, runs, said, tmp_path) -> None:
+    with pytest.raises(RequestError, match=said):
+        function(runs)
+    run = untrained_run(tmp_path / "run", [])
+    assert histolight.load_run([run]).metrics["status"] == "completed"
+
+
+def test_a_comparison_is_not_predicted() -> None:
+    comparison = histolight.Comparison([], [], [], "tiles", "random", "", [], pd.DataFrame())
+    with pytest.raises(RequestError, match="folders: Comparison is neither a folder nor a Run"):
+        histolight.predict(comparison)
+
+
 def test_a_prediction_has_every_tile_under_its_own_name(tmp_path: Path) -> None:
     tiles = write_tiles(tmp_path / "tiles")
     run = untrained_run(tmp_path / "run", overrides(tiles, tmp_path / "cache"))

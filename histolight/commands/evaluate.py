@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from histolight.config.keys import choice, own_keys, read_path
+from histolight.config.keys import choice, key_of, own_keys, read_path
 from histolight.errors import RequestError
 from histolight.inference.evaluate_request import KEYS, EvaluateConfig, evaluate_config
 from histolight.progress import waiting
@@ -56,6 +56,8 @@ def parse_request(overrides: Sequence[str]) -> EvaluateConfig:
         RequestError: A key is unknown or missing, the run doesn't exist, or the folder is taken.
     """
     values, others = own_keys(overrides, KEYS)
+    if "run" not in values and "runs" in map(key_of, others):
+        raise RequestError("runs= can be predicted, not evaluated: give one of them, run=DIR")
     if "run" not in values:
         raise RequestError(
             "run= is missing: histolight evaluate run=DIR, with a run directory such as outputs/runs/NAME"

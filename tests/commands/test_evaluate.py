@@ -180,6 +180,7 @@ def test_of_a_source_with_its_own_split_the_test_part_is_measured(trained, here,
     ("overrides", "message"),
     [
         ([], "run= is missing: histolight evaluate run=DIR"),
+        (["runs=[{run},{run}]"], "runs= can be predicted, not evaluated: give one of them"),
         (["run=nowhere"], "nowhere is not a folder"),
         (["run=."], "is not a run directory: it has no metrics.json"),
         (["run=unfinished"], "unfinished is failed, not completed"),
