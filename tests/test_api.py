@@ -89,6 +89,13 @@ def test_a_comparison_is_not_predicted() -> None:
         histolight.predict(comparison)
 
 
+@pytest.mark.parametrize("function", [histolight.train, histolight.sweep, histolight.embed, histolight.load_tiles])
+@pytest.mark.parametrize("wrong", [None, 3, "seed=0", histolight.Run(Path("run"))])
+def test_what_are_no_overrides_is_refused(function, wrong) -> None:
+    with pytest.raises(RequestError, match=r"overrides=.* can't be read: give a list of strings, a dictionary"):
+        function(wrong)
+
+
 def test_a_prediction_has_every_tile_under_its_own_name(tmp_path: Path) -> None:
     tiles = write_tiles(tmp_path / "tiles")
     run = untrained_run(tmp_path / "run", overrides(tiles, tmp_path / "cache"))

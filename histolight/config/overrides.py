@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -36,9 +36,10 @@ def as_words(overrides: Overrides) -> list[str]:
         return as_words(flat)
     if isinstance(overrides, Mapping):
         return [word for key, value in overrides.items() for word in _words(str(key), value)]
-    if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
+    words: list[Any] = list(overrides) if isinstance(overrides, Iterable) else [overrides]
+    if isinstance(overrides, str) or not all(isinstance(word, str) for word in words):
         raise RequestError(f"overrides={overrides!r} can't be read: give a list of strings, a dictionary or a Config")
-    return list(overrides)
+    return words
 
 
 def _get(config: Any, key: str) -> Any:
