@@ -44,6 +44,7 @@ _OF_AN_ATTEMPT = (
 )
 
 HASHES = ("pixels", "luma")
+REPEATED = ("seed", "data.fold")  # keys in which trainings of one configuration may differ
 
 PACKAGES = (
     "histolight",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ def _curves(directory: Path) -> str:
 
 
 def sweep_summary(result: SweepResult) -> str:
-    """Say how many points are completed, which failed and why, which is the best, and how to go on."""
+    """Say how many points are completed, which failed and why, which is the best or their mean, and how to go on."""
     from histolight.reports.parts import interval_text
 
     completed = [point for point in result.points if point.status == "completed"]
@@ -79,7 +80,13 @@ def sweep_summary(result: SweepResult) -> str:
     for reason, names in reasons.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         lines.append(f"failed       {names[0]}{more}: {reason}")
-    if completed:
+    if len(completed) > 1 and result.repeats:
+        aurocs = [point.auroc or 0.0 for point in completed]
+        lines.append(
+            f"mean         val AUROC {statistics.mean(aurocs):.4f} of {len(aurocs)} trainings of one configuration "
+            f"({min(aurocs):.4f} to {max(aurocs):.4f})"
+        )
+    elif completed:
         best = max(completed, key=lambda point: point.auroc or 0.0)
         auroc, count = best.metrics["val"]["auroc"], len(completed) + pruned
         chosen = f", the highest of {count}, and so an optimistic figure" if count > 1 else ""

@@ -14,10 +14,10 @@ from sklearn.metrics import roc_auc_score
 
 from histolight.errors import RequestError, nearest
 from histolight.ranking.runs import ScoredRun, Unranked, with_defaults
+from histolight.runs import REPEATED
 from histolight.statistics.verdict import FEWEST_SEEDS
 
 COSTS = {"parameters": "parameters", "seconds": "training s", "tiles_per_second": "tiles/s"}  # and their headings
-REPEATED = ("seed", "data.fold")
 LOGGING = ("logger.name", "logger.project", "logger.uri", "logger.offline")
 BOOKKEEPING = ("name", "run", "like", "data.cache", "trainer.profiler", "model.card", *LOGGING)
 # What a file of conf/model, or a hub's model, brings along with its name.
@@ -140,6 +140,8 @@ def name_rows(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     swept.sort(key=lambda key: not key.startswith("model."))  # what one looks for first
     names = [", ".join(_part_of_name(row, key, swept) for key in swept) for row in rows]
     twice = {name for name, count in Counter(names).items() if count > 1}
+    if len(rows) == 1:
+        names = [text_of(rows[0].config["model.name"])]
     named = []
     for row, name in zip(rows, names, strict=True):
         unique = f"{name or text_of(row.config['model.name'])} ({row.runs[0].directory.name})"

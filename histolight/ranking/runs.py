@@ -29,7 +29,7 @@ class Unranked(NamedTuple):
     Attributes:
         name: The row's name, or the folder of a run that has no row.
         directories: The run directories.
-        status: As in ``metrics.json``, or ``incomplete``, ``not comparable``, ``chosen`` or ``not chosen``.
+        status: As in ``metrics.json``, or ``missing``, ``incomplete``, ``not comparable``, ``chosen``, ``not chosen``.
         reason: One line.
     """
 
@@ -96,7 +96,12 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[ScoredRun], str, list[Unran
         RequestError: A folder doesn't exist or holds no run.
     """
     directories = list(dict.fromkeys(path for folder in folders for path in find_runs(folder)))
-    unranked: list[Unranked] = []
+    sweeps = dict.fromkeys(path.parent for path in directories if path not in folders)
+    unranked = [
+        Unranked(path.name, [path], "missing", "it has not begun: the sweep's own command goes on with it")
+        for sweep in sweeps
+        for path in _not_begun(sweep)
+    ]
     runs = _collect(directories, unranked, "read", _read_run)
     part = "test" if runs and all("test" in run.metrics for run in runs) else "val"
     known: dict[str, ScoredTiles] = {}
@@ -134,6 +139,15 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
                 yield child
         elif depth > 1:
             yield from _runs_below(child, depth - 1)
+
+
+def _not_begun(sweep: Path) -> list[Path]:
+    """List the points of a sweep that have no folder; without a ``sweep.json`` that can be read, none."""
+    try:
+        points = json.loads((sweep / "sweep.json").read_bytes())["points"].values()
+        return [sweep / point for point in points if not (sweep / point).exists()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
 
 
 def _holds(folder: Path, name: str) -> bool:

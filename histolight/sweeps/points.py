@@ -117,6 +117,11 @@ class Sweep:
                 f"{shown(self.directory)} holds a sweep with {'; '.join(different[:3])}: choose another name=NAME"
             )
 
+    @property
+    def repeats(self) -> bool:
+        """Whether its points train one configuration, in other folds or with other seeds: none of them is the best."""
+        return bool(self._swept) and self._swept.issubset(runs.REPEATED)
+
     def point(self, values: Sequence[str], config: DictConfig | None = None) -> Point:
         """Find a point's folder by its configuration, or allot a new one."""
         folder = self._allotted(values, config)

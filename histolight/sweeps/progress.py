@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import statistics
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ REFRESH = 0.5  # seconds between two looks at the points
 
 @contextlib.contextmanager
 def live_line(sweep: Sweep, total: int, progress: bool) -> Iterator[None]:
-    """Say on stderr how many points are done, the best so far and the time left, from the points' own files."""
+    """Say on stderr how many points are done, their best or mean so far and the time left, from their own files."""
     if not progress:
         yield
         return
@@ -32,9 +33,13 @@ def live_line(sweep: Sweep, total: int, progress: bool) -> Iterator[None]:
 
     def words() -> str:
         aurocs = [(auroc, path.name) for path, (_, auroc) in done.items() if auroc is not None]
-        best = max(aurocs, key=lambda one: one[0], default=None)  # the first of equals, as in the sweep's last lines
         counts = collections.Counter(status for status, _ in done.values())
-        said = [f"best AUROC {best[0]:.4f} ({best[1]})"] if best else []
+        said = []
+        if aurocs and sweep.repeats:
+            said = [f"mean AUROC {statistics.mean(auroc for auroc, _ in aurocs):.4f}"]
+        elif aurocs:
+            best, name = max(aurocs, key=lambda one: one[0])  # the first of equals, as in the sweep's last lines
+            said = [f"best AUROC {best:.4f} ({name})"]
         return ", ".join(said + [f"{counts[status]} {status}" for status in ("pruned", "failed") if counts[status]])
 
     def show(bar: Any) -> None:

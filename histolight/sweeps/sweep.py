@@ -38,11 +38,12 @@ from histolight.sweeps.spaces import ends_of, space_of
 
 @dataclasses.dataclass(frozen=True)
 class SweepResult:
-    """A sweep that ran to its end: its name, where it lies, and its points in their order."""
+    """A sweep that ran to its end: its name, where it lies, its points in their order, and whether they are repeats."""
 
     name: str
     directory: Path
     points: list[Point]
+    repeats: bool
 
 
 @hydra.own_hydra()
@@ -77,7 +78,7 @@ def run_sweep(overrides: Sequence[str], progress: bool = True) -> SweepResult:
                 raise InterruptionError(_how_to_continue(sweep, plan, total)) from error
             finally:
                 release(workers="Joblib" in plan.master.hydra.launcher._target_)
-        return SweepResult(plan.master.name, shown(plan.directory), sweep.current())
+        return SweepResult(plan.master.name, shown(plan.directory), sweep.current(), sweep.repeats)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -460,4 +460,4 @@ def test_a_single_row_is_given_with_its_interval(three: Path) -> None:
     ranking = compare_runs([three / "1_resnet34"])
     table = predictions(three / "1_resnet34")
     auroc = roc_auc_score(table["label"], table["score"])
-    assert headline(ranking).startswith(f"This training of resnet34 (1_resnet34) has an AUROC of {auroc:.4f} [")
+    assert headline(ranking).startswith(f"This training of resnet34 has an AUROC of {auroc:.4f} [")

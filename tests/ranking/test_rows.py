@@ -79,6 +79,7 @@ def test_rows_are_named_by_what_sets_them_apart() -> None:
     assert [row.name for row in named] == ["a, lr 0.001", "a, lr 0.0001", "b, lr 0.001"]
     assert swept == ["model.name", "optimizer.lr"]  # the model first
     assert name_rows([]) == ([], [])
+    assert [row.name for row in name_rows(rates[:1])[0]] == ["a"]
     alike, _ = name_rows([row_of("a", seeds(0)), row_of("a", seeds(1))])
     assert [row.name for row in alike] == ["a (a--0)", "a (a--1)"]
     some, swept = name_rows([row_of("a", seeds(0)), row_of("b", seeds(1)), row_of("b", seeds(2))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -119,6 +120,18 @@ def test_a_fold_on_other_tiles_than_its_row_is_not_mixed_in(tmp_path: Path) -> N
     ranking = compare_runs([tmp_path])
     assert len(ranking.rows[0].runs) == 2
     assert "its fold 0 has other tiles" in reasons(ranking)["0_1"]
+
+
+def test_points_of_a_sweep_that_have_not_begun_are_listed(three: Path) -> None:
+    points = {"a": "0_resnet18", "b": "3_vgg11"}
+    (three / "sweep.json").write_text(json.dumps({"base": {}, "swept": ["model.name"], "points": points}))
+    for folder in (three, three.parent):
+        ranking = compare_runs([folder])
+        assert [(one.name, one.status) for one in ranking.unranked] == [("3_vgg11", "missing")]
+    assert compare_runs([three / "0_resnet18", three / "1_resnet34"]).unranked == []
+    for damaged in ("", "[]", '{"points": 3}', '{"points": {"a": 3}}'):
+        (three / "sweep.json").write_text(damaged)
+        assert compare_runs([three]).unranked == []
 
 
 def test_find_runs_takes_a_run_a_sweep_and_a_folder_of_sweeps(three: Path) -> None:

@@ -138,23 +138,34 @@ def test_the_command_line_reports_and_returns_1_when_a_point_failed(
     trainings: Trainings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainings.faults[2] = HistolightError("the loss became nan")
-    assert main(["train", "-m", "name=X", CPU, "seed=1,2,3"]) == 1
+    assert main(["train", "-m", "name=X", CPU, "seed=1,2,3", "augment=none,flips"]) == 1
     printed = capsys.readouterr()
-    assert "outputs/sweeps/X: 2 completed, 1 failed" in printed.out
-    assert "failed       1_seed=2: the loss became nan" in printed.out
-    assert "more" not in printed.out
-    assert "best         2_seed=3: val AUROC 0.3000" in printed.out
+    assert "outputs/sweeps/X: 4 completed, 2 failed" in printed.out
+    assert "failed       2_seed=2,augment=none and 1 more: the loss became nan" in printed.out
+    assert "best         4_seed=3,augment=none: val AUROC 0.3000" in printed.out
     assert "tensorboard --logdir outputs/sweeps/X" in printed.out
     assert "histolight compare runs=outputs/sweeps/X" in printed.out
-    assert "X: 3 of 3 points done, best AUROC 0.3000 (2_seed=3), 1 failed" in printed.err
-    assert (printed.err.count("X: 0 of 3"), printed.err.count("X: 3 of 3")) == (1, 1)
+    assert "X: 6 of 6 points done, best AUROC 0.3000 (4_seed=3,augment=none), 2 failed" in printed.err
+    assert (printed.err.count("X: 0 of 6"), printed.err.count("X: 6 of 6")) == (1, 1)
 
     trainings.faults.clear()
     trainings.take()
-    assert main(["train", "-m", "name=X", CPU, "seed=1,2,3"]) == 0
-    assert trainings.take() == ["1_seed=2"]
-    assert main(["train", "-m", "name=X", CPU, "seed=1,2,3"]) == 0
+    assert main(["train", "-m", "name=X", CPU, "seed=1,2,3", "augment=none,flips"]) == 0
+    assert trainings.take() == ["2_seed=2,augment=none", "3_seed=2,augment=flips"]
+    assert main(["train", "-m", "name=X", CPU, "seed=1,2,3", "augment=none,flips"]) == 0
     assert trainings.take() == []
+
+
+def test_of_repeats_of_one_configuration_none_is_the_best(
+    trainings: Trainings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainings.faults[2] = HistolightError("the loss became nan")
+    assert main(["train", "-m", "name=X", CPU, "seed=1,2,3"]) == 1
+    printed = capsys.readouterr()
+    assert "failed       1_seed=2: the loss became nan" in printed.out
+    assert "best" not in printed.out + printed.err
+    assert "mean         val AUROC 0.2000 of 2 trainings of one configuration (0.1000 to 0.3000)" in printed.out
+    assert "X: 3 of 3 points done, mean AUROC 0.2000, 1 failed" in printed.err
 
 
 def test_a_failed_point_starts_afresh_and_a_cut_off_one_keeps_its_files(trainings: Trainings) -> None:
