@@ -184,7 +184,7 @@ def _choices(ranking: Ranking) -> list[str]:
         f"{what[0].upper()}{what[1:]} of each run {were} chosen by the AUROC on these same validation tiles: all "
         "AUROCs here are optimistic, the more so the fewer tiles."
     ]
-    if len({run.metrics.get("epochs") for run in ranking.runs}) > 1:
+    if len({run.metrics.get("epochs") for run in ranking.runs if "probe" not in run.metrics}) > 1:
         sentences.append("A run with more epochs to choose from gains more by it.")
     return sentences
 

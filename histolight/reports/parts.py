@@ -81,7 +81,8 @@ def what_was_chosen(metrics: Mapping[str, Any]) -> str:
     ''
     """
     if "probe" in metrics:
-        return f"the {next(iter(metrics['probe']['chosen']))} of the probe"
+        name = next(iter(metrics["probe"]["chosen"]))
+        return f"the {'number of neighbours' if name == 'neighbours' else name} of the probe"
     return "" if metrics.get("epochs") == 1 else "the epoch"
 
 

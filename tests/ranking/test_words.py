@@ -104,6 +104,15 @@ def test_an_epoch_was_chosen_only_where_there_were_several(epochs: tuple[int, in
     assert [sentence for sentence in context(ranking) if "epoch" in sentence] == said
 
 
+def test_a_probe_has_no_epochs_to_choose_from() -> None:
+    ranking = ranking_of([0.9, 0.8], 1e-4)
+    ranking.rows[0].runs[0].metrics["epochs"] = 5
+    ranking.rows[1].runs[0].metrics["probe"] = {"chosen": {"neighbours": 5, "val_auroc": 0.8}}
+    [chosen] = [sentence for sentence in context(ranking) if "chosen" in sentence]
+    assert chosen.startswith("The epoch and the number of neighbours of the probe of each run were chosen by")
+    assert not any("more epochs" in sentence for sentence in context(ranking))
+
+
 def test_what_was_not_tested_is_not_explained() -> None:
     told, apart = ranking_of([0.9, 0.5], 1e-4), ranking_of([0.9, 0.9], 1e-4)
     unranked = ranking_of([0.9, 0.8, 0.7, 0.6], 1e-4, freedom=2)
