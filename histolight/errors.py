@@ -31,11 +31,15 @@ class RequestError(HistolightError):
 
 
 class DataError(RequestError):
-    """The data are not fit to train on; ``problems`` lists every finding (columns id, problem, detail)."""
+    """The data are not fit to train on.
 
-    def __init__(self, message: str, problems: pd.DataFrame) -> None:
+    ``problems`` lists every finding (columns id, problem, detail); ``advice`` says what mends most, or is empty.
+    """
+
+    def __init__(self, message: str, problems: pd.DataFrame, advice: str = "") -> None:
         super().__init__(message)
         self.problems = problems
+        self.advice = advice
 
 
 class InterruptionError(HistolightError):

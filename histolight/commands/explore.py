@@ -129,6 +129,6 @@ def explore(request: ExploreConfig) -> list[str]:
             limit = next((limit for limit, drawn in larger if drawn["label"].nunique() == 2), "null")
             raise RequestError(f"all {len(tiles.table)} tiles have the label {labels[0]}: use data.limit={limit}")
     except DataError as error:
-        write_problems(error.problems, table, directory, title)
+        write_problems(error.problems, table, directory, title, error.advice)
         raise DataError(f"{error}; all of them: {directory / 'report.html'}", error.problems) from error
     return write_exploration(tiles, config, directory, title, sides)

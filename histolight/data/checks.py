@@ -24,17 +24,20 @@ def problem_frame(rows: list[tuple[str, str, str]]) -> pd.DataFrame:
 def describe(problems: pd.DataFrame) -> str:
     """Say in one line how many findings of each kind there are, and name the first three tiles of each.
 
-    Where findings have a detail, that of the first follows.
+    A detail that they share follows, or else that of the first.
 
     >>> describe(problem_frame([("a", "no file", ""), ("b", "no file", ""), ("c", "wrong size", "9x9 pixels")]))
     'no file: 2 (a, b); wrong size: 1 (c): 9x9 pixels'
+    >>> describe(problem_frame([("a", "wrong size", "9x9 pixels"), ("b", "wrong size", "8x8 pixels")]))
+    'wrong size: 2 (a, b), the first: 9x9 pixels'
     """
     kinds = []
     for problem, rows in problems.groupby("problem", sort=False):
         first = ", ".join(name if name.isprintable() and name else repr(name) for name in rows["id"].head(3))
         detail = next(iter(rows["detail"]))
         more = ", …" if len(rows) > 3 else ""
-        kinds.append(f"{problem}: {len(rows)} ({first}{more}){f': {detail}' if detail else ''}")
+        whose = "" if rows["detail"].nunique() == 1 else ", the first"
+        kinds.append(f"{problem}: {len(rows)} ({first}{more}){f'{whose}: {detail}' if detail else ''}")
     return "; ".join(kinds)
 
 

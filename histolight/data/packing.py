@@ -100,7 +100,9 @@ def build_pack(source: Source, folder: Path, image_size: int, workers: int) -> N
         with contextlib.suppress(OSError):  # not empty
             partial.rmdir()
         frame = problem_frame(problems)
-        raise DataError(f"{len(frame)} tiles cannot be used: {describe(frame)}{_another_size(frame, count)}", frame)
+        advice = _another_size(frame, count)
+        said = f"{len(frame)} tiles cannot be used: {describe(frame)}{f'; {advice}' if advice else ''}"
+        raise DataError(said, frame, advice)
     for name, values in measures.items():
         save_array(partial / f"{name}.npy", values)
     save_array(partial / "overlaps.npy", _overlaps(source, partial, measures))
@@ -113,13 +115,14 @@ def build_pack(source: Source, folder: Path, image_size: int, workers: int) -> N
 
 
 def _another_size(problems: pd.DataFrame, tiles: int) -> str:
-    """Name the key that helps where all tiles have one size, which is not the configured one."""
-    sizes = set(problems["detail"].str.extract(r"^(\d+)x(\d+) pixels").apply(tuple, axis=1))
-    if len(problems) == tiles and len(sizes) == 1 and problems["problem"].eq("wrong size").all():
-        [(width, height)] = sizes
-        if width == height and int(width) >= CENTRE:
-            return f"; all have this size: use data.image_size={width}"
-    return "; cut them to one size" if problems["problem"].eq("wrong size").any() else ""
+    """Name the key that helps where most tiles have one size, which is not the configured one."""
+    wrong = problems.loc[problems["problem"] == "wrong size", "detail"]
+    for (width, height), count in wrong.str.extract(r"^(\d+)x(\d+) pixels").value_counts().head(1).items():
+        if width == height and int(width) >= CENTRE and count > tiles / 2:
+            if count == tiles:
+                return f"all have this size: use data.image_size={width}"
+            return f"{count} of all {tiles} tiles have {width}x{width} pixels: use data.image_size={width}"
+    return "cut the tiles of a wrong size to one size" if len(wrong) else ""
 
 
 def _overlaps(source: Source, partial: Path, measures: dict[str, np.ndarray]) -> Pairs:

@@ -97,7 +97,9 @@ def write_exploration(
     return sentences
 
 
-def write_problems(problems: pd.DataFrame, table: pd.DataFrame | None, directory: Path, title: str) -> None:
+def write_problems(
+    problems: pd.DataFrame, table: pd.DataFrame | None, directory: Path, title: str, remedy: str = ""
+) -> None:
     """Write the page of tiles that can't be used, and ``data_problems.csv`` with every finding.
 
     Args:
@@ -105,16 +107,18 @@ def write_problems(problems: pd.DataFrame, table: pd.DataFrame | None, directory
         table: The labelled tiles, where they could be listed.
         directory: The folder to write into.
         title: Of the page.
+        remedy: What mends most of them, where one key does.
     """
     kinds = problems["problem"].nunique()
     first = f"These tiles can't be trained on: {_count(len(problems), 'problem')}, {_count(kinds, 'kind')}."
     advice = "Mend or remove these files or rows, then explore again. Nothing else was looked at."
     notes = ["Every one of them is in data_problems.csv, with what was found."]
+    sentences = [first, *([f"{remedy[0].upper()}{remedy[1:]}."] if remedy else []), advice]
     sections = [Section("What is wrong", table=problem_table(problems), notes=notes)]
     if table is not None:
         sections.append(_classes(table))
     write_csv(directory / "data_problems.csv", problems)
-    write_atomically(directory / "report.html", render_page(title, [first, advice], sections, _footer(None)))
+    write_atomically(directory / "report.html", render_page(title, sentences, sections, _footer(None)))
 
 
 def answer(

@@ -234,3 +234,11 @@ def test_it_does_without_torch(request_of: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, *request_of], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_names_the_size_that_most_tiles_have(request_of, tiles, here, capsys) -> None:
+    Image.new("RGB", (40, 40), "white").save(tiles / "0" / "other.png")
+    assert cli(["explore", *request_of, "data.image_size=64", "hydra.run.dir=out"]) == 2
+    advice = re.search(r"\d+ of all \d+ tiles have 32x32 pixels: use data.image_size=32", capsys.readouterr().err)
+    assert advice is not None
+    assert f"{advice[0]}." in Path("out/report.html").read_text()

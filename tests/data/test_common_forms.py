@@ -151,8 +151,15 @@ def test_tiles_of_another_size_name_the_key_that_works(tmp_path: Path) -> None:
     config.image_size = 48
     assert open_pack(load_source(config), tmp_path / "cache", 48).tiles.image_size == 48
     save(tmp_path / "data" / "0" / "other.png", tile(64))
-    with pytest.raises(DataError, match="cut them to one size"):
+    with pytest.raises(DataError) as caught:
         open_pack(load_source(DataConfig(source="folder", root=config.root)), tmp_path / "cache", 96)
+    assert caught.value.advice == "4 of all 5 tiles have 48x48 pixels: use data.image_size=48"
+    assert str(caught.value).endswith(f"the first: 48x48 pixels where data.image_size=96; {caught.value.advice}")
+    config.image_size = 48
+    with pytest.raises(
+        DataError, match="1 tiles cannot be used: wrong size: 1 .*; cut the tiles of a wrong size to one"
+    ):
+        open_pack(load_source(config), tmp_path / "cache", 48)
 
 
 # fmt: off
