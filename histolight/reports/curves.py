@@ -83,7 +83,8 @@ def _figure(curves: dict[str, pd.Series], names: dict[str, str], label: str, end
         axes.axvline(end, color=PALE, linewidth=0.6, zorder=0)
     for key, values in curves.items():
         colour = ACCENT if key.startswith("val/") or len(names) == 1 else INK
-        marker = "o" if len(values) <= 50 and key != "train/loss" and key != "learning_rate" else ""
+        dense = len(values) > 50 or key in ("train/loss", "learning_rate")
+        marker = "" if dense and len(values) > 1 else "o"  # a line of one point is not seen
         axes.plot(values.index, values, color=colour, linewidth=1.6, marker=marker, markersize=4, label=names[key])
     if "val/auroc" in curves:
         best = int(curves["val/auroc"].argmax())

@@ -27,7 +27,7 @@ from histolight.reports.parts import (
     score_texts,
     what_was_chosen,
 )
-from histolight.runs import read_config, read_metrics, read_predictions
+from histolight.runs import read_config, read_metrics, read_predictions, read_splits
 from histolight.statistics.clusters import FEW_SLIDES
 from histolight.statistics.figures import FIGURES
 from histolight.statistics.slides import slides_of_classes
@@ -88,7 +88,7 @@ def write_run_report(directory: Path) -> Path:
         _training(directory),
         *[slides_section(table, part, metrics) for part, table in predictions.items()],
         *[domains_section(part, metrics) for part in predictions],
-        _data(metrics, predictions, config),
+        _data(metrics, slides_of_parts(directory, predictions), config),
         _checks(directory),
         _cost(metrics),
         Section("Model card", table=model_card(metrics, config, training or config, predictions)),
@@ -156,13 +156,14 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
         sentences.append(
             "Their slides are unknown: the interval knows tiles that overlap but no slides, and is likely too short."
         )
+    like = "the interval rests on others being like them" if auroc["low"] is not None else "others may be unlike them"
     if 0 < slides < FEW_SLIDES:
-        sentences.append(f"These are tiles of only {slides} slides: the interval rests on others being like them.")
+        sentences.append(f"These are tiles of only {slides} slides: {like}.")
     elif slides:
         fewest, label = min((count, label) for label, count in slides_of_classes(predictions[lead]).items())
         if fewest < FEW_SLIDES:
             tiles = f"{'tumour' if label else 'benign'} tiles of only {fewest} of these slides"
-            sentences.append(f"There are {tiles}: the interval rests on others being like them.")
+            sentences.append(f"There are {tiles}: {like}.")
     if is_artificial(config.get("data", {}).get("source")):
         sentences.append("The tiles are synthetic: the figures say nothing of real tissue.")
     return [*sentences, *[ended] * bool(ended)]
@@ -265,7 +266,15 @@ def _training(directory: Path) -> Section | None:
     return Section("How it was trained", pictures=pictures) if pictures else None
 
 
-def _data(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config: dict[str, Any]) -> Section | None:
+def slides_of_parts(directory: Path, predictions: dict[str, pd.DataFrame]) -> dict[str, int]:
+    """Count the slides of each part, as the run's split has them, or else the predictions of those that have any."""
+    groups = {part: table["group"] for part, table in predictions.items()}
+    if (directory / "splits.csv").is_file() and "group" in (splits := read_splits(directory)):
+        groups |= dict(iter(splits.groupby("split")["group"]))
+    return {part: slides.nunique() for part, slides in groups.items()}
+
+
+def _data(metrics: dict[str, Any], slides_of: dict[str, int], config: dict[str, Any]) -> Section | None:
     if not metrics.get("tiles"):
         return None
     data = config.get("data", {})
@@ -274,7 +283,7 @@ def _data(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config:
         if part in metrics["tiles"]:
             benign, tumour = (metrics["tiles"][part].get(label, 0) for label in ("0", "1"))
             cells = [f"{benign + tumour:,}", f"{benign:,}", f"{tumour:,}", f"{tumour / (benign + tumour):.1%}"]
-            slides = predictions[part]["group"].nunique() if part in predictions else 0
+            slides = slides_of.get(part, 0)
             rows.append(
                 [Cell({"train": "training", **PARTS}[part]), *map(Cell, cells), Cell(f"{slides:,}" if slides else "")]
             )

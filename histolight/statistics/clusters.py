@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,7 +93,8 @@ def lack_of(name: str, codes: npt.NDArray[np.int64], clusters: Clusters) -> str:
         return f"no interval: {where}".format(name=name).replace("  ", " ")
     n_eff = effective_clusters(codes)
     if n_eff < FEWEST_CLUSTERS:
-        reason = f"no interval: the {name} tiles lie so unevenly that they count as {n_eff:.1f} slides; 2 are needed"
+        count = math.floor(100 * n_eff) / 100  # 1.996 rounded would be enough
+        reason = f"no interval: the {name} tiles lie so unevenly that they count as {count} slides; 2 are needed"
         return reason.replace("  ", " ")
     return ""
 

@@ -113,6 +113,7 @@ def test_half_of_each_class_is_drawn_as_far_as_there_are(positive, negative, cou
         (["slides.model_mpp=null"], "give slides.model_mpp=MICRONS"),
         (["slides.labels=wrong.csv"], "wrong.csv: a has the label yes, not 0 or 1"),
         (["slides.labels=twice.csv"], "twice.csv names a twice"),
+        (["slides.labels=absent.csv"], r"slides.labels=/.*absent.csv is not a file: give a CSV slide,label"),
         (["slides.labels=free.csv"], r"a.tif has the label 0 in slides.labels, and tumour in .*a.geojson"),
         (["slides.units=16"], r"annotation 1 \(Tumor\) lies outside a"),
         (["data.root=b"], "none of the 1 slides in .*b has an annotation in .*b: NAME.geojson, NAME.xml"),

@@ -79,3 +79,13 @@ def test_many_epochs_are_drawn_without_lines_and_dots(epochs: int, lines: int, m
     assert axes.get_xlabel().startswith(label)
     loss, _ = drawn["training_loss"][0].axes[0].lines[-2:]
     assert loss.get_marker() in ("", "None")  # of single batches: never dots
+
+
+def test_a_curve_of_one_step_is_a_point_that_is_seen() -> None:
+    drawn = curve_figures({"learning_rate": curve(0.001), "train/loss": curve(0.7)})
+    for figure, _ in drawn.values():
+        (line,) = figure.axes[0].lines
+        assert line.get_marker() == "o"
+    assert (
+        curve_figures({"learning_rate": curve(1, 2)})["training_learning_rate"][0].axes[0].lines[0].get_marker() == ""
+    )

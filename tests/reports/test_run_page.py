@@ -20,7 +20,7 @@ from histolight.reports.calls import calls_notes
 from histolight.reports.curves import read_curves
 from histolight.reports.measure import measure_part
 from histolight.reports.model_card import known_limits
-from histolight.reports.run_page import write_run_report
+from histolight.reports.run_page import slides_of_parts, write_run_report
 from histolight.statistics.decisions import Band
 from histolight.statistics.slides import slide_figures, worst_by_chance
 
@@ -331,3 +331,27 @@ def test_the_card_denies_probabilities_only_where_chance_does_not_explain_the_ec
     assert "probability" not in " ".join(
         known_limits(metrics | {"test": {"ece": {"value": 0.04}}}, {}, {"test": scores})
     )
+
+
+def test_the_slides_of_the_training_part_are_those_of_the_split(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", slides=3, split="slide", parts=("val",))
+    metrics = runs.read_metrics(measured(run, slides=12))
+    metrics["tiles"]["train"] = {"0": 10, "1": 10}
+    runs.update_metrics(run, tiles=metrics["tiles"])
+    validated = pd.read_csv(run / "predictions/val.csv")
+    rows = [f"{row.id},val,{row.group}" for row in validated.itertuples()]
+    rows += [f"t{number},train,slide of training {number % 9}" for number in range(20)]
+    (run / "splits.csv").write_text("\n".join(["id,split,group", *rows]) + "\n")
+    assert slides_of_parts(run, {}) == {"train": 9, "val": 3}
+    text = read(write_run_report(run)).text.partition("The tiles and their split")[2]
+    assert "training 20 10 10 50.0% 9 validation" in " ".join(text.split())
+
+
+def test_a_figure_without_an_interval_is_not_said_to_have_one(tmp_path: Path) -> None:
+    run = measured(fake_run(tmp_path / "run", slides=3, split="slide"), slides=12)
+    metrics = runs.read_metrics(run)
+    metrics["val"]["auroc"] |= {"low": None, "high": None, "method": "none", "note": "no interval: one slide holds all"}
+    runs.update_metrics(run, val=metrics["val"])
+    text = read(write_run_report(run)).text
+    assert "These are tiles of only 3 slides: others may be unlike them." in text
+    assert "the interval rests on" not in text

@@ -25,6 +25,11 @@ def test_the_class_on_fewer_slides_decides(label: int) -> None:
     assert "tiles lie so unevenly that they count as 1.6 slides" in lack_of_clusters(labels, clusters)
 
 
+def test_what_is_just_too_little_is_not_rounded_to_enough() -> None:
+    clusters = find_clusters(["a"] * 23 + ["b"] * 18 + ["c"] * 10 + ["d"] * 10, 61)
+    assert "that they count as 1.97 slides; 2 are needed" in lack_of_clusters(np.arange(61) < 41, clusters)
+
+
 def test_two_equal_slides_of_a_class_are_enough() -> None:
     clusters = find_clusters(list("aabb"), 4)
     assert lack_of_clusters(np.array([True, False, True, False]), clusters) == ""

@@ -19,6 +19,7 @@ from histolight.config.schema import DataConfig
 from histolight.data.checks import problem_frame
 from histolight.data.sources import Kind, data_root
 from histolight.data.table import Source, fingerprint, read_csv
+from histolight.data.unpacked import find_csv
 from histolight.errors import DataError, RequestError
 from histolight.slides import grid as grids
 from histolight.slides import tissue
@@ -168,7 +169,10 @@ def _slide_labels(path: str | None, slides: list[Path]) -> dict[str, int]:
     """Read ``slide,label``; a slide is named with or without its suffix."""
     if path is None:
         return {}
-    table = read_csv(Path(path).expanduser(), ["slide", "label"])
+    file = Path(path).expanduser().absolute()
+    if not find_csv(file).is_file():
+        raise RequestError(f"slides.labels={file} is not a file: give a CSV slide,label")
+    table = read_csv(file, ["slide", "label"])
     if not table["label"].isin(["0", "1"]).all():
         wrong = table.loc[~table["label"].isin(["0", "1"])].iloc[0]
         raise RequestError(f"slides.labels={path}: {wrong['slide']} has the label {wrong['label']}, not 0 or 1")
