@@ -356,13 +356,13 @@ def _folder(directory: str | Path | None, kind: str, run: Path) -> Path:
 
 
 @unchanged()
-def compare(folders: Runs, by: str | None = None, among: str | Sequence[str] | None = None) -> Comparison:
+def compare(folders: Runs, by: str | None = None, among: Runs | None = None) -> Comparison:
     """Compare runs as ``histolight compare`` does, without writing anything.
 
     Args:
         folders: A sweep, a folder of runs, a run, or several of these; as paths or :class:`Run`.
         by: A configuration key, each value of which is shown at its own best point.
-        among: Rows named beforehand, by name or by the folder of a run; the others are left out.
+        among: Rows named beforehand, by name, or by a run of theirs as a path or :class:`Run`; the others are left out.
 
     Raises:
         RequestError: There is no run to compare, or ``by`` or ``among`` names what isn't there.
@@ -371,5 +371,6 @@ def compare(folders: Runs, by: str | None = None, among: str | Sequence[str] | N
     from histolight.ranking.ranking import compare_runs
     from histolight.ranking.tables import comparison_csv, comparison_data
 
-    ranking = compare_runs(_paths("folders", folders), by, among)
+    named = None if among is None else [str(path) for path in _paths("among", among)]
+    ranking = compare_runs(_paths("folders", folders), by, named)
     return Comparison(**comparison_data(ranking), answer=answer(ranking), table=comparison_csv(ranking))

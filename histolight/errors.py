@@ -63,7 +63,7 @@ def one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+", " ", text)
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def nearest(name: object, valid: Iterable[str]) -> str:
     """Name the valid names closest to ``name``, three at most, or all of them when none is close.
 
     >>> nearest("densnet121", ["densenet121", "densenet169", "vgg11"])
@@ -72,7 +72,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     'valid: adam, sgd'
     """
     valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid)
+    close = difflib.get_close_matches(str(name), valid)  # from Python it may be anything
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"valid: {', '.join(valid)}"

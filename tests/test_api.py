@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from fake_runs import fake_run
 from odd_names import NAMES, overrides, write_tiles
 from untrained_runs import untrained_run
 
@@ -94,6 +95,29 @@ def test_a_comparison_is_not_predicted() -> None:
 def test_what_are_no_overrides_is_refused(function, wrong) -> None:
     with pytest.raises(RequestError, match=r"overrides=.* can't be read: give a list of strings, a dictionary"):
         function(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda run: histolight.explain(run, tiles="two"), "tiles=two is out of range: it is a whole number"),
+        (lambda run: histolight.explain(run, part=None), "part=None is not known: valid: test, val"),
+        (lambda run: histolight.predict(run, best=2.5), "best=2.5 is out of range: give a number of runs"),
+        (lambda run: histolight.evaluate(run, tta=["flips"]), r"tta=\['flips'\] is not known: did you mean flips"),
+        (lambda run: histolight.compare(run, by=["model.name"]), r"by=\['model.name'\] is not a key .* model.name"),
+        (lambda run: histolight.compare(run, among=3), "among: int is neither a folder nor a Run"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(wrong, said, tmp_path) -> None:
+    run = untrained_run(tmp_path / "run", [])
+    with pytest.raises(RequestError, match=said):
+        wrong(run)
+
+
+def test_rows_are_named_beforehand_by_their_runs(tmp_path: Path) -> None:
+    one, two, _ = (fake_run(tmp_path / name, model__name=name) for name in ("resnet18", "resnet34", "resnet50"))
+    comparison = histolight.compare(tmp_path, among=[one, histolight.Run(two)])
+    assert sorted(row["row"] for row in comparison.rows) == ["resnet18", "resnet34"]
 
 
 def test_a_prediction_has_every_tile_under_its_own_name(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -191,6 +193,15 @@ def choice(values: Mapping[str, str], key: str, *valid: str) -> str:
     if value not in valid:
         raise RequestError(f"{key}={value} is not known: {nearest(value, valid)}")
     return value
+
+
+def is_count(value: object, most: float = math.inf) -> bool:
+    """Whether a value, which from Python may be anything, is a whole number from 1 to ``most``.
+
+    >>> is_count(8, 64), is_count(0), is_count("2"), is_count(2.5)
+    (True, False, False, False)
+    """
+    return isinstance(value, Integral) and 1 <= value <= most
 
 
 def read_run_and_folder(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from histolight import files
-from histolight.errors import RequestError, nearest
+from histolight.config.keys import choice, is_count
+from histolight.errors import RequestError
 from histolight.explanation.grad_cam import Explanation, explain
 from histolight.explanation.page import write_report
 from histolight.inference.finished import read_part
@@ -16,9 +17,8 @@ MOST = 64  # tiles of a group that a page can show
 
 def check_explain(part: str, tiles: int) -> None:
     """Raise :class:`RequestError` for a part that isn't one, and for too few or too many tiles."""
-    if part not in ("val", "test"):
-        raise RequestError(f"part={part} is not known: {nearest(part, ('val', 'test'))}")
-    if not 1 <= tiles <= MOST:
+    choice({"part": part}, "part", "val", "test")
+    if not is_count(tiles, MOST):
         raise RequestError(f"tiles={tiles} is out of range: it is a whole number from 1 to {MOST}")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histolight import files, runs
-from histolight.config.keys import check_pixel_size, choice, key_of, new_folder, run_config
+from histolight.config.keys import check_pixel_size, choice, is_count, key_of, new_folder, run_config
 from histolight.config.schema import Config, SlidesConfig, tile_mpp
 from histolight.errors import RequestError
 from histolight.progress import waiting
@@ -74,7 +74,7 @@ def members_of(folders: Sequence[Path], best: int | None) -> list[Path]:
     """
     from histolight.ranking.runs import find_runs
 
-    if best is not None and best < 1:
+    if best is not None and not is_count(best):
         raise RequestError(f"best={best} is out of range: give a number of runs, such as best=3")
     aurocs: dict[Path, float] = {}
     for folder in folders:

@@ -381,7 +381,7 @@ def check_by(key: str) -> None:
     """
     if key in REPEATED:
         raise RequestError(f"by={key} is not possible: runs that differ only in seed or fold are one row")
-    if key not in with_defaults({}):
+    if str(key) not in with_defaults({}):
         raise RequestError(f"by={key} is not a key of the configuration: {nearest(key, with_defaults({}))}")
 
 
