@@ -15,7 +15,7 @@ import pandas as pd
 
 from histolight import runs
 from histolight.config.compose import compose_config, saved_config, typed
-from histolight.config.keys import new_folder, own_keys
+from histolight.config.keys import argument_error, key_of, new_folder, own_keys
 from histolight.config.overrides import Overrides, as_words
 from histolight.config.schema import Config
 from histolight.errors import RequestError
@@ -272,7 +272,7 @@ def predict(
     place = None if directory is None else str(directory)
     members = prediction.members_of(_paths("folders", folders), best)
     words = as_words(overrides)
-    own = [word for word in words if word.startswith("slides.")]
+    own = [word for word in words if key_of(word).startswith("slides.")]
     values, unknown = own_keys(own, prediction.SLIDES)
     others = [word for word in words if word not in own]
     request = prediction.predict_config(members, [*others, *unknown], tta, mean, place, adapt)
@@ -346,7 +346,10 @@ def embed(overrides: Overrides = (), *, directory: str | Path | None = None) -> 
     """
     from histolight.training.embed import embed as write
 
-    config = typed(compose_config(as_words(overrides)))
+    words = as_words(overrides)
+    if "hydra.run.dir" in map(key_of, words):
+        raise argument_error("embed", "hydra.run.dir")
+    config = typed(compose_config(words))
     folder = new_folder(None if directory is None else str(directory), "embed", config.name)
     return write(config, folder, progress=False)
 

@@ -86,6 +86,7 @@ TRIED_BY = {
     "can't be read: write it without spaces, {}": "reliability/test_remedies.py::test_spaces_about_an_equals_sign_are_left_out_as_the_message_says",
     "run= is missing: histolight {} run=FOLDER": _EXPLAINED,
     "can't be a value of a configuration: give text, a number, true, false or None": "config/test_overrides.py::test_a_dictionary_says_what_words_say",
+    "= is no override from Python: use {}": "test_api.py::test_what_is_an_argument_is_no_override",
     "is empty: give at least one folder or Run": "test_api.py::test_what_is_no_run_is_refused",
     "can't be read: give a list of strings, a dictionary or a Config": "config/test_overrides.py::test_a_dictionary_says_what_words_say",
     "give more tiles of it": _ENOUGH,

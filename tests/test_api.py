@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -112,6 +113,30 @@ def test_a_value_of_another_type_is_refused(wrong, said, tmp_path) -> None:
     run = untrained_run(tmp_path / "run", [])
     with pytest.raises(RequestError, match=said):
         wrong(run)
+
+
+@pytest.mark.parametrize(
+    ("function", "word", "call"),
+    [
+        (histolight.predict, "tta=dihedral", "predict(…, tta=…)"),
+        (histolight.predict, "best=2", "predict(…, best=…)"),
+        (histolight.predict, "+mean=probability", "predict(…, mean=…)"),
+        (histolight.predict, "adapt=prior", "predict(…, adapt=…)"),
+        (histolight.predict, "run=x", "predict(RUN, …)"),
+        (histolight.evaluate, "hydra.run.dir=x", "evaluate(…, directory=…)"),
+        (histolight.evaluate, "calibrate=true", "evaluate(…, calibrate=…)"),
+        (histolight.evaluate, "tta=flips", "evaluate(…, tta=…)"),
+    ],
+)
+def test_what_is_an_argument_is_no_override(function, word, call, tmp_path) -> None:
+    run = untrained_run(tmp_path / "run", [])
+    with pytest.raises(RequestError, match=re.escape(f"is no override from Python: use histolight.{call}")):
+        function(run, [word])
+
+
+def test_the_folder_of_features_is_an_argument_and_no_override() -> None:
+    with pytest.raises(RequestError, match=re.escape("use histolight.embed(…, directory=…)")):
+        histolight.embed({"hydra.run.dir": "x"})
 
 
 def test_rows_are_named_beforehand_by_their_runs(tmp_path: Path) -> None:

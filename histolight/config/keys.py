@@ -48,7 +48,7 @@ def own_keys(overrides: Sequence[str], keys: Sequence[str]) -> tuple[dict[str, s
     values: dict[str, str] = {}
     others: list[str] = []
     for override in overrides:
-        key, separator, value = override.partition("=")
+        key, (_, separator, value) = key_of(override), override.partition("=")
         if not separator:
             raise RequestError(f"{override} is not KEY=VALUE: write {keys[0]}=FOLDER")
         if key not in keys:
@@ -118,6 +118,8 @@ def run_config(run: Path, overrides: Sequence[str], own: Sequence[str], taken: S
 
     given = set(map(key_of, overrides))
     for key in sorted(given - set(taken)):
+        if key in own:  # of a command line own_keys has taken them
+            raise argument_error(command, key)
         if key in (*valid_keys(), *config_groups()):
             raise RequestError(
                 f"{key}= has no place in histolight {command}, which takes the run as it is; it takes "
@@ -135,6 +137,17 @@ def run_config(run: Path, overrides: Sequence[str], own: Sequence[str], taken: S
     result = typed(config)
     check_pixel_size(result.data, tile_mpp(saved.data), run)
     return result
+
+
+def argument_error(command: str, key: str) -> RequestError:
+    """Say that a key of the command line is an argument of the function in Python.
+
+    >>> print(argument_error("predict", "tta"))
+    tta= is no override from Python: use histolight.predict(…, tta=…)
+    """
+    arguments = {"run": "RUN, …", "runs": "RUNS, …", "hydra.run.dir": "…, directory=…"}
+    call = f"histolight.{command}({arguments.get(key, f'…, {key}=…')})"
+    return RequestError(f"{key}= is no override from Python: use {call}")
 
 
 def check_pixel_size(data: DataConfig, trained: float | None, run: Path) -> None:

@@ -223,7 +223,7 @@ def test_interrupted_it_says_how_to_continue(sweep, data, here, monkeypatch) -> 
         (["runs={sweep}", "best=0"], "best=0 is out of range: give a number of runs"),
         (["run={sweep}/0_x", "best=1"], "best= chooses among several runs"),
         (["run={sweep}/0_x", "tta=flip"], "tta=flip is not known: did you mean flips?"),
-        (["run={sweep}/0_x", "mean=median"], "mean=median is not known"),
+        (["run={sweep}/0_x", "++mean=median"], "mean=median is not known"),  # plus signs change nothing
         (["run={sweep}/0_x", "adapt=priors"], "adapt=priors is not known: did you mean prior"),
         (["runs={sweep}", "adapt=prior"], "adapt=prior fits one network to tiles, not an ensemble, .* 3 runs"),
         (["run={sweep}/0_x", "data=slides", "data.root={kaggle}", "adapt=prior"], "not whole slides: leave adapt out"),
