@@ -15,7 +15,7 @@ import pandas as pd
 
 from histolight import runs
 from histolight.config.compose import compose_config, saved_config, typed
-from histolight.config.keys import argument_error, key_of, new_folder, own_keys
+from histolight.config.keys import PLACES, argument_error, key_of, new_folder, own_keys, run_config
 from histolight.config.overrides import Overrides, as_words
 from histolight.config.schema import Config
 from histolight.errors import RequestError
@@ -288,12 +288,18 @@ def predict(
 
 @unchanged("lightning", "matplotlib")
 def explain(
-    run: str | Path | Run, *, part: str = "val", tiles: int = 8, directory: str | Path | None = None
+    run: str | Path | Run,
+    overrides: Overrides = (),
+    *,
+    part: str = "val",
+    tiles: int = 8,
+    directory: str | Path | None = None,
 ) -> Explanation:
     """Show where in its tiles a completed run finds what speaks for its calls, as ``histolight explain`` does.
 
     Args:
         run: The run.
+        overrides: Where its tiles lie, if they have moved, such as ``["data.root=DIR"]``.
         part: The tiles to explain: ``val`` or ``test``.
         tiles: How many of the surest right calls, of the surest wrong ones and of the closest are shown, 1 to 64.
         directory: An unused folder; None is ``outputs/explain/NAME-TIME``.
@@ -307,15 +313,17 @@ def explain(
     from histolight.inference.explain import explain_run
 
     path = _one_path("run", run)
-    return explain_run(path, part, tiles, _folder(directory, "explain", path))
+    config = run_config(path, as_words(overrides), ("run",), PLACES, "explain")
+    return explain_run(path, config, part, tiles, _folder(directory, "explain", path))
 
 
 @unchanged("lightning")
-def export(run: str | Path | Run, *, directory: str | Path | None = None) -> Export:
+def export(run: str | Path | Run, overrides: Overrides = (), *, directory: str | Path | None = None) -> Export:
     """Write the network of a completed run as ``model.onnx``, as ``histolight export`` does.
 
     Args:
         run: The run.
+        overrides: Where its tiles lie, if they have moved, such as ``["data.root=DIR"]``.
         directory: An unused folder; None is ``outputs/export/NAME-TIME``.
 
     Returns:
@@ -327,7 +335,8 @@ def export(run: str | Path | Run, *, directory: str | Path | None = None) -> Exp
     from histolight.inference.export_run import export_run
 
     path = _one_path("run", run)
-    return export_run(path, _folder(directory, "export", path))
+    config = run_config(path, as_words(overrides), ("run",), PLACES, "export")
+    return export_run(path, config, _folder(directory, "export", path))
 
 
 @unchanged("lightning")

@@ -56,7 +56,7 @@ def test_a_wrong_request_is_the_commands_line(tmp_path, monkeypatch) -> None:
     with pytest.raises(RequestError, match="tta=all is not known: valid: dihedral, flips, none"):
         histolight.evaluate(run, tta="all", directory=tmp_path / "out")
     with pytest.raises(RequestError, match="part=tset is not known: did you mean test"):
-        histolight.explain("nowhere", part="tset")
+        histolight.explain(run, part="tset", directory=tmp_path / "out")
     with pytest.raises(RequestError, match="seed=1,2 is several values"):
         histolight.train({"seed": [1, 2]})
     assert {path.name for path in tmp_path.iterdir()} == {"tiles", "run"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from histolight import files, runs
 from histolight.config.compose import compose_config, typed
-from histolight.config.keys import key_of, new_folder, own_keys, read_path, read_paths, run_config
+from histolight.config.keys import PLACES, key_of, new_folder, own_keys, read_path, read_paths, run_config
 from histolight.config.schema import DataConfig
 from histolight.errors import DataError, RequestError
 
@@ -68,7 +68,7 @@ def parse_request(overrides: Sequence[str]) -> ExploreConfig:
     if any(override.startswith("run=") for override in overrides):
         values, others = own_keys(overrides, ("run", "hydra.run.dir"))
         run = read_path(values["run"])
-        config = run_config(run, others, ("run", "hydra.run.dir"), ("data.root", "data.cache"), "explore")
+        config = run_config(run, others, ("run", "hydra.run.dir"), PLACES, "explore")
         name = run.resolve().name
         directory = new_folder(values.get("hydra.run.dir"), "explore", name)
         return ExploreConfig(config.data, f"Tiles of {name}", directory, run)
@@ -78,7 +78,7 @@ def parse_request(overrides: Sequence[str]) -> ExploreConfig:
         values, others = own_keys(overrides, ("runs", "hydra.run.dir"))
         folders = read_paths("runs", values["runs"])
         judges = members_of(folders, None)
-        config = run_config(judges[0], others, ("runs", "hydra.run.dir"), ("data.root", "data.cache"), "explore")
+        config = run_config(judges[0], others, ("runs", "hydra.run.dir"), PLACES, "explore")
         name = folders[0].resolve().name
         directory = new_folder(values.get("hydra.run.dir"), "explore", f"labels-{name}")
         return ExploreConfig(config.data, f"Doubtful labels: {name}", directory, judges=judges)

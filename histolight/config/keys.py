@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("histolight")
 
+# Where the tiles of a run lie by now: they may have moved, and are known by what they hold.
+PLACES = ("data.root", "data.groups", "data.domain", "data.cache")
+
 
 def key_of(override: str) -> str:
     """Return the key of an override, without a plus sign.
@@ -219,7 +222,7 @@ def is_count(value: object, most: float = math.inf) -> bool:
 
 def read_run_and_folder(
     command: str, overrides: Sequence[str], keys: Sequence[str]
-) -> tuple[Path, Path, dict[str, str]]:
+) -> tuple[Path, Path, dict[str, str], list[str]]:
     """Read ``run=…`` and ``hydra.run.dir=…``.
 
     Args:
@@ -228,7 +231,8 @@ def read_run_and_folder(
         keys: All the command's keys.
 
     Returns:
-        The run, an unused folder (``outputs/COMMAND/RUN-TIME`` unless given), and the values of all keys.
+        The run, an unused folder (``outputs/COMMAND/RUN-TIME`` unless given), the values of all keys, and the overrides
+        with keys of :data:`PLACES`.
 
     Raises:
         RequestError: A key is unknown, ``run`` is missing, or the folder holds something already.
@@ -237,10 +241,10 @@ def read_run_and_folder(
     (PosixPath('a b'), PosixPath('out'))
     """
     values, others = own_keys(overrides, keys)
-    if others:
-        key = others[0].partition("=")[0]
-        raise RequestError(f"{key} is not a key of histolight {command}: {nearest(key, keys)}")
+    for key in map(key_of, others):
+        if key not in PLACES:
+            raise RequestError(f"{key} is not a key of histolight {command}: {nearest(key, (*keys, *PLACES))}")
     if "run" not in values:
         raise RequestError(f"run= is missing: histolight {command} run=FOLDER, with a run directory")
     run = read_path(values["run"])
-    return run, new_folder(values.get("hydra.run.dir"), command, run.resolve().name), values
+    return run, new_folder(values.get("hydra.run.dir"), command, run.resolve().name), values, others

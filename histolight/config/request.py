@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from histolight import files, runs
 from histolight.config.compose import compose_config, like_config, saved_config, typed
-from histolight.config.keys import key_of
+from histolight.config.keys import PLACES, key_of
 from histolight.config.schema import Config
 from histolight.errors import RequestError
 
@@ -26,13 +26,18 @@ def requested_config(overrides: Sequence[str]) -> DictConfig:
     """
     composed = compose_config(overrides)
     if composed.run is not None:
-        if len(overrides) > 1:
+        places = [key for key in map(key_of, overrides) if key != "run"]
+        if not set(places) <= set(PLACES):
             raise RequestError(
-                "run=DIR continues a run as it is, with no other override: to change something use like=DIR"
+                "run=DIR continues a run as it is, and takes only where its tiles lie by now (data.root=FOLDER): to "
+                "change something use like=DIR"
             )
         directory = Path(composed.run).expanduser()
         runs.read_metrics(directory)
-        return saved_config(directory)
+        saved = saved_config(directory)
+        for key in places:
+            OmegaConf.update(saved, key, OmegaConf.select(composed, key))
+        return saved
     if composed.like is not None:
         return like_config(saved_config(Path(composed.like).expanduser()), overrides)
     return composed

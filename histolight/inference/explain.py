@@ -6,6 +6,7 @@ from pathlib import Path
 
 from histolight import files
 from histolight.config.keys import choice, is_count
+from histolight.config.schema import Config
 from histolight.errors import RequestError
 from histolight.explanation.grad_cam import Explanation, explain
 from histolight.explanation.page import write_report
@@ -22,11 +23,12 @@ def check_explain(part: str, tiles: int) -> None:
         raise RequestError(f"tiles={tiles} is out of range: it is a whole number from 1 to {MOST}")
 
 
-def explain_run(run: Path, part: str, tiles: int, directory: Path) -> Explanation:
+def explain_run(run: Path, config: Config, part: str, tiles: int, directory: Path) -> Explanation:
     """Explain tiles of a run and write ``attributions.csv``, ``explain.json`` and ``report.html``.
 
     Args:
         run: A completed run.
+        config: Its configuration, or one that says where its tiles lie by now.
         part: ``val`` or ``test``.
         tiles: How many of the surest right calls, of the surest wrong ones and of the closest are shown, 1 to 64.
         directory: An unused folder.
@@ -36,7 +38,7 @@ def explain_run(run: Path, part: str, tiles: int, directory: Path) -> Explanatio
     """
     check_explain(part, tiles)
     classifier = load_classifier(run)
-    finished = read_part(run, part)
+    finished = read_part(run, config, part)
     threshold, seed = finished.metrics["threshold"], finished.config.data.seed
     explanation = explain(classifier, finished.predictions, finished.tiles, threshold, tiles, seed)
     with files.claimed(directory):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from histolight import files
+from histolight.config.schema import Config
 from histolight.inference.export import check_packages, describe, export_onnx
 from histolight.inference.finished import read_part
 from histolight.inference.networks import load_classifier
@@ -33,11 +34,12 @@ class Export:
     image_size: int
 
 
-def export_run(run: Path, directory: Path, kind: str = "onnx", mpp: float | None = None) -> Export:
+def export_run(run: Path, config: Config, directory: Path, kind: str = "onnx", mpp: float | None = None) -> Export:
     """Write the network of a completed run for other programs.
 
     Args:
         run: The run directory.
+        config: Its configuration, or one that says where its tiles lie by now.
         directory: An unused folder.
         kind: ``onnx`` is ``model.onnx``; ``wsinfer`` is TorchScript and ``config.json`` for WSInfer and QuPath.
         mpp: With ``wsinfer`` the pixel size of the tiles in microns, where the run does not say it.
@@ -50,7 +52,7 @@ def export_run(run: Path, directory: Path, kind: str = "onnx", mpp: float | None
     if kind == "onnx":
         check_packages()
     classifier = load_classifier(run)
-    finished = read_part(run, "val")
+    finished = read_part(run, config, "val")
     random = np.random.default_rng(finished.config.data.seed)
     tiles = finished.tiles.gather(random.permutation(finished.predictions["row"].to_numpy())[:COMPARED])
     with files.claimed(directory):

@@ -21,7 +21,7 @@ class FinishedPart:
     """One part of the tiles of a finished run, with what the run said of them.
 
     Attributes:
-        config: The run's configuration.
+        config: The run's configuration, with the place of its tiles by now.
         metrics: Its ``metrics.json``.
         predictions: ``id``, ``label``, ``group``, ``logit``, ``score`` and ``row``, the tile's place in ``tiles``.
         tiles: The tile store.
@@ -33,21 +33,19 @@ class FinishedPart:
     tiles: Tiles
 
 
-def read_part(run: Path, part: str) -> FinishedPart:
-    """Read a run's predictions for ``val`` or ``test`` and find their tiles again.
+def read_part(run: Path, config: Config, part: str) -> FinishedPart:
+    """Read a run's predictions for ``val`` or ``test`` and find their tiles again, where the configuration says.
 
     Raises:
         RequestError: The run is not completed or has no such part, or its tiles are not those of its training.
     """
     from histolight import runs
-    from histolight.config.compose import saved_config, typed
     from histolight.data.prepare import load_tiles
     from histolight.data.sources import load_source
 
     metrics = runs.completed_metrics(run)
     if part not in metrics:
         raise RequestError(f"{run} has no {part} part: train with data.test_fraction=0.2, or use part=val")
-    config = typed(saved_config(run))
     own = config.data
     if own.split not in ("auto", "random"):  # the list may be gone
         own = dataclasses.replace(own, split=str((run / "splits.csv").absolute()))

@@ -166,3 +166,20 @@ def test_export_without_its_extra_names_it(run: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(export, "PACKAGES", ("onnx_that_is_not_there",))
     line = refused("export", f"run={run}")
     assert "needs onnx_that_is_not_there: install histolight with its extra, histolight[onnx]" in line
+
+
+def test_tiles_that_moved_are_found_where_data_root_says(
+    place: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = (run / "config.yaml").read_text().replace(f"root: {place}/tiles", "root: /gone")
+    (run / "config.yaml").write_text(config)
+    shutil.copytree(place / "tiles", "moved")
+    commands = {"explain": ["tiles=1"], "export": ["format=wsinfer", "slides.model_mpp=1"]}
+    for command, own in commands.items():
+        request = [f"run={run}", *own, f"hydra.run.dir={command}"]
+        assert "data.root=/gone is not a folder; give the one that holds the tiles" in refused(command, *request)
+        assert cli.main([command, *request, "data.root=moved"]) == 0
+    assert "8 validation tiles: score differs" in capsys.readouterr().out
+    Image.new("RGB", (64, 64)).save("moved/0/0.png")
+    line = refused("explain", f"run={run}", "data.root=moved")
+    assert f"(moved) are no longer those that {run} was trained on: restore them" in line

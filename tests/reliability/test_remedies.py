@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from histolight import cli, runs
-from histolight.config.compose import compose_config
+from histolight.config.compose import compose_config, saved_config, to_yaml
 from histolight.config.request import training_request
 from histolight.errors import RequestError
 from histolight.sweeps.sweep import plan_sweep
@@ -72,6 +72,22 @@ def test_a_run_whose_tiles_are_others_now_is_a_pattern_for_a_new_one(said: Said,
     assert found is not None
     config, directory, resume = training_request([found[1], "hydra.run.dir=new"])
     assert (config.data.root, directory, resume) == (str(place / "tiles"), Path("new"), False)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_interrupted_run_whose_tiles_moved_goes_on_where_they_are(said: Said, place: Path) -> None:
+    shutil.copytree(place / "run", "cut")
+    runs.update_metrics(Path("cut"), status="interrupted")
+    config = saved_config(Path("cut"))
+    Path("cut", "config.yaml").write_text(to_yaml(config).replace(f"root: {config.data.root}", "root: /gone"))
+    assert "data.root=/gone is not a folder; give the one that holds the tiles: data.root=" in said("train", "run=cut")
+    tiles = shutil.copytree(place / "tiles", "moved <tiles>")
+    assert cli.main(["train", "run=cut", f"data.root={tiles}"]) == 0
+    assert saved_config(Path("cut")).data.root == str(Path(tiles).absolute())
+    assert Path("cut/predictions/val.csv").read_bytes() == (place / "run/predictions/val.csv").read_bytes()
+    runs.update_metrics(Path("cut"), status="interrupted")
+    next(Path(tiles).rglob("*.png")).unlink()
+    assert "are no longer those that cut began with" in said("train", "run=cut")
 
 
 def test_a_run_whose_epochs_were_edited_is_a_pattern_for_a_new_one(said: Said, place: Path) -> None:
