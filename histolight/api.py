@@ -313,7 +313,7 @@ def explain(
     from histolight.inference.explain import explain_run
 
     path = _one_path("run", run)
-    config = run_config(path, as_words(overrides), ("run",), PLACES, "explain")
+    config = run_config(path, as_words(overrides), ("run", "part", "tiles", "hydra.run.dir"), PLACES, "explain")
     return explain_run(path, config, part, tiles, _folder(directory, "explain", path))
 
 
@@ -335,7 +335,7 @@ def export(run: str | Path | Run, overrides: Overrides = (), *, directory: str |
     from histolight.inference.export_run import export_run
 
     path = _one_path("run", run)
-    config = run_config(path, as_words(overrides), ("run",), PLACES, "export")
+    config = run_config(path, as_words(overrides), ("run", "hydra.run.dir"), PLACES, "export")
     return export_run(path, config, _folder(directory, "export", path))
 
 

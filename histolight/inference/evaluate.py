@@ -39,7 +39,7 @@ from histolight.inference.networks import load_classifiers, predict_logits
 from histolight.inference.recognition import Recognised, recognise, shared_slides
 from histolight.models.classifier import Classifier
 from histolight.reports import figures, measure
-from histolight.reports.parts import score_texts
+from histolight.reports.parts import known_tiles, score_texts
 from histolight.reports.run_page import write_run_report
 from histolight.reports.slide_maps import slides_figure
 from histolight.statistics.decisions import Band
@@ -213,9 +213,10 @@ def draw_parts(
     """Draw the figures of each part."""
     pictures, tiles, temperature = {}, evaluation.tiles, evaluation.levels.temperature
     stamp = evaluation.adapted.sentence if evaluation.adapted else ""
+    kind = f"{tiles.split} split" if tiles.recognised is None else tiles.recognised.kind
     for part, table in tables.items():
         rows = tiles.parts[part]["row"].to_numpy()
-        pictures[part] = measure.draw_part(part, table, rows, tiles.packed.pack.tiles, measured, tiles.split, stamp)
+        pictures[part] = measure.draw_part(part, table, rows, tiles.packed.pack.tiles, measured, kind, stamp)
         if evaluation.config.data.source in RESAMPLED:
             pictures[part]["slides"] = slides_figure(table, evaluation.config.data)
         if temperature is not None:
@@ -251,6 +252,7 @@ def record(evaluation: Evaluation, tables: dict[str, pd.DataFrame], measured: di
     """Write ``metrics.json``."""
     tiles, trained = evaluation.tiles, evaluation.trained
     counts = {part: table["label"].value_counts() for part, table in tables.items()}
+    seen, known = (0, None) if (found := tiles.recognised) is None else (len(found.table), found.counts)
     runs.update_metrics(
         evaluation.directory,
         status="completed",
@@ -263,8 +265,9 @@ def record(evaluation: Evaluation, tables: dict[str, pd.DataFrame], measured: di
         slides=int(pd.concat(tiles.parts.values())["group"].nunique()),
         tiles={part: {str(label): int(count.get(label, 0)) for label in (0, 1)} for part, count in counts.items()},
         origin={part: _origin(part, evaluation) for part in tables},
-        seen=0 if tiles.recognised is None else len(tiles.recognised.table),
-        recognised=None if tiles.recognised is None else tiles.recognised.counts,
+        seen=seen,
+        recognised=known,
+        **({"split_note": f"no split: of these tiles {known_tiles(seen, known)}"} if seen else {}),
         notes=notes,
         data_fingerprint=tiles.packed.fingerprint,
         selected_on="val",
@@ -320,7 +323,7 @@ def find_tiles(run: Path, trained: dict[str, Any], config: DataConfig, requested
     notes.append(recognised.sentence)
     notes += shared_slides(run, packed.table)
     if seen:
-        choice = f"of which {seen:,} trained or chose the run, or overlap tiles that did"
+        choice = f"of which {known_tiles(seen, recognised.counts)}"
     else:
         choice = "which chose nothing" if recognised.by_pixels else "whose ids neither trained nor chose"
     return EvaluatedTiles(config, packed, {"test": packed.table}, "other", notes, {"test": choice}, recognised)

@@ -51,6 +51,12 @@ class Recognised:
         return {kind: int(kinds.get(kind, 0)) for kind in (*_VERBS.values(), "overlap")}
 
     @property
+    def kind(self) -> str:
+        """Say what tiles they are, for the titles of figures."""
+        seen = len(self.table)
+        return f"{seen:,} of {self.tiles:,} tiles known to the run" if seen else "other tiles"
+
+    @property
     def sentence(self) -> str:
         """Say in one line what is known of the tiles."""
         counts = self.counts

@@ -88,7 +88,7 @@ def draw_part(
     rows: np.ndarray,
     tiles: Tiles,
     measured: dict[str, Any],
-    split: str,
+    kind: str,
     stamp: str = "",
 ) -> dict[str, Figure]:
     """Draw ROC, precision-recall, reliability, confusion and the worst calls of one part.
@@ -99,11 +99,11 @@ def draw_part(
         rows: ``(N,)`` int64, where the tiles of the table lie.
         tiles: The tile store.
         measured: From :func:`measure_part`, and ``threshold``.
-        split: How the tiles were chosen, for the titles: ``random``, ``slide``, ``given`` or ``other``.
+        kind: What tiles they are, for the titles: such as ``slide split`` or ``other tiles``.
         stamp: What else must stand in every title.
     """
     scores, labels = table["score"].to_numpy(), table["label"].to_numpy()
-    where = f"{part}, {'other tiles' if split == 'other' else f'{split} split'}{f', {stamp}' if stamp else ''}"
+    where = f"{part}, {kind}{f', {stamp}' if stamp else ''}"
     wrong = figures.worst_calls(scores, labels, measured["threshold"])
     shown = wrong[:WORST]
     captions = [f"{'tumour' if labels[i] else 'benign'}, score {scores[i]:.2f}" for i in shown]

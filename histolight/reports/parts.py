@@ -86,6 +86,20 @@ def what_was_chosen(metrics: Mapping[str, Any]) -> str:
     return "" if metrics.get("epochs") == 1 else "the epoch"
 
 
+def known_tiles(seen: int, counts: Mapping[str, int] | None) -> str:
+    """Say of tiles that a run knows how many they are and what they did.
+
+    Args:
+        seen: How many they are.
+        counts: How many ``overlap`` tiles of the run; older evaluations recorded none.
+
+    >>> known_tiles(400, {"trained": 300, "chose": 100, "overlap": 0})
+    '400 trained or chose the run'
+    """
+    overlapping = counts is None or counts["overlap"]
+    return f"{seen:,} trained or chose the run{', or overlap tiles that did' if overlapping else ''}"
+
+
 def problem_table(problems: pd.DataFrame) -> Table:
     """Count the findings of each kind, and name the first ones.
 

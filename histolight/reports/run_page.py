@@ -21,6 +21,7 @@ from histolight.reports.parts import (
     as_jpeg,
     figure_remarks,
     interval_text,
+    known_tiles,
     pairs,
     problem_table,
     saved_picture,
@@ -117,7 +118,9 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
         return [ended or f"{network} has not been measured yet."]
     lead, *others = parts
     auroc = metrics[lead]["auroc"]
-    tiles = f"{_count(metrics, lead):,} {'other' if metrics['split'] == 'other' else PARTS[lead]} tiles"
+    known_to_it = f", of which {known_tiles(seen, metrics.get('recognised'))}" if (seen := metrics.get("seen")) else ""
+    kind = ("" if seen else "other ") if metrics["split"] == "other" else f"{PARTS[lead]} "
+    tiles = f"{_count(metrics, lead):,} {kind}tiles"
     slides = predictions[lead]["group"].nunique() if lead in predictions else 0
     known = {
         "slide": f" of {slides} slides that it was not trained on"
@@ -127,7 +130,7 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
     }.get(metrics["split"], f" ({SPLITS[metrics['split']].partition(':')[0]})")
     chosen = what_was_chosen(metrics)
     stamp = f", {metrics['adapted']['sentence']}," if metrics.get("adapted") else ""
-    sentences = [f"On {tiles}{known}, {network}{stamp} finds tumour with AUROC {_figure(auroc)}."]
+    sentences = [f"On {tiles}{known}{known_to_it}, {network}{stamp} finds tumour with AUROC {_figure(auroc)}."]
     if lead == metrics.get("selected_on") and metrics["split"] != "other":
         sentences.append(
             f"{chosen[0].upper()}{chosen[1:]} was chosen by its AUROC on these same tiles, and so was the threshold: "
@@ -137,11 +140,8 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
             else "The threshold was chosen on these same tiles: figures at it are optimistic, the more so the fewer "
             "tiles."
         )
-    elif metrics.get("seen"):
-        sentences.append(
-            f"{metrics['seen']:,} of these tiles trained or chose the network, or overlap tiles that did: these "
-            "figures flatter it."
-        )
+    elif seen:
+        sentences.append("The figures flatter it, as it knows those.")
     else:
         but = "But for the adaptation, which saw no label, nothing" if stamp else "Nothing"
         sentences.append(f"{but} was chosen on these tiles: neither {chosen or 'the epoch'} nor the threshold.")

@@ -105,7 +105,7 @@ def draw_page(directory: Path) -> None:
         measured = {part: {name: _interval(found) for name, found in metrics[part].items()}}
         rows = places.loc[table["id"]].to_numpy()
         measured["threshold"] = metrics["threshold"]
-        figures = draw_part(part, table, rows, tiles.pack.tiles, measured, metrics["split"])
+        figures = draw_part(part, table, rows, tiles.pack.tiles, measured, f"{metrics['split']} split")
         save_figures(figures, part, directory)
     write_run_report(directory)
 

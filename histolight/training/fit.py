@@ -341,7 +341,7 @@ def measure_parts(training: Training, drawn: bool = True) -> dict[str, Any]:
         if drawn and files.is_main_process():
             with waiting(f"drawing the figures of {part}"):
                 figures = measure.draw_part(
-                    part, table, data.part(part)["row"].to_numpy(), data.tiles, measured, data.split_kind
+                    part, table, data.part(part)["row"].to_numpy(), data.tiles, measured, f"{data.split_kind} split"
                 )
                 for name, png in measure.save_figures(figures, part, directory).items():
                     loggers.log_picture(trainer.logger, f"{part}/{name}", png, trainer.global_step)

@@ -22,6 +22,7 @@ from histolight import cli, files, runs
 from histolight.commands.evaluate import main
 from histolight.errors import RequestError
 from histolight.inference.networks import load_classifier
+from histolight.reports.run_page import write_run_report
 from histolight.statistics.calibration import fit_line, fit_temperature
 from histolight.statistics.metrics import best_threshold
 
@@ -273,7 +274,11 @@ def test_tiles_that_trained_are_recognised_under_any_name_and_as_jpegs(trained, 
     assert known["part"].to_dict() == {name: splits[old] for name, old in used.items()}
     assert set(known["how"]) == {"same pixels" if suffix == ".png" else "same luma"}
     printed = capsys.readouterr().out
-    assert f"of which {len(used)} trained or chose the run" in printed
+    assert f"of which {len(used)} trained or chose the run\n" in printed
+    page = re.sub(r"<[^>]+>|\s+", " ", write_run_report(Path("out")).read_text())
+    assert f"On 20 tiles, of which {len(used)} trained or chose the run, shufflenet" in page
+    assert f"No split: of these tiles {len(used)} trained or chose the run." in page
+    assert "none of the parts that the run was trained" not in page
     assert f"by their pixels, of these 20 tiles {(known['part'] == 'train').sum()} trained the run" in printed
 
 

@@ -58,6 +58,7 @@ def test_neighbours_of_what_trained_or_chose_are_recognised_in_files_of_any_kind
     assert (found.table["known_id"] == found.table["id"]).all()
     assert (found.table["part"].to_numpy() == used[found.table["id"]].to_numpy()).all()
     assert found.counts == {"trained": 0, "chose": 0, "overlap": 24}
+    assert found.kind == "24 of 30 tiles known to the run"
     assert found.sentence == ("by their pixels, of these 30 tiles 24 overlap a tile that trained or chose it")
 
 

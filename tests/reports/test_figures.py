@@ -28,7 +28,7 @@ def draw(scores: np.ndarray, labels: np.ndarray, threshold: float = 0.5, low: fl
     table = pd.DataFrame({"score": scores, "label": labels})
     names = ("auroc", "average_precision", "ece")
     found = {"val": {name: Interval(0.8, low, 0.9, "delong") for name in names}, "threshold": threshold}
-    return measure.draw_part("val", table, np.arange(len(labels)), Tiles(), found, "random")  # type: ignore[arg-type]
+    return measure.draw_part("val", table, np.arange(len(labels)), Tiles(), found, "random split")  # type: ignore[arg-type]
 
 
 def drawn_area(x: np.ndarray, y: np.ndarray, style: str) -> float:

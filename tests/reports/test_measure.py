@@ -61,7 +61,7 @@ class Numbers:
 def test_the_worst_calls_show_their_own_tiles() -> None:
     table = tiles(4).assign(label=[0, 1, 0, 1], score=[0.1, 0.2, 0.9, 0.8])
     found = {**measure_part("val", table, 0.5), "threshold": 0.5}
-    drawn = draw_part("val", table, np.array([11, 22, 33, 44]), Numbers(), found, "other")  # type: ignore[arg-type]
+    drawn = draw_part("val", table, np.array([11, 22, 33, 44]), Numbers(), found, "other tiles")  # type: ignore[arg-type]
     assert drawn["roc"].axes[0].get_title().startswith("val, other tiles\nAUROC ")
     [axes] = drawn["worst_calls"].axes
     assert [image.get_array().max() for image in axes.images] == [33, 22]
