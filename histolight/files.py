@@ -27,7 +27,8 @@ from histolight.locks import HeldError, Lock, is_of_lock
 if TYPE_CHECKING:
     import pandas as pd  # half a second, which --help and --cfg need not pay
 
-ANOTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER"
+ANOTHER_RUN = "choose another folder with hydra.run.dir=FOLDER"
+ANOTHER_FOLDER = "choose another folder with hydra.run.dir=FOLDER (directory=FOLDER in Python)"
 ATTEMPTS = 40  # to replace a file that is read: two seconds
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # environment variables
 

@@ -57,8 +57,12 @@ def test_a_wrong_request_is_the_commands_line(tmp_path, monkeypatch) -> None:
         histolight.evaluate(run, tta="all", directory=tmp_path / "out")
     with pytest.raises(RequestError, match="part=tset is not known: did you mean test"):
         histolight.explain(run, part="tset", directory=tmp_path / "out")
-    with pytest.raises(RequestError, match="seed=1,2 is several values"):
+    with pytest.raises(RequestError, match="seed=1,2 is several values: .*, in Python histolight.sweep"):
         histolight.train({"seed": [1, 2]})
+    with pytest.raises(RequestError, match=r"holds files already .*: choose another folder .*directory=FOLDER in Pyt"):
+        histolight.export(run, directory=run)
+    with pytest.raises(RequestError, match=r"holds files already .*: choose another folder with hydra.run.dir=FOLDER$"):
+        histolight.train({"hydra.run.dir": str(tiles)})
     assert {path.name for path in tmp_path.iterdir()} == {"tiles", "run"}
 
 

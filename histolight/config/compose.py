@@ -185,8 +185,9 @@ def _translate(error: Exception, overrides: Sequence[str]) -> str:
             return _unreadable(override, overrides[number + 1 :])
         if parsed.is_sweep_override():
             key, _, value = override.lstrip("+").partition("=")
-            return f"{override} is several values: give one, or sweep over them with `histolight train -m`" + (
-                _one_value(key, value)
+            return (
+                f"{override} is several values: give one, or sweep over them with `histolight train -m`, in Python "
+                f"histolight.sweep{_one_value(key, value)}"
             )
         if key := _not_known(key_of(override)):
             return _unknown_key(key)

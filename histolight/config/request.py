@@ -73,12 +73,12 @@ def training_request(overrides: Sequence[str]) -> tuple[Config, Path, bool]:
         # Lightning starts the other processes of a DDP training with this same command: they share one folder.
         return config, Path(os.environ.get(SHARED_DIRECTORY, directory)), False
     if not named:
-        directory = files.take_folder(directory)
+        directory = files.take_folder(directory, files.ANOTHER_RUN)
     elif begun:
         raise RequestError(
             f"{directory} holds a run: continue it with run={directory}, or choose another hydra.run.dir"
         )
     else:
-        files.check_unused(directory, BEGINNING)
+        files.check_unused(directory, BEGINNING, files.ANOTHER_RUN)
     os.environ[SHARED_DIRECTORY] = str(directory)
     return config, directory, False

@@ -324,7 +324,7 @@ def _finished_batches(path: Path, header: bytes, tiles: int, batch_size: int, me
     if not content.startswith(header):
         raise RequestError(
             f"{path} is the beginning of another prediction (other runs, tiles or options): choose another folder with "
-            "hydra.run.dir=FOLDER, or delete that file"
+            "hydra.run.dir=FOLDER (directory=FOLDER in Python), or delete that file"
         )
     end = len(header)
     for start in range(0, tiles, batch_size):

@@ -131,7 +131,7 @@ def _begin(partial: Path, header: bytes) -> None:
     if partial.is_file() and partial.read_bytes() != header:
         raise RequestError(
             f"{partial} is the beginning of another prediction (other runs, slides, data.mpp or other options): choose "
-            "another folder with hydra.run.dir=FOLDER"
+            "another folder with hydra.run.dir=FOLDER (directory=FOLDER in Python)"
         )
     files.write_atomically(partial, header.decode())
 

@@ -33,7 +33,7 @@ def train_run(overrides: Sequence[str], progress: bool = True) -> Path:
 
         config = training.check_request(config)
     otherwise = f"make it writable for you, or use like={directory} hydra.run.dir=FOLDER" if resume else ""
-    held = files.claimed(directory, continued=resume, own=BEGINNING, otherwise=otherwise or files.ANOTHER_FOLDER)
+    held = files.claimed(directory, continued=resume, own=BEGINNING, otherwise=otherwise or files.ANOTHER_RUN)
     with held if files.is_main_process() else contextlib.nullcontext():
         data = training.prepare_data(config, directory)
         if progress:

@@ -123,7 +123,10 @@ def test_several_values_are_swept_as_the_message_says() -> None:
     [
         ("optimizer.lr=0,001", r"a decimal fraction has a point, (optimizer.lr=0\.001)$"),
         ("optimizer.lr=[1e-4, 3e-4]", r"swept with histolight train -m (optimizer.lr=1e-4,3e-4)$"),
-        ("trainer.devices=0,1", "with `histolight train -m`()$"),  # no text with a comma is one of its choices
+        (
+            "trainer.devices=0,1",
+            "with `histolight train -m`, in Python histolight.sweep()$",
+        ),  # no text with a comma is one of its choices
     ],
 )
 def test_a_number_with_a_comma_and_a_list_name_what_can_be_meant(word: str, remedy: str) -> None:
