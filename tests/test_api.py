@@ -40,6 +40,10 @@ def test_the_api_is_what_the_page_says_and_every_function_stands_there() -> None
     assert all(f"histolight.{name}(" in text for name in functions)
 
 
+def test_a_notebook_completes_the_names_of_the_api() -> None:
+    assert {*histolight.__all__, "__doc__"} <= set(dir(histolight))
+
+
 def test_a_wrong_request_is_the_commands_line(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match="optimizer.lrr is not a key: did you mean optimizer.lr"):
