@@ -11,6 +11,7 @@ from odd_names import NAMES, overrides, write_tiles
 from untrained_runs import untrained_run
 
 import histolight
+from histolight.cli import COMMANDS
 from histolight.errors import RequestError
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
@@ -38,6 +39,9 @@ def test_the_api_is_what_the_page_says_and_every_function_stands_there() -> None
         "compare", "embed", "evaluate", "explain", "export", "load_run", "load_tiles", "predict", "sweep", "train"
     ]  # fmt: skip
     assert all(f"histolight.{name}(" in text for name in functions)
+    without = {name for name in COMMANDS if not hasattr(histolight, name)}
+    [named] = re.findall(r"; ([^;.]*) are commands only", " ".join(text.split()))
+    assert without == set(re.findall(r"`(.*?)`", named))
 
 
 def test_a_notebook_completes_the_names_of_the_api() -> None:
