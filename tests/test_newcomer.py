@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+[SEPIA] = re.findall(r"(?ms)^```python\n(.*?)^```", (REPOSITORY / "CONTRIBUTING.md").read_text())
 ADDED = {
     "conf/data/stripes.yaml": "source: stripes\n",
     "histolight/data/sources/stripes.py": """
@@ -34,18 +36,7 @@ def load(config):
 KIND = Kind(load, needs_root=False, artificial=True)
 """,
     "conf/augment/sepia.yaml": "geometry: flips\nsepia: 0.5\n",
-    "histolight/augment/sepia.py": """
-import torch
-
-from histolight.augment.registry import augmentation
-
-
-@augmentation("lit", sepia={"most": 1})
-def change_sepia(tiles, draw, sepia):
-    print("sepia", sepia, len(tiles))
-    brown = tiles.mean(1, keepdim=True) * torch.tensor([1.0, 0.9, 0.7], device=tiles.device).view(3, 1, 1)
-    return torch.lerp(tiles, brown, draw(0, sepia).view(-1, 1, 1, 1))
-""",
+    "histolight/augment/sepia.py": SEPIA.replace("    brown =", '    print("sepia", sepia, len(tiles))\n    brown ='),
     "conf/model/tiny.yaml": "name: tiny\nweights: null\n",
     "histolight/models/backbones/tiny.py": """
 from torch import nn

@@ -21,7 +21,7 @@ from histolight.config.schema import SchedulerConfig
 from histolight.errors import HistolightError, InterruptionError, PrunedError, RequestError
 from histolight.sweeps import launch, pages, trials
 from histolight.sweeps.points import Point
-from histolight.sweeps.sweep import SweepResult, run_sweep
+from histolight.sweeps.sweep import SweepResult, plan_sweep, run_sweep
 
 SEARCH = ["name=X", "trainer=cpu", "trainer.max_epochs=9", "scheduler=constant"]
 PAIR = ["optimizer.lr=1e-4,2e-4"]
@@ -332,6 +332,12 @@ def test_points_are_stopped_once_their_schedule_is_past_its_peak(pruner: str, cu
     stopped = [point.metrics["epochs"] for point in result.points if point.status == "pruned"]
     assert stopped
     assert min(stopped) == 4  # of nine
+
+
+@pytest.mark.parametrize(("fixed", "keys"), [([], ["lr", "weight_decay"]), (["optimizer.weight_decay=1e-5"], ["lr"])])
+def test_sweep_optuna_searches_the_decay_too_unless_it_is_given(fixed: list[str], keys: list[str]) -> None:
+    plan = plan_sweep(["sweep=optuna", "optimizer.lr=tag(log,interval(1e-5,1e-2))", *fixed])
+    assert plan.keys == [f"optimizer.{key}" for key in keys]
 
 
 def test_the_points_of_sweep_asha_are_those_of_the_grid() -> None:
