@@ -168,6 +168,7 @@ _SLIDES = "data/test_slides_source.py::test_what_a_message_names_helps"
 TRIED_BY = {
     "such as tiles=8": _EXPLAINED,
     "train with data.test_fraction=0.2, or use part=val": _EXPLAINED,
+    "slides.labels={} is not a file: give a CSV slide,label": _SLIDES,
     "tiles have {}x{} pixels: use data.image_size": "data/test_common_forms.py::test_tiles_of_another_size_name_the_key_that_works",
     "is for format=wsinfer": "commands/test_explain_and_export.py::test_export_for_wsinfer_writes_the_model_and_its_configuration",
     "tries the failed points again": "sweeps/test_sweep.py::test_a_failed_point_starts_afresh_and_a_cut_off_one_keeps_its_files",

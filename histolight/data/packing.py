@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,8 @@ def build_pack(source: Source, folder: Path, image_size: int, workers: int) -> N
 def _another_size(problems: pd.DataFrame, tiles: int) -> str:
     """Name the key that helps where most tiles have one size, which is not the configured one."""
     wrong = problems.loc[problems["problem"] == "wrong size", "detail"]
-    for (width, height), count in wrong.str.extract(r"^(\d+)x(\d+) pixels").value_counts().head(1).items():
+    sizes = Counter(map(tuple, wrong.str.extract(r"^(\d+)x(\d+) pixels").dropna().to_numpy()))
+    for (width, height), count in sizes.most_common(1):
         if width == height and int(width) >= CENTRE and count > tiles / 2:
             if count == tiles:
                 return f"all have this size: use data.image_size={width}"

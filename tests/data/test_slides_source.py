@@ -113,7 +113,6 @@ def test_half_of_each_class_is_drawn_as_far_as_there_are(positive, negative, cou
         (["slides.model_mpp=null"], "give slides.model_mpp=MICRONS"),
         (["slides.labels=wrong.csv"], "wrong.csv: a has the label yes, not 0 or 1"),
         (["slides.labels=twice.csv"], "twice.csv names a twice"),
-        (["slides.labels=absent.csv"], r"slides.labels=/.*absent.csv is not a file: give a CSV slide,label"),
         (["slides.labels=free.csv"], r"a.tif has the label 0 in slides.labels, and tumour in .*a.geojson"),
         (["slides.units=16"], r"annotation 1 \(Tumor\) lies outside a"),
         (["data.root=b"], "none of the 1 slides in .*b has an annotation in .*b: NAME.geojson, NAME.xml"),
@@ -138,17 +137,23 @@ def test_what_can_not_be_meant_is_one_line(tmp_path: Path, monkeypatch, words: l
         ("slides.positive=[Lesion]", r": Tumor .* with slides.positive=\[NAME\]", "slides.positive=[Tumor]"),
         ("slides.model_mpp=null", "give slides.model_mpp=MICRONS", f"slides.model_mpp={MPP}"),
         ("slides.annotations=EMPTY", "give their folder with slides.annotations=FOLDER", "slides.annotations=FOLDER"),
+        ("slides.labels=none.csv", "/none.csv is not a file: give a CSV slide,label", "slides.labels=LABELS"),
     ],
 )  # fmt: skip
 def test_what_a_message_names_helps(folder: Path, tmp_path: Path, words: str, message: str, remedy: str) -> None:
     for name in ("empty", "slides", "drawn"):
         (tmp_path / name).mkdir()
+    (tmp_path / "labels.csv").write_text("slide,label\ns0,1\ns1.tif,1\n")
     for name in ("s0", "s1"):
         (tmp_path / "slides" / f"{name}.tif").symlink_to(folder / f"{name}.tif")
         (tmp_path / "drawn" / f"{name}.geojson").symlink_to(folder / f"{name}.geojson")
 
     def load(word: str) -> pd.DataFrame:
-        word = word.replace("EMPTY", str(tmp_path / "empty")).replace("FOLDER", str(tmp_path / "drawn"))
+        word = (
+            word.replace("LABELS", str(tmp_path / "labels.csv"))
+            .replace("EMPTY", str(tmp_path / "empty"))
+            .replace("FOLDER", str(tmp_path / "drawn"))
+        )
         found = [] if word.startswith("slides.annotations") else [f"slides.annotations={tmp_path / 'drawn'}"]
         return load_source(config_of(tmp_path / "slides", tmp_path / "cache", *found, word)).table
 
