@@ -93,7 +93,8 @@ def parse_request(overrides: Sequence[str]) -> ExploreConfig:
     config = typed(composed)
     given = composed.hydra.run.dir if "hydra.run.dir" in keys else None
     directory = new_folder(given, "explore", config.name)
-    return ExploreConfig(config.data, f"Tiles of {config.name}", directory)
+    where = f" in {config.data.root}" if config.data.root else ""
+    return ExploreConfig(config.data, f"Tiles of {config.name}{where}", directory)
 
 
 def explore(request: ExploreConfig) -> list[str]:

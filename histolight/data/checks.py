@@ -135,5 +135,6 @@ def find_near_blank(table: pd.DataFrame, contrast: np.ndarray) -> tuple[pd.DataF
         ]
     )
     without_detail = describe(problems.assign(detail=""))
-    labelled = f"{int(positive.sum())} labelled 1, and used all the same"
-    return problems, f"{len(tiles)} tiles are near-blank, {labelled}: {without_detail}"
+    labelled = f"{int(positive.sum()) or 'none'} labelled 1, and used all the same"
+    subject = "1 tile is" if len(tiles) == 1 else f"{len(tiles)} tiles are"
+    return problems, f"{subject} near-blank, {labelled}: {without_detail}"

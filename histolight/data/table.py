@@ -256,6 +256,8 @@ def read_groups(path: Path, key: str = "data.groups", usual: Collection[str] = S
     others = [name for name in frame.columns if name != "id"]
     if len(others) > 1:
         others = [name for name in others if name.lower() in usual]
+        if len(others) == 1:
+            log.warning("%s: of its columns %s names the %s", path, others[0], MEANT[key])
     if len(others) != 1:
         raise RequestError(
             f"{key}={path} must have the column id and one column that names the {MEANT[key]} "

@@ -275,7 +275,10 @@ def _colours(
 
 def _files(config: DataConfig, size: int) -> Section:
     facts = exploration.file_facts(config)
-    words = [f"Every tile has {size}x{size} pixels of 8-bit red, green and blue: anything else is an error."]
+    words = [
+        f"Every tile is {size}x{size} pixels of 8-bit red, green and blue: grey ones, those in a palette and those "
+        "with an opaque alpha are read so; another size, 16 bits or transparency is an error."
+    ]
     words.append(
         "Their pixel size is unknown: data.mpp=MICRONS says it."
         if (mpp := tile_mpp(config)) is None

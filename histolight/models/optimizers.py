@@ -71,7 +71,8 @@ def build_scheduler(
         if total_steps < 2 or math.isclose(config.pct_start * total_steps, 1):  # where PyTorch divides by zero
             raise RequestError(
                 f"scheduler=one_cycle with scheduler.pct_start={config.pct_start} can't rise and fall over "
-                f"{total_steps} steps: use a smaller data.batch_size, more epochs, or scheduler=constant"
+                f"{total_steps} step{'s' * (total_steps > 1)}: use a smaller data.batch_size, more epochs, or "
+                "scheduler=constant"
             )
         return lr_scheduler.OneCycleLR(
             optimizer,

@@ -242,8 +242,9 @@ def terminal_text(ranking: Ranking, width: int | None) -> str:
     """
     blocks = ["\n".join(answer(ranking))]
     if ranking.rows:
-        signs = "In brackets 95 % intervals, after ± the standard deviation over a row's trainings; calls at 0.5."
-        blocks += [as_text(main_table(ranking), width), f"{as_text(further_table(ranking), width)}\n{signs}"]
+        main, further = (as_text(table(ranking), width) for table in (main_table, further_table))
+        spread = ", after ± the standard deviation over a row's trainings" if "±" in main + further else ""
+        blocks += [main, f"{further}\nIn brackets 95 % intervals{spread}; calls at 0.5."]
         if (domains := domain_table(ranking)) is not None:
             blocks.append("AUROC by domain:\n" + as_text(domains, width))
     if ranking.unranked:

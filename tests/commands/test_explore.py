@@ -181,6 +181,7 @@ def test_an_output_below_a_file_is_one_line(request_of: list[str], tmp_path: Pat
 def test_the_folder_is_named_by_source_and_time() -> None:
     request = parse_request([])
     assert (request.data.source, request.title) == ("synthetic", "Tiles of synthetic")
+    assert parse_request(["data=folder", "data.root=mine"]).title == "Tiles of folder in mine"
     name = r"outputs/explore/synthetic-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
     assert re.fullmatch(name, request.directory.as_posix())
 
@@ -242,3 +243,13 @@ def test_the_page_names_the_size_that_most_tiles_have(request_of, tiles, here, c
     advice = re.search(r"\d+ of all \d+ tiles have 32x32 pixels: use data.image_size=32", capsys.readouterr().err)
     assert advice is not None
     assert f"{advice[0]}." in Path("out/report.html").read_text()
+
+
+def test_what_is_read_otherwise_in_a_list_of_slides_is_said_once(request_of, tmp_path, capsys, caplog) -> None:
+    groups = tmp_path / "slides.csv"
+    rows = [f"{NAME}{number:02d};benign;p{number % 3}" for number in range(12)]
+    groups.write_text("\n".join(["file;diagnosis;patient", *rows]) + "\n")
+    assert cli(["explore", *request_of, f"data.groups={groups}"]) == 0
+    assert "12 tiles of 3 slides" in capsys.readouterr().out
+    for words in ("separated by semicolons", "the column file is read as id", "of its columns patient names the slide"):
+        assert caplog.text.count(words) == 1

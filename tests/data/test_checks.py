@@ -91,6 +91,8 @@ def test_near_blank_tiles_are_counted_with_their_labels():
     assert problems["problem"].tolist() == ["near-blank", "near-blank, labelled 1"]
     assert problems["detail"].iloc[0] == "standard deviation of grey 1.25 of 255"
     assert message.startswith("2 tiles are near-blank, 1 labelled 1, and used all the same: ")
+    message = find_near_blank(table([0, 1]), np.array([1.25, 40], np.float32))[1]
+    assert message.startswith("1 tile is near-blank, none labelled 1, and used all the same: ")
 
 
 @pytest.mark.parametrize("find", [find_duplicates, find_near_blank])

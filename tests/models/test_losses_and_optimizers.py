@@ -76,9 +76,11 @@ def test_one_cycle_leaves_the_momentum_of_sgd_as_it_is_set() -> None:
     assert seen == {0.5}
 
 
-@pytest.mark.parametrize(("pct_start", "steps"), [(0.1, 10), (0.5, 2), (0.3, 1)])
-def test_one_cycle_that_cannot_rise_and_fall_is_refused(pct_start: float, steps: int) -> None:
-    with pytest.raises(RequestError, match=f"can't rise and fall over {steps} steps: use a smaller data.batch_size"):
+@pytest.mark.parametrize(
+    ("pct_start", "steps", "said"), [(0.1, 10, "10 steps"), (0.5, 2, "2 steps"), (0.3, 1, "1 step")]
+)
+def test_one_cycle_that_cannot_rise_and_fall_is_refused(pct_start: float, steps: int, said: str) -> None:
+    with pytest.raises(RequestError, match=f"can't rise and fall over {said}: use a smaller data.batch_size"):
         rates(SchedulerConfig(pct_start=pct_start), steps)
     rates(SchedulerConfig(pct_start=pct_start), steps + 1)
     assert set(rates(SchedulerConfig(name="constant"), steps)) == {0.1}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import logging
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,14 +104,29 @@ def check_labelled(config: DataConfig) -> None:
             data_root(config)
         if kind.check is not None:
             kind.check(config)
-        if config.groups is not None:
-            read_groups(Path(config.groups).expanduser().absolute())
-        if config.domain not in (None, "source"):
-            read_groups(Path(str(config.domain)).expanduser().absolute(), "data.domain", CENTRES)
-        if config.split not in ("auto", "random"):
-            read_parts(Path(config.split).expanduser())
+        with _unsaid():  # loading reads these tables again
+            if config.groups is not None:
+                read_groups(Path(config.groups).expanduser().absolute())
+            if config.domain not in (None, "source"):
+                read_groups(Path(str(config.domain)).expanduser().absolute(), "data.domain", CENTRES)
+            if config.split not in ("auto", "random"):
+                read_parts(Path(config.split).expanduser())
     except OSError as error:
         raise RequestError(f"{error.filename or config.root} cannot be read: {system_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _unsaid() -> Iterator[None]:
+    """Keep warnings back."""
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    log.addFilter(nothing)
+    try:
+        yield
+    finally:
+        log.removeFilter(nothing)
 
 
 def load_source(config: DataConfig, labelled: bool = True, keep_domains: bool = False) -> Source:
