@@ -186,12 +186,23 @@ def completed_metrics(directory: Path) -> dict[str, Any]:
     """
     metrics = read_metrics(directory)
     if metrics["status"] != "completed":
-        raise RequestError(
-            f"{directory} is {metrics['status']}, not completed: continue it with histolight train run={directory}"
-        )
+        raise unfinished_error(directory, metrics)
     if lacking := [name for name in ("val", "split", "threshold", "data_fingerprint") if metrics.get(name) is None]:
         raise RequestError(f"{directory / 'metrics.json'} is damaged: it has no {', '.join(lacking)}")
     return metrics
+
+
+def unfinished_error(directory: Path, metrics: Mapping[str, Any]) -> RequestError:
+    """Say that a run is not completed, and how to go on: what failed by its configuration would fail again."""
+    again = f"continue it with histolight train run={directory}"
+    if metrics["status"] == "failed":
+        again = f"once that is mended {again}, or change its configuration with like={directory}"
+    return RequestError(f"{directory} is {metrics['status']}, not completed{failure(metrics)}: {again}")
+
+
+def failure(metrics: Mapping[str, Any]) -> str:
+    """Say in parentheses why a run failed; empty where it did not."""
+    return f" ({metrics.get('reason')})" if metrics["status"] == "failed" else ""
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

@@ -191,6 +191,8 @@ TRIED_BY = {
     "export a run with data.stain=none": "inference/test_wsinfer.py::test_the_softmax_of_the_file_is_the_score_of_the_network",
     "make one with histolight evaluate": "commands/test_evaluate.py::test_levels_are_chosen_on_an_earlier_evaluation",
     "continue it with histolight train run={}": "training/test_fit.py::test_an_interrupted_run_continues_to_the_same_result",
+    "holds a run that failed{}: delete it": "reliability/test_remedies.py::test_a_run_that_its_configuration_ended_has_a_folder_that_can_be_cleared",
+    "or change its configuration with like={}": "reliability/test_remedies.py::test_a_run_that_its_configuration_ended_has_a_folder_that_can_be_cleared",
     "(no data.mpp when it was trained)": "commands/test_predict_slides.py::test_a_run_that_does_not_know_its_pixel_size_asks_for_it",
     "and WSInfer must know": "inference/test_wsinfer.py::test_a_given_pixel_size_is_written_and_an_unknown_one_asked_for",
     "use model.pooling=mean, or a ResNet": "models/test_backbones.py::test_networks_that_average_no_map_cannot_pool_the_centre",

@@ -75,10 +75,18 @@ def training_request(overrides: Sequence[str]) -> tuple[Config, Path, bool]:
     if not named:
         directory = files.take_folder(directory, files.ANOTHER_RUN)
     elif begun:
-        raise RequestError(
-            f"{directory} holds a run: continue it with run={directory}, or choose another hydra.run.dir"
-        )
+        raise _taken_error(directory)
     else:
         files.check_unused(directory, BEGINNING, files.ANOTHER_RUN)
     os.environ[SHARED_DIRECTORY] = str(directory)
     return config, directory, False
+
+
+def _taken_error(directory: Path) -> RequestError:
+    """Say that a folder holds a run already, and what to do about it: a new configuration needs another folder."""
+    if fault := runs.failure(runs.read_metrics(directory)):
+        return RequestError(
+            f"{directory} holds a run that failed{fault}: delete it, choose another hydra.run.dir, or, once that is "
+            f"mended, continue it with run={directory}"
+        )
+    return RequestError(f"{directory} holds a run: continue it with run={directory}, or choose another hydra.run.dir")

@@ -84,9 +84,7 @@ def members_of(folders: Sequence[Path], best: int | None) -> list[Path]:
             if metrics["status"] == "completed":
                 aurocs[run] = metrics["val"]["auroc"]["value"]
             elif run == folder:
-                raise RequestError(
-                    f"{run} is {metrics['status']}, not completed: continue it with histolight train run={run}"
-                )
+                raise runs.unfinished_error(run, metrics)
     if not aurocs:
         raise RequestError(f"{folders[0]} holds no completed run: nothing can predict")
     if best is None:

@@ -104,6 +104,23 @@ def test_a_run_whose_epochs_were_edited_is_a_pattern_for_a_new_one(said: Said, p
     assert cli.main(["train", "run=longer"]) == 0
 
 
+def test_a_run_that_its_configuration_ended_has_a_folder_that_can_be_cleared(
+    said: Said, small: list[str], undrawn
+) -> None:
+    wrong = [*small, "hydra.run.dir=r", "trainer.max_epochs=1", "data.batch_size=48"]  # all training tiles: one step
+    assert "one_cycle with scheduler.pct_start=0.3 can't rise and fall over 1 steps" in said("train", *wrong)
+    assert "or scheduler=constant): delete it, choose another hydra.run.dir, or" in said(
+        "train", *small, "hydra.run.dir=r"
+    )
+    line = said("explain", "run=r")
+    assert (
+        "once that is mended continue it with histolight train run=r, or change its configuration with like=r" in line
+    )
+    assert cli.main(["train", "like=r", "scheduler=constant", "hydra.run.dir=other"]) == 0
+    shutil.rmtree("r")
+    assert training_request([*small, "hydra.run.dir=r"])[1] == Path("r")
+
+
 def test_a_path_with_a_comma_is_quoted_as_the_message_says() -> None:
     with pytest.raises(RequestError) as caught:
         compose_config(["data=folder", "data.root=/a,b (1)"])
