@@ -305,7 +305,8 @@ def explain(
         directory: An unused folder; None is ``outputs/explain/NAME-TIME``.
 
     Returns:
-        The maps (``maps``), their tiles (``table``), and the share of the maps in the centre (``shares``).
+        The maps (``maps``), their tiles (``table``), the share of the maps in the centre (``shares``), and the folder
+        with ``report.html`` (``directory``).
 
     Raises:
         HistolightError: As the command.

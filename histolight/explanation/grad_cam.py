@@ -9,6 +9,7 @@ Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +51,7 @@ class Explanation:
         last_share: That of all, by ``last_layer``.
         counts: Number of tiles behind each of ``shares``.
         threshold: A score above it calls a tile tumour.
+        directory: Where they and their page were written, None before.
     """
 
     table: pd.DataFrame
@@ -63,6 +65,7 @@ class Explanation:
     last_share: Interval
     counts: dict[str, int]
     threshold: float
+    directory: Path | None = None
 
     @property
     def chance(self) -> float:

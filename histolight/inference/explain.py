@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from histolight import files
@@ -43,4 +44,4 @@ def explain_run(run: Path, config: Config, part: str, tiles: int, directory: Pat
     explanation = explain(classifier, finished.predictions, finished.tiles, threshold, tiles, seed)
     with files.claimed(directory):
         write_report(explanation, directory, run.resolve().name, part, finished.metrics["split"])
-    return explanation
+    return dataclasses.replace(explanation, directory=directory)
