@@ -193,6 +193,7 @@ TRIED_BY = {
     "continue it with histolight train run={}": "training/test_fit.py::test_an_interrupted_run_continues_to_the_same_result",
     "holds a run that failed{}: delete it": "reliability/test_remedies.py::test_a_run_that_its_configuration_ended_has_a_folder_that_can_be_cleared",
     "or change its configuration with like={}": "reliability/test_remedies.py::test_a_run_that_its_configuration_ended_has_a_folder_that_can_be_cleared",
+    "the backbone is random and stays so": "training/test_lora.py::test_a_backbone_that_stays_random_is_warned_of",
     "(no data.mpp when it was trained)": "commands/test_predict_slides.py::test_a_run_that_does_not_know_its_pixel_size_asks_for_it",
     "and WSInfer must know": "inference/test_wsinfer.py::test_a_given_pixel_size_is_written_and_an_unknown_one_asked_for",
     "use model.pooling=mean, or a ResNet": "models/test_backbones.py::test_networks_that_average_no_map_cannot_pool_the_centre",

@@ -6,9 +6,14 @@ attention becomes W + B A with a trainable A of so many rows; B begins at zero, 
 
 from __future__ import annotations
 
+import logging
+
 from torch import nn
 
+from histolight.config.schema import ModelConfig
 from histolight.errors import RequestError
+
+log = logging.getLogger("histolight")
 
 
 def check_lora() -> None:
@@ -17,6 +22,30 @@ def check_lora() -> None:
         import peft  # noqa: F401
     except ImportError:
         raise RequestError("model.lora_rank needs peft: install histolight with its extra, histolight[lora]") from None
+
+
+def check_frozen(model: ModelConfig) -> None:
+    """Refuse adapters on a backbone that is frozen anyway, and warn of a random one that stays as it is.
+
+    Args:
+        model: With the weights resolved.
+
+    Raises:
+        RequestError: peft is missing, or adapters and a frozen backbone are both asked for.
+    """
+    frozen = model.freeze == "backbone"
+    if model.lora_rank is not None:
+        check_lora()
+        if frozen or model.freeze_epochs:
+            raise RequestError(
+                "model.lora_rank keeps the backbone itself frozen: leave model.freeze and freeze_epochs out"
+            )
+    if model.weights is None and (frozen or model.lora_rank is not None):
+        log.warning(
+            "%s with model.weights=null: the backbone is random and stays so; give pretrained weights, "
+            "model.weights=imagenet, hub or FILE",
+            "model.freeze=backbone" if frozen else f"model.lora_rank={model.lora_rank}",
+        )
 
 
 def add_adapters(network: nn.Module, head: str, rank: int) -> None:

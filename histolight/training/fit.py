@@ -34,7 +34,7 @@ from histolight.errors import (
 from histolight.hardware import compile_module, is_out_of_memory, quick_look_for_gpus
 from histolight.models.backbones import check_name, resolve_model
 from histolight.models.classifier import Classifier
-from histolight.models.lora import check_lora
+from histolight.models.lora import check_frozen
 from histolight.models.losses import positive_weight
 from histolight.progress import waiting
 from histolight.reports import measure
@@ -68,8 +68,8 @@ def check_request(config: Config) -> Config:
         raise RequestError("data.sampler=balanced and loss.pos_weight=balanced count twice: add loss.pos_weight=null")
     check_augment(config.augment)
     check_probe(config)
-    _check_adapters(config)
     model = resolve_model(dataclasses.replace(config.model, weights=weights), config.data.image_size)
+    check_frozen(model)
     loggers.check_logger(config.logger)
     check_tasks(config.trainer)
     if config.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
@@ -82,14 +82,6 @@ def check_request(config: Config) -> Config:
     if config.trainer.accelerator != "cpu" and devices.isdigit() and 0 < gpus < int(devices):
         raise RequestError(f"trainer.devices={devices}, but there are {gpus} GPUs here")
     return dataclasses.replace(config, data=absolute_paths(config.data), model=model)
-
-
-def _check_adapters(config: Config) -> None:
-    if config.model.lora_rank is None:
-        return
-    check_lora()
-    if config.model.freeze == "backbone" or config.model.freeze_epochs:
-        raise RequestError("model.lora_rank keeps the backbone itself frozen: leave model.freeze and freeze_epochs out")
 
 
 def prepare_data(

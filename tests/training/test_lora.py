@@ -59,6 +59,20 @@ def test_adapters_alone_learn_and_are_merged(form: str, small: list[str], tmp_pa
     np.testing.assert_allclose(logits, predictions["logit"], rtol=1e-4, atol=1e-4)
 
 
+def test_a_backbone_that_stays_random_is_warned_of(
+    small: list[str], mobilenet_weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapted = ["model.name=timm/vit_tiny_patch16_224", "model.kwargs={img_size: 32}", "model.lora_rank=4"]
+    for words, key in ((adapted, "model.lora_rank=4"), (["model.freeze=backbone"], "model.freeze=backbone")):
+        check_request(typed(compose_config([*small, *words])))
+        assert f"{key} with model.weights=null: the backbone is random and stays so" in caplog.text
+        caplog.clear()
+    pretrained = ["model.name=mobilenet_v2", f"model.weights={mobilenet_weights}", "model.freeze=backbone"]
+    check_request(typed(compose_config([*small, *pretrained])))
+    check_request(typed(compose_config(small)))
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
