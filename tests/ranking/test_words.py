@@ -207,6 +207,15 @@ def test_lists_and_units_are_written_out() -> None:
     assert scaled(1.5, 4) == "6"
 
 
+def test_the_terminal_speaks_of_a_spread_only_where_it_shows_one() -> None:
+    measured = {"accuracy": {"value": 0.8}}
+    for pairs, spread in ((HOLD_OUT, ""), (SEEDS, ", after ± the standard deviation over a row's trainings")):
+        ranking = ranking_of([0.9, 0.5], 1e-4, pairs)
+        for run in [run for row in ranking.rows for run in row.runs]:
+            run.metrics["val"] |= measured
+        assert f"In brackets 95 % intervals{spread}; calls at 0.5." in terminal_text(ranking, None)
+
+
 def test_tables_count_runs_rows_and_folders() -> None:
     unranked = [Unranked("x", [Path("x0"), Path("x1"), Path("x2")], "incomplete", "why")]
     ranking = ranking_of([0.9, 0.5], 1e-4, SEEDS, unranked=unranked)
