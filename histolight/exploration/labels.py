@@ -21,11 +21,12 @@ from histolight.errors import RequestError
 from histolight.exploration import mosaics
 from histolight.exploration.figures import CLASSES, pairs_figure
 from histolight.files import write_atomically, write_csv
-from histolight.reports.figures import tile_grid_figure
+from histolight.reports.figures import figure_text, tile_grid_figure
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
 from histolight.reports.parts import saved_picture
 
 SHOWN = 40  # tiles of each class, and pairs of copies, that are shown
+NAME = 12  # characters of an id under its tile
 COPY, LEARNING = "copy with the other label", "confident learning"
 
 _METHODS = [
@@ -197,15 +198,26 @@ def _conflicts(conflicts: pd.DataFrame, tiles: PackedTiles, folder: Path) -> Sec
     return Section("Copies with different labels", pictures=[picture])
 
 
+def tile_captions(shown: pd.DataFrame) -> list[str]:
+    """Name each tile so that it is found in the list, and say its score.
+
+    >>> tile_captions(pd.DataFrame({"id": ["1976924f642df653b5daad10776a8499c70ccc42"], "score": [0.0185]}))
+    ['197692…ccc42 0.018']
+    """
+    return [f"{figure_text(name, NAME)} {score:.3f}" for name, score in zip(shown["id"], shown["score"], strict=True)]
+
+
 def _doubted(doubted: pd.DataFrame, label: int, tiles: PackedTiles, folder: Path) -> Section | None:
     own = doubted[(doubted["label"] == label) & (doubted["why"] == LEARNING)]
     if own.empty:
         return None
     shown = own.head(SHOWN)
-    captions = [f"score {score:.3f}" for score in shown["score"]]
     pixels = tiles.pack.tiles.gather(shown["row"].to_numpy())
-    figure = tile_grid_figure(pixels, captions, f"labelled {CLASSES[label]}")
-    caption = f"{len(shown)} of {len(own):,} tiles labelled {CLASSES[label]}, the most doubted first, with their score."
+    figure = tile_grid_figure(pixels, tile_captions(shown), f"labelled {CLASSES[label]}")
+    caption = (
+        f"{len(shown)} of {len(own):,} tiles labelled {CLASSES[label]}, in the order of doubtful_labels.csv: the most "
+        "doubted first, each with its id, cut where it is long, and its score of tumour."
+    )
     path = folder / f"doubted_{CLASSES[label]}.png"
     pictures: list[Picture] = [saved_picture(figure, path, caption, photographs=True, wide=True)]
     other = CLASSES[1 - label]

@@ -16,7 +16,7 @@ from histolight.commands.explore import explore, parse_request
 from histolight.config.compose import compose_config, to_yaml, typed
 from histolight.data.prepare import prepare
 from histolight.errors import RequestError
-from histolight.exploration.labels import COPY, LEARNING, doubt_labels
+from histolight.exploration.labels import COPY, LEARNING, doubt_labels, tile_captions
 from histolight.files import write_atomically, write_csv
 
 NONE = pd.DataFrame({"id_1": [], "id_2": []})
@@ -128,6 +128,11 @@ def test_a_cross_validation_lists_what_it_doubts(folds: Path, capsys: pytest.Cap
         "doubted_benign.png",
         "doubted_tumour.png",
     }
+
+
+def test_a_picture_names_its_tiles_as_the_list_does() -> None:
+    shown = pd.DataFrame({"id": ["t01", "a$b", "1976924f642df653b5daad10776a8499c70ccc42"], "score": [0.0185, 1, 0.5]})
+    assert tile_captions(shown) == ["t01 0.018", r"a\$b 1.000", "197692…ccc42 0.500"]
 
 
 def test_one_run_judges_its_own_part_only(folds: Path) -> None:
