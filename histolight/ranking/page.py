@@ -108,10 +108,12 @@ def methods(ranking: Ranking) -> list[str]:
             "of several networks, whose scales may differ, and is therefore secondary to the mean."
         )
     part = "every compared run has one" if ranking.part == "test" else "not every compared run has a test part"
+    several = any(len(row.runs) > 1 for row in ranking.rows)
+    spread = "; ± is the standard deviation over a row's trainings" if several else ""
     text.append(
         f"Figures are those of the {PARTS[ranking.part]} part, as {part}. Accuracy, sensitivity, specificity and F1 "
-        "are at a threshold of 0.5; ± is the standard deviation over a row's trainings. Seconds are those of the "
-        "training, tiles/s those of its epochs. Beside this page lie comparison.csv and comparison.json."
+        f"are at a threshold of 0.5{spread}. Seconds are those of the training, tiles/s those of its epochs. "
+        "Beside this page lie comparison.csv and comparison.json."
     )
     return text
 

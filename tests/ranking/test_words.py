@@ -214,6 +214,7 @@ def test_the_terminal_speaks_of_a_spread_only_where_it_shows_one() -> None:
         for run in [run for row in ranking.rows for run in row.runs]:
             run.metrics["val"] |= measured
         assert f"In brackets 95 % intervals{spread}; calls at 0.5." in terminal_text(ranking, None)
+        assert ("± is the standard deviation" in methods(ranking)[-1]) == bool(spread)
 
 
 def test_tables_count_runs_rows_and_folders() -> None:
