@@ -138,6 +138,8 @@ def test_a_value_of_another_type_is_refused(wrong, said, tmp_path) -> None:
         (histolight.evaluate, "hydra.run.dir=x", "evaluate(…, directory=…)"),
         (histolight.evaluate, "calibrate=true", "evaluate(…, calibrate=…)"),
         (histolight.evaluate, "tta=flips", "evaluate(…, tta=…)"),
+        (histolight.explain, "tiles=2", "explain(…, tiles=…)"),
+        (histolight.export, "hydra.run.dir=x", "export(…, directory=…)"),
     ],
 )
 def test_what_is_an_argument_is_no_override(function, word, call, tmp_path) -> None:

@@ -118,6 +118,11 @@ def predict_config(
     from histolight.config.compose import saved_config
     from histolight.data.sources import check_source
 
+    if reports := [key for key in map(key_of, overrides) if key.startswith("report.")]:
+        raise RequestError(
+            f"{reports[0]}= has no place in histolight predict, which gives scores, not calls: a run's metrics.json "
+            "has the threshold and the band of no call (abstention)"
+        )
     config = run_config(members[0], overrides, KEYS, TAKEN, "predict")
     for other in members[1:] if config.data.mpp is not None else []:
         check_pixel_size(config.data, tile_mpp(saved_config(other).data), other)

@@ -230,6 +230,7 @@ def test_interrupted_it_says_how_to_continue(sweep, data, here, monkeypatch) -> 
         (["run={sweep}/0_x", "data=kaggle", "data.root={kaggle}", "adapt=prior"], "at least 100 tiles, .* are 10"),
         (["run={sweep}/0_x", "model=resnet18"], "model= has no place in histolight predict"),
         (["run={sweep}/0_x", "data.limit=3"], "data.limit= has no place in histolight predict"),
+        (["run={sweep}/0_x", "report.abstain=0.1"], "gives scores, not calls: a run's metrics.json has the threshold"),
         (["run={sweep}/0_x", "dta=kaggle"], "dta is not a key of histolight predict: did you mean data"),
         (["run={sweep}/0_x"], "data=synthetic has no unlabelled tiles"),
         (["run={sweep}/0_x", "data=folder"], "data.root= is missing|needs data.root=FOLDER"),
