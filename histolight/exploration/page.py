@@ -273,17 +273,23 @@ def _colours(
     )
 
 
+def pixel_size(config: DataConfig) -> str:
+    """Say how large a pixel is, and what whole slides were taken to have."""
+    if (mpp := tile_mpp(config)) is None:
+        return "The pixel size of the tiles is unknown: data.mpp=MICRONS says it."
+    if config.source not in RESAMPLED or config.mpp is None:
+        return f"A pixel of a tile has {mpp:g} µm."
+    given = f"Every slide was taken to have data.mpp={config.mpp:g} at full resolution, whatever its file says."
+    return f"A pixel of a tile has {mpp:g} µm. {given}"
+
+
 def _files(config: DataConfig, size: int) -> Section:
     facts = exploration.file_facts(config)
     words = [
         f"Every tile is {size}x{size} pixels of 8-bit red, green and blue: grey ones, those in a palette and those "
-        "with an opaque alpha are read so; another size, 16 bits or transparency is an error."
+        "with an opaque alpha are read so; another size, 16 bits or transparency is an error.",
+        pixel_size(config),
     ]
-    words.append(
-        "Their pixel size is unknown: data.mpp=MICRONS says it."
-        if (mpp := tile_mpp(config)) is None
-        else f"A pixel has {mpp:g} µm."
-    )
     if facts.empty:
         return Section("Files", words)
     rows = [

@@ -16,9 +16,10 @@ from PIL import Image
 from histolight.cli import main as cli
 from histolight.commands.explore import main, parse_request
 from histolight.config.compose import compose_config, to_yaml
+from histolight.config.schema import DataConfig
 from histolight.data.prepare import PackedTiles
 from histolight.errors import DataError, HistolightError, RequestError
-from histolight.exploration.page import tile_section
+from histolight.exploration.page import pixel_size, tile_section
 
 NAME = "<script>alert(1)<"  # a file's name can hold no slash
 
@@ -184,6 +185,15 @@ def test_the_folder_is_named_by_source_and_time() -> None:
     assert parse_request(["data=folder", "data.root=mine"]).title == "Tiles of folder in mine"
     name = r"outputs/explore/synthetic-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
     assert re.fullmatch(name, request.directory.as_posix())
+
+
+def test_the_page_says_where_one_pixel_size_was_taken_for_all_slides() -> None:
+    slides = DataConfig(source="slides", mpp=0.972)
+    slides.slides.model_mpp = 1.5
+    assert pixel_size(slides).startswith("A pixel of a tile has 1.5 µm. Every slide was taken to have data.mpp=0.972 ")
+    slides.mpp = None
+    assert pixel_size(slides) == "A pixel of a tile has 1.5 µm."
+    assert "data.mpp=MICRONS says it" in pixel_size(DataConfig())
 
 
 def test_a_run_shows_the_sides_of_its_split(
