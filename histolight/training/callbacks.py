@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
@@ -163,7 +164,7 @@ class Speed(L.Callback):
 
 
 class Progress(TQDMProgressBar):
-    """A progress bar with the loss, tiles/s and the validation AUROC of the last epoch."""
+    """A progress bar with the loss, tiles/s and the validation AUROC of the last epoch, which counts epochs from 1."""
 
     def __init__(self, speed: Speed) -> None:
         super().__init__(refresh_rate=EVERY)
@@ -176,6 +177,30 @@ class Progress(TQDMProgressBar):
         if "val/auroc" in trainer.callback_metrics:
             figures["val_auroc"] = f"{float(trainer.callback_metrics['val/auroc']):.4f}"
         return figures
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Begin again, with the epoch as people count it."""
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1} of {trainer.max_epochs}", False)
+        self.train_progress_bar.reset(int(self.total_train_batches))
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """Show a bar below that of the epoch."""
+        return self._passing("Validation", self.trainer.num_val_batches, int(self.trainer.state.fn == "fit"))
+
+    def init_test_tqdm(self) -> Tqdm:
+        """Show a bar."""
+        return self._passing("Test", self.trainer.num_test_batches, 0)
+
+    def _passing(self, what: str, batches: list[int | float], position: int) -> Tqdm:
+        """Make a bar that leaves nothing behind: Lightning's stay on the terminal, and begin without a total."""
+        shown: dict[str, Any] = {"disable": self.is_disabled, "leave": False, "dynamic_ncols": True, "file": sys.stdout}
+        return Tqdm(desc=what, total=int(sum(batches)), position=position, bar_format=self.BAR_FORMAT, **shown)
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """Leave the bar as it is: there is one loader."""
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        """Leave the bar as it is: there is one loader."""
 
 
 class EpochLines(L.Callback):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from histolight.config.compose import compose_config, typed
 from histolight.config.schema import Config
+from histolight.data.prepare import prepare
 from histolight.errors import HistolightError
 from histolight.models.classifier import Classifier
 from histolight.training import callbacks
 from histolight.training.callbacks import AveragedWeights, Speed
+from histolight.training.fit import check_request, train
 
 
 class Logged:
@@ -59,6 +65,26 @@ def test_processes_that_share_a_training_stop_at_the_same_step(classifier: Class
     with pytest.raises(HistolightError, match="step 5:"):
         steps(speed, classifier, [0.5] * 4 + [float("inf")] * 20, processes=2)
     assert speed._tiles_of_epoch == 11 * 8 * 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_counts_epochs_from_1_and_those_beside_it_leave_nothing(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    config = check_request(typed(compose_config([*small, "data.test_fraction=0.2", "trainer.max_epochs=1"])))
+    train(config, prepare(config.data), tmp_path / "run")
+    drawn = [frame.strip() for frame in re.split(r"[\r\n]|\x1b\[A", terminal.getvalue()) if frame.strip()]
+    bars = {frame.partition(":")[0] for frame in drawn}
+    assert bars == {"Training", "Epoch 1 of 1", "Validation", "Test"}
+    assert {frame for frame in drawn if "0/?" in frame} == {drawn[0]}  # before the first epoch
+    assert drawn[-1].startswith("Test: 100%")
+    assert re.search(r"\r +\r$", terminal.getvalue())  # and blanks over it
 
 
 class Late:
