@@ -217,7 +217,7 @@ def is_count(value: object, most: float = math.inf) -> bool:
     >>> is_count(8, 64), is_count(0), is_count("2"), is_count(2.5)
     (True, False, False, False)
     """
-    return isinstance(value, Integral) and 1 <= value <= most
+    return isinstance(value, Integral) and 1 <= int(value) <= most
 
 
 def read_run_and_folder(
