@@ -136,7 +136,8 @@ def _overlaps(config: DataConfig, used: pd.Series, packed: PackedTiles) -> pd.Da
         source = load_source(config)
         own = find_pack(source, Path(config.cache).expanduser() if config.cache else None, config.image_size)
     except HistolightError as error:
-        log.warning("the run's own tiles can't be read: %s", error)
+        # Without the advice: data.root= names the tiles that are measured.
+        log.warning("the run's own tiles can't be read: %s", str(error).partition(";")[0])
         return None
     own_table = source.table[source.table["id"].isin(used.index)]
     if own is None or own.tiles.image_size != packed.pack.tiles.image_size or own_table.empty:

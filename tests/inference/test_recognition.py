@@ -62,6 +62,14 @@ def test_neighbours_of_what_trained_or_chose_are_recognised_in_files_of_any_kind
     assert found.sentence == ("by their pixels, of these 30 tiles 24 overlap a tile that trained or chose it")
 
 
+def test_a_run_whose_own_tiles_moved_says_so_without_advice_that_is_of_other_tiles(run, tmp_path, caplog) -> None:
+    (tmp_path / "own").rename(tmp_path / "moved")
+    found = recognise(run, pack(tmp_path / "moved"))
+    assert found.kind == "24 of 30 tiles known to the run"
+    assert not found.overlaps
+    assert caplog.messages[-1] == f"the run's own tiles can't be read: data.root={tmp_path / 'own'} is not a folder"
+
+
 def test_tiles_beside_them_are_not_recognised(run, tmp_path) -> None:
     found = recognise(run, pack(write(tmp_path / "other", [cut(slide, [(0, 112)])[0] for slide in SLIDES], ".png")))
     assert found.table.empty
