@@ -108,7 +108,7 @@ def test_a_run_that_its_configuration_ended_has_a_folder_that_can_be_cleared(
     said: Said, small: list[str], undrawn
 ) -> None:
     wrong = [*small, "hydra.run.dir=r", "trainer.max_epochs=1", "data.batch_size=48"]  # all training tiles: one step
-    assert "one_cycle with scheduler.pct_start=0.3 can't rise and fall over 1 steps" in said("train", *wrong)
+    assert "one_cycle with scheduler.pct_start=0.3 can't rise and fall over 1 step:" in said("train", *wrong)
     assert "or scheduler=constant): delete it, choose another hydra.run.dir, or" in said(
         "train", *small, "hydra.run.dir=r"
     )
