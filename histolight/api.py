@@ -119,9 +119,12 @@ class Prediction:
 Runs = str | Path | Run | Sequence[str | Path | Run]
 
 
+def _several(folders: Runs) -> list[str | Path | Run]:
+    return list(folders) if isinstance(folders, Iterable) and not isinstance(folders, str) else [folders]
+
+
 def _paths(name: str, folders: Runs) -> list[Path]:
-    several = folders if isinstance(folders, Iterable) and not isinstance(folders, str) else [folders]
-    paths = [it.directory if isinstance(it, Run) else it for it in several]
+    paths = [it.directory if isinstance(it, Run) else it for it in _several(folders)]
     if wrong := [it for it in paths if not isinstance(it, str | PathLike)]:
         raise RequestError(f"{name}: {type(wrong[0]).__name__} is neither a folder nor a Run")
     if not paths:
@@ -384,6 +387,10 @@ def compare(folders: Runs, by: str | None = None, among: Runs | None = None) -> 
     from histolight.ranking.ranking import compare_runs
     from histolight.ranking.tables import comparison_csv, comparison_data
 
-    named = None if among is None else [str(path) for path in _paths("among", among)]
+    named = None
+    if among is not None:
+        several = _several(among)
+        paths = _paths("among", several)
+        named = [it if isinstance(it, str) else str(path) for it, path in zip(several, paths, strict=True)]
     ranking = compare_runs(_paths("folders", folders), by, named)
     return Comparison(**comparison_data(ranking), answer=answer(ranking), table=comparison_csv(ranking))

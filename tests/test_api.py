@@ -157,6 +157,10 @@ def test_rows_are_named_beforehand_by_their_runs(tmp_path: Path) -> None:
     one, two, _ = (fake_run(tmp_path / name, model__name=name) for name in ("resnet18", "resnet34", "resnet50"))
     comparison = histolight.compare(tmp_path, among=[one, histolight.Run(two)])
     assert sorted(row["row"] for row in comparison.rows) == ["resnet18", "resnet34"]
+    for host in "abc":
+        fake_run(tmp_path / "weights" / host, model__weights=f"https://{host}/x.pth")
+    named = ["weights https://a/x.pth", "weights https://b/x.pth"]
+    assert sorted(row["row"] for row in histolight.compare(tmp_path / "weights", among=named).rows) == named
 
 
 def test_a_prediction_has_every_tile_under_its_own_name(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from histolight import files
-from histolight.config.keys import new_folder, own_keys, read_paths
+from histolight.config.keys import key_of, new_folder, own_keys, read_paths
 from histolight.errors import RequestError, nearest
 from histolight.progress import waiting
 
@@ -70,7 +70,7 @@ def parse_plan(overrides: Sequence[str]) -> list[Path]:
     >>> parse_plan(["plan=outputs/runs/a"])
     [PosixPath('outputs/runs/a')]
     """
-    plans = [override for override in overrides if override.startswith("plan=")]
+    plans = [override for override in overrides if key_of(override) == "plan"]
     if not plans:
         return []
     if len(overrides) > 1:

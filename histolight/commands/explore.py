@@ -65,14 +65,14 @@ def parse_request(overrides: Sequence[str]) -> ExploreConfig:
     Raises:
         RequestError: A key is unknown or has no place here, a value is wrong, or the folder holds files.
     """
-    if any(override.startswith("run=") for override in overrides):
+    if any(key_of(override) == "run" for override in overrides):
         values, others = own_keys(overrides, ("run", "hydra.run.dir"))
         run = read_path(values["run"])
         config = run_config(run, others, ("run", "hydra.run.dir"), PLACES, "explore")
         name = run.resolve().name
         directory = new_folder(values.get("hydra.run.dir"), "explore", name)
         return ExploreConfig(config.data, f"Tiles of {name}", directory, run)
-    if any(override.startswith("runs=") for override in overrides):
+    if any(key_of(override) == "runs" for override in overrides):
         from histolight.inference.predict import members_of
 
         values, others = own_keys(overrides, ("runs", "hydra.run.dir"))

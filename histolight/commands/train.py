@@ -81,7 +81,7 @@ def sweep_summary(result: SweepResult) -> str:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         lines.append(f"failed       {names[0]}{more}: {reason}")
     if len(completed) > 1 and result.repeats:
-        aurocs = [point.auroc or 0.0 for point in completed]
+        aurocs = [point.metrics["val"]["auroc"]["value"] for point in completed]
         lines.append(
             f"mean         val AUROC {statistics.mean(aurocs):.4f} of {len(aurocs)} trainings of one configuration "
             f"({min(aurocs):.4f} to {max(aurocs):.4f})"

@@ -219,8 +219,8 @@ def _without_spaces(word: str, following: Sequence[str]) -> str:
     """Put KEY = VALUE together, of one word or of several."""
     if "=" not in word and following and following[0].startswith("="):
         word += "".join(following[: 2 if following[0] == "=" else 1])
-    key, equals, value = word.partition("=")
-    return f"{key.strip()}{equals}{value.strip()}"
+    key, equals, value = (part.strip() for part in word.partition("="))
+    return f"{key}={value}" if equals and value else word
 
 
 def _one_value(key: str, value: str) -> str:

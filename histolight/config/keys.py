@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -93,11 +94,11 @@ def read_paths(key: str, value: str) -> list[Path]:
 def _joined(paths: list[Path]) -> list[Path]:
     """Put together again what commas cut, as in a point of a sweep, ``0_lr=0.001,seed=0``."""
     for start, first in enumerate(paths):
-        if first.exists():
+        if os.path.exists(first):  # also of a name that is too long
             continue
         for end in range(start + 2, len(paths) + 1):
             whole = Path(",".join(map(str, paths[start:end])))
-            if whole.exists():
+            if os.path.exists(whole):
                 return [*paths[:start], whole, *_joined(paths[end:])]
     return paths
 

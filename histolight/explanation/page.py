@@ -20,7 +20,7 @@ from histolight.explanation.grad_cam import GROUPS, Explanation
 from histolight.files import write_atomically, write_csv
 from histolight.reports.figures import ACCENT, INK, figure_text, frame_centre
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
-from histolight.reports.parts import interval_text, save_figure
+from histolight.reports.parts import interval_text, save_figure, score_texts
 from histolight.statistics.intervals import Interval
 
 NAMES = ("benign", "tumour")
@@ -165,7 +165,7 @@ def methods(explanation: Explanation, part: str, split: str) -> list[str]:
         "The share inside the centre spreads each cell evenly over its own square. The pictures smooth the same map "
         "and scale each to its own maximum: colours of two tiles can't be compared.",
         f"Mean over up to 256 tiles of {part} ({split} split) drawn at random; 95 % interval: {method}. "
-        f"A tile is called tumour above {explanation.threshold:.3f}, the threshold chosen on validation.",
+        f"A tile is called tumour above {score_texts(explanation.threshold)[0]}, the threshold chosen on validation.",
         limits,
     ]
 

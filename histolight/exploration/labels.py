@@ -34,8 +34,9 @@ _METHODS = [
     "logits averaged. A cross-validation, data.fold=0,1,2,3,4, judges every tile.",
     "Confident learning (Northcutt et al. 2021, Journal of Artificial Intelligence Research 70:1373), as cleanlab has "
     "it: a tile counts as confidently of a class when its score for that class reaches the mean of the tiles with that "
-    "label; as many labels of each class are doubted as tiles are confidently of the other one, those with the lowest "
-    "score for their own label first. That many are wrong only where a network errs on no tile.",
+    "label; the share of a class's confident tiles that are confidently of the other one says which share of its "
+    "labels is doubted, those with the lowest score for their own label. So many are wrong only where a network errs "
+    "on no tile.",
     "Exact copies with different labels stand first: of each pair one is certainly wrong.",
     "A doubted label is to be looked at, not changed unseen: hard tiles are doubted too. docs/data.md says how many of "
     "2 % flipped labels such a list finds, docs/statistics.md how many right ones are doubted.",

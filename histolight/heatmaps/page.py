@@ -13,7 +13,7 @@ from PIL import Image
 from histolight.files import write_atomically
 from histolight.heatmaps.score import SlideSettings
 from histolight.reports.page import Cell, Picture, Section, Table, render_page
-from histolight.reports.parts import interval_text
+from histolight.reports.parts import interval_text, score_texts
 
 WIDTH = 900  # pixels of a picture on the page; the files beside it have more
 
@@ -71,8 +71,8 @@ def notes(report: SlideReport) -> list[str]:
     return [
         *NOTES,
         f"At this threshold the run has a specificity of {measured['value']:.3f} "
-        f"{interval_text(measured['low'], measured['high'], 3)} on its own tiles: about the rest of a slide's benign "
-        "tissue is called tumour as well, and more of slides unlike those.",
+        f"{interval_text(measured['low'], measured['high'], 3)} on its own tiles, one view of each: about the rest of "
+        "a slide's benign tissue is called tumour as well, and more of slides unlike those.",
     ]
 
 
@@ -146,7 +146,7 @@ def pixel_size_note(row: dict[str, Any], settings: SlideSettings) -> str:
 
 def _slide_section(row: dict[str, Any], settings: SlideSettings, place: Path) -> Section:
     tissue = "Scored everywhere." if settings.tissue == "none" else "The tissue that was scored; the rest is pale."
-    heat = f"Scores over the slide; outlined where they are above {settings.threshold:.3f}."
+    heat = f"Scores over the slide; outlined where they are above {score_texts(settings.threshold)[0]}."
     return Section(
         row["slide"],
         [f"slides/{row['slide']}: scores.parquet, heatmap.png, heatmap.ome.tif, regions.geojson"],

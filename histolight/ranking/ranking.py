@@ -156,9 +156,9 @@ def compare_runs(folders: Sequence[Path], by: str | None = None, among: str | Se
     runs, part, unranked = read_runs(folders)
     rows, swept = form_rows(runs, part, unranked)
     if not rows:
-        first = unranked[0]
+        first, *others = [run for run in unranked if run.status != "missing"]
         raise RequestError(
-            f"none of {len(unranked)} runs can be compared ({first.directories[0]}: {first.status}, {first.reason}): "
+            f"none of {1 + len(others)} runs can be compared ({first.directories[0]}: {first.status}, {first.reason}): "
             "give completed runs"
         )
     if among is not None:

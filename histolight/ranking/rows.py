@@ -17,11 +17,7 @@ from histolight.ranking.runs import ScoredRun, Unranked, with_defaults
 from histolight.runs import REPEATED
 from histolight.statistics.verdict import FEWEST_SEEDS
 
-COSTS = {
-    "parameters": "parameters",
-    "seconds": "training\N{NO-BREAK SPACE}s",
-    "tiles_per_second": "tiles/s",
-}  # and their headings
+COSTS = {"parameters": "parameters", "seconds": "training s", "tiles_per_second": "tiles/s"}  # and their headings
 LOGGING = ("logger.name", "logger.project", "logger.uri", "logger.offline")
 BOOKKEEPING = ("name", "run", "like", "data.cache", "trainer.profiler", "model.card", *LOGGING)
 # What a file of conf/model, or a hub's model, brings along with its name.

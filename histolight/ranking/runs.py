@@ -96,12 +96,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[ScoredRun], str, list[Unran
         RequestError: A folder doesn't exist or holds no run.
     """
     directories = list(dict.fromkeys(path for folder in folders for path in find_runs(folder)))
-    sweeps = dict.fromkeys(path.parent for path in directories if path not in folders)
-    unranked = [
-        Unranked(path.name, [path], "missing", "it has not begun: the sweep's own command goes on with it")
-        for sweep in sweeps
-        for path in _not_begun(sweep)
-    ]
+    unranked: list[Unranked] = []
     runs = _collect(directories, unranked, "read", _read_run)
     part = "test" if runs and all("test" in run.metrics for run in runs) else "val"
     known: dict[str, ScoredTiles] = {}
@@ -110,7 +105,14 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[ScoredRun], str, list[Unran
         run.tiles, run.scores = _read_predictions(run, part, known)
         return run
 
-    return _collect(runs, unranked, "predictions", with_predictions), part, unranked
+    comparable = _collect(runs, unranked, "predictions", with_predictions)
+    sweeps = dict.fromkeys(path.parent for path in directories if path not in folders)
+    unranked += [
+        Unranked(path.name, [path], "missing", "it has not begun: the sweep's own command goes on with it")
+        for sweep in sweeps
+        for path in _not_begun(sweep)
+    ]
+    return comparable, part, unranked
 
 
 def find_runs(folder: Path) -> list[Path]:

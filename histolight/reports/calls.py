@@ -90,8 +90,8 @@ def _about_band(band: dict[str, float], limit: float, metrics: dict[str, Any], w
     if counts := metrics.get("choosing") or metrics.get("tiles", {}).get("val"):
         tumour, benign = (f"{100 * expected_outside(counts[label], limit):.2g}%" for label in ("1", "0"))
         chosen += (
-            f" They are {counts['1']:,} and {counts['0']:,} tiles: of others like them {tumour} and {benign} are "
-            "expected there, of other slides often more."
+            f" They are {counts['1']:,} and {counts['0']:,} tiles: of others like them at most about {tumour} and "
+            f"{benign} are expected there, of other slides often more."
         )
     return f"Abstaining: no call from a score of {low} to one of {high}. {chosen} {as_here}"
 

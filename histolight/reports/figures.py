@@ -14,6 +14,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocC
 
 from histolight.config.schema import CENTRE
 from histolight.errors import one_line
+from histolight.reports.parts import score_texts
 from histolight.statistics.figures import ECE_BINS
 
 INK, ACCENT, PALE, QUIET = "#1f2933", "#8a2b6e", "#c9ced6", "#5b6672"
@@ -107,7 +108,7 @@ def confusion_figure(scores: np.ndarray, labels: np.ndarray, threshold: float, t
         values_format=",d",
     )
     axes.set(xlabel="called", ylabel="labelled")
-    axes.set_title(f"{title}\nthreshold {threshold:.3f}", fontsize=10, color=INK)
+    axes.set_title(f"{title}\nthreshold {score_texts(threshold)[0]}", fontsize=10, color=INK)
     return figure
 
 

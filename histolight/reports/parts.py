@@ -59,17 +59,20 @@ def remarks(notes: Iterable[str]) -> list[str]:
 
 
 def figure_remarks(columns: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """Say what a reader of a table of figures must hear of beside them.
+    """Say what a reader of a table of figures must hear of beside them, and of which columns where not of all.
 
     Args:
         columns: The figures of each column, as ``metrics.json`` has them, by its heading.
+
+    >>> few, chance = {"value": 0.9, "note": "F1: few slides"}, {"value": 0.1, "note": "no interval: chance"}
+    >>> figure_remarks({"test": {"f1": few, "ece": chance}, "validation": {"ece": chance}})
+    ['F1: few slides (test).', 'No interval: chance.']
     """
-    return remarks(
-        f"{heading}, {note}" if name == "ece" else note  # which has a number in it
-        for heading, figures in columns.items()
-        for name, figure in figures.items()
-        if (note := figure.get("note"))
-    )
+    headings: dict[str, list[str]] = {}
+    for heading, figures in columns.items():
+        for note in {figure["note"]: None for figure in figures.values() if figure.get("note")}:
+            headings.setdefault(note, []).append(heading)
+    return remarks(note if len(of) == len(columns) else f"{note} ({', '.join(of)})" for note, of in headings.items())
 
 
 def what_was_chosen(metrics: Mapping[str, Any]) -> str:

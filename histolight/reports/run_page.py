@@ -160,7 +160,8 @@ def answer(metrics: dict[str, Any], predictions: dict[str, pd.DataFrame], config
     if 0 < slides < FEW_SLIDES:
         sentences.append(f"These are tiles of only {slides} slides: {like}.")
     elif slides:
-        fewest, label = min((count, label) for label, count in slides_of_classes(predictions[lead]).items())
+        counts = slides_of_classes(predictions[lead])
+        fewest, label = min(((count, label) for label, count in counts.items()), default=(FEW_SLIDES, 0))
         if fewest < FEW_SLIDES:
             tiles = f"{'tumour' if label else 'benign'} tiles of only {fewest} of these slides"
             sentences.append(f"There are {tiles}: {like}.")

@@ -45,15 +45,18 @@ def slide_figures(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 
 def slides_of_classes(predictions: pd.DataFrame) -> dict[int, int]:
-    """Count the known slides that have benign tiles, and those that have tumour tiles.
+    """Count the slides that have benign tiles, and those that have tumour tiles; not of a class with unknown slides.
 
     Args:
         predictions: ``label`` (0/1) and ``group`` (slide, or missing) of each tile.
 
     >>> slides_of_classes(pd.DataFrame({"label": [0, 0, 1], "group": ["a", "b", "b"]}))
     {0: 2, 1: 1}
+    >>> slides_of_classes(pd.DataFrame({"label": [0, 0, 1], "group": ["a", "b", None]}))
+    {0: 2}
     """
-    return {label: int(predictions.loc[predictions["label"] == label, "group"].nunique()) for label in (0, 1)}
+    groups = {label: predictions.loc[predictions["label"] == label, "group"] for label in (0, 1)}
+    return {label: int(group.nunique()) for label, group in groups.items() if group.notna().all()}
 
 
 def worst_by_chance(tiles: npt.NDArray[np.int64], share: float) -> float:

@@ -95,6 +95,8 @@ def test_a_path_of_a_list_that_a_comma_cut_is_put_together_where_it_is_there(
     request = ["runs=[plain,0_lr=0.1,seed=0,missing,0,1_lr=0.1,seed=1,b=2]"]
     expected = ["plain", "0_lr=0.1,seed=0", "missing", "0", "1_lr=0.1,seed=1,b=2"]
     assert [str(path) for path in parse_request(request).runs] == expected
+    long = [name * 50 for name in "abcdefgh"]  # joined they are longer than any file system allows
+    assert [str(path) for path in parse_request([f"runs=[{','.join(long)}]"]).runs] == long
 
 
 def test_home_is_expanded() -> None:

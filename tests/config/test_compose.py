@@ -122,6 +122,7 @@ def test_the_notebook_experiment_has_the_faults_of_the_notebook() -> None:
         ("experiment=nothing", "experiment=nothing is not known"),
         ("seed=1,2", "seed=1,2 is several values"),
         ("seed", "seed can't be read: write KEY=VALUE"),
+        ("seed =", "seed  is not a key: did you mean seed"),
         ("a\nb='", "a b is not a key"),
         ("model.kwargs.a='", "can't be read: quote its special characters"),
         ("seed=1)", "seed=1) can't be read: it must be a whole number"),

@@ -134,6 +134,13 @@ def test_points_of_a_sweep_that_have_not_begun_are_listed(three: Path) -> None:
         assert compare_runs([three]).unranked == []
 
 
+def test_points_that_have_not_begun_do_not_hide_why_nothing_can_be_compared(tmp_path: Path) -> None:
+    made(tmp_path / "1", content='{"status": "failed", "reason": "no memory"}')
+    (tmp_path / "sweep.json").write_text(json.dumps({"points": {"a": "0", "b": "1", "c": "2"}}))
+    with pytest.raises(RequestError, match=r"none of 1 runs can be compared \(.*1: failed, no memory\)"):
+        compare_runs([tmp_path])
+
+
 def test_find_runs_takes_a_run_a_sweep_and_a_folder_of_sweeps(three: Path) -> None:
     fake_run(three / "10_more")
     (three / "notes").mkdir()

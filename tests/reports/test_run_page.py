@@ -262,7 +262,9 @@ def test_a_band_says_what_is_to_be_expected_of_other_tiles_and_where_there_is_no
     metrics = {"chosen_on": "x", "choosing": {"0": 24, "1": 40}, "abstention": {"low": 0.49121, "high": 0.49134}}
     (note,) = calls_notes(metrics, {})
     assert "no call from a score of 0.4912 to one of 0.4913." in note
-    assert "They are 40 and 24 tiles: of others like them 7.3% and 8% are expected there" in note  # 3 / 41 and 2 / 25
+    assert (
+        "They are 40 and 24 tiles: of others like them at most about 7.3% and 8% are expected there" in note
+    )  # 3 / 41 and 2 / 25
     (note,) = calls_notes(metrics | {"abstention": {"low": 0.49121, "high": 0.49121}}, {})
     assert "one threshold, 0.491, keeps both limits: only what scores exactly that is no call." in note
     assert "expected" not in note
