@@ -52,7 +52,7 @@ def slides_of_classes(predictions: pd.DataFrame) -> dict[int, int]:
 
     >>> slides_of_classes(pd.DataFrame({"label": [0, 0, 1], "group": ["a", "b", "b"]}))
     {0: 2, 1: 1}
-    >>> slides_of_classes(pd.DataFrame({"label": [0, 0, 1], "group": ["a", "b", None]}))
+    >>> slides_of_classes(pd.DataFrame({"label": [0, 0, 1, 1], "group": ["a", "b", "b", None]}))
     {0: 2}
     """
     groups = {label: predictions.loc[predictions["label"] == label, "group"] for label in (0, 1)}

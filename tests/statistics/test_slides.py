@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import recall_score, roc_auc_score
 
-from histolight.statistics.slides import domain_figures, slide_figures
+from histolight.statistics.slides import domain_figures, slide_figures, slides_of_classes
 
 
 @pytest.mark.filterwarnings("error")
@@ -78,3 +78,10 @@ def test_domains_are_measured_by_themselves_the_worst_first() -> None:
         },
         {"domain": "z", "tiles": 2, "tumour": 2, "auroc": None, "sensitivity": 0.5, "specificity": None},
     ]
+
+
+def test_slides_of_a_class_are_counted_where_all_of_them_are_known() -> None:
+    known = pd.DataFrame({"label": [0, 0, 1, 1], "group": ["a", "b", "b", "b"]})
+    assert slides_of_classes(known) == {0: 2, 1: 1}
+    assert slides_of_classes(known.assign(group=["a", "b", "b", None])) == {0: 2}
+    assert slides_of_classes(known.assign(group=None)) == {}
